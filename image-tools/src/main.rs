@@ -1,0 +1,2 @@
+//! `towline`: the command line.
+fn main() {}

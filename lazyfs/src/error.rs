@@ -1,0 +1,136 @@
+//! The one error type of this crate: an outcome a caller can branch on, what was tried, why it failed and what to do.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+/// What kind of failure it was; the only part of an [`Error`] that code branches on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The thing asked for does not exist.
+    NotFound,
+    /// Credentials are missing or not accepted.
+    Denied,
+    /// Input from outside is malformed.
+    BadInput,
+    /// Content does not match its digest, or an index disagrees with its layer.
+    Integrity,
+    /// Well-formed, but not something this version or this kernel can do.
+    Unsupported,
+    /// A remote side does not answer or fails; trying again may help.
+    Unavailable,
+    /// Somebody else holds what is needed.
+    Busy,
+    /// The disk or a quota is full.
+    NoSpace,
+    /// Any other failed system call.
+    Io,
+}
+
+/// A failed operation. Displays only what was tried and on what; the cause is [`StdError::source`], as for any error.
+pub struct Error {
+    outcome: Outcome,
+    tried: String,
+    cause: Option<Box<dyn StdError + Send + Sync>>,
+    advice: Option<String>,
+}
+
+/// The result of an operation of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// `tried` says what was tried and on what ("reading manifest of localhost:5000/a:1"), never the cause.
+    pub fn new(outcome: Outcome, tried: impl Into<String>) -> Self {
+        Self { outcome, tried: tried.into(), cause: None, advice: None }
+    }
+
+    /// A failed system call `operation` on `path`; a full disk becomes [`Outcome::NoSpace`] with advice.
+    pub fn io(operation: &str, path: impl AsRef<Path>, cause: impl Into<std::io::Error>) -> Self {
+        let cause: std::io::Error = cause.into();
+        let error = Self::new(Outcome::Io, format!("{operation} {}", path.as_ref().display()));
+        match cause.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self { outcome: Outcome::NoSpace, ..error }
+                .advise("free space on that file system, or remove images with `towline images rm`"),
+            _ => error,
+        }
+        .because(cause)
+    }
+
+    /// Adds the cause.
+    pub fn because(mut self, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.cause = Some(cause.into());
+        self
+    }
+
+    /// Adds what the user can do.
+    pub fn advise(mut self, advice: impl Into<String>) -> Self {
+        self.advice = Some(advice.into());
+        self
+    }
+
+    /// Wraps this error in a wider operation; outcome and advice stay those of the cause.
+    pub fn during(self, tried: impl Into<String>) -> Self {
+        Self { outcome: self.outcome, tried: tried.into(), advice: self.advice.clone(), cause: Some(Box::new(self)) }
+    }
+
+    /// The kind of failure.
+    pub fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+
+    /// What the user can do, where that is known.
+    pub fn advice(&self) -> Option<&str> {
+        self.advice.as_deref()
+    }
+
+    /// The whole chain on one line: what was tried, each cause, and the advice.
+    pub fn one_line(&self) -> String {
+        let mut line = self.tried.clone();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            line = format!("{line}: {error}");
+            cause = error.source();
+        }
+        if let Some(advice) = &self.advice {
+            line = format!("{line}; {advice}");
+        }
+        line.replace('\n', " ")
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.tried)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.outcome, self.one_line())
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.cause.as_deref().map(|cause| cause as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_is_one_line_with_advice_last() {
+        let full = Error::io("writing", "/x", rustix::io::Errno::NOSPC).during("pulling a:1");
+        assert_eq!(full.outcome(), Outcome::NoSpace);
+        assert_eq!(
+            full.one_line(),
+            "pulling a:1: writing /x: No space left on device (os error 28); \
+             free space on that file system, or remove images with `towline images rm`"
+        );
+    }
+}

@@ -1,0 +1,6 @@
+//! The lazy half of towline: content store, fetcher and FUSE trigger.
+pub mod digest;
+pub mod error;
+pub mod layer;
+pub mod source;
+pub mod store;

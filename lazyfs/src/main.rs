@@ -1,0 +1,2 @@
+//! `towlined`: the daemon of the lazy store.
+fn main() {}

@@ -1,0 +1,1 @@
+//! towline-oci as a library.

@@ -1,0 +1,2 @@
+//! `towline-oci`: the command line of the OCI runtime.
+fn main() {}
