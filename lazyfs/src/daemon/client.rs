@@ -1,0 +1,218 @@
+//! Typed, blocking client of `towlined`, which it starts where none runs.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::protocol::{Event, Hello, MAX_LINE, Message, Prepared, PullRequest, Reply, Request, VERSION};
+use crate::digest::Digest;
+use crate::error::{Error, Outcome, Result};
+
+/// Where a store and its daemon live.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    /// The store, `/var/lib/towline` for root.
+    pub root: PathBuf,
+    /// State that does not outlive a reboot, `/run/towline` for root.
+    pub state: PathBuf,
+}
+
+impl Paths {
+    /// The daemon's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.state.join("towlined.sock")
+    }
+
+    /// The daemon's log.
+    pub fn log(&self) -> PathBuf {
+        self.state.join("towlined.log")
+    }
+
+    /// Held locked by the daemon of this store as long as it lives.
+    pub fn lock(&self) -> PathBuf {
+        self.state.join("towlined.lock")
+    }
+
+    /// Where the FUSE trigger is mounted while something is lazy.
+    pub fn trigger(&self) -> PathBuf {
+        self.state.join("trigger")
+    }
+}
+
+/// How long a daemon that was just started may take until it serves; also covers the previous one's exit.
+const START_DEADLINE: Duration = Duration::from_secs(20);
+
+/// A connection to the daemon of one store.
+#[derive(Debug)]
+pub struct Client {
+    reader: BufReader<UnixStream>,
+    pid: u32,
+}
+
+impl Client {
+    /// Connects to the daemon; `None` where none runs.
+    pub fn connect(paths: &Paths) -> Result<Option<Self>> {
+        let socket = paths.socket();
+        let stream = match UnixStream::connect(&socket) {
+            Ok(stream) => stream,
+            Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused) => {
+                return Ok(None);
+            }
+            Err(e) => return Err(Error::io("connecting to", &socket, e)),
+        };
+        let mut client = Self { reader: BufReader::new(stream), pid: 0 };
+        match client.send(&Hello { version: VERSION }).and_then(|()| client.receive()) {
+            Ok(Some(Message::Welcome { version: VERSION, pid })) => {
+                client.pid = pid;
+                Ok(Some(client))
+            }
+            Ok(Some(Message::Failed(failure))) => Err(failure.into()),
+            Ok(Some(other)) => Err(Error::new(Outcome::Unsupported, format!("greeting towlined at {}", socket.display()))
+                .because(format!("it answered {other:?}"))
+                .advise("install towline and towlined of the same version and end the running towlined")),
+            // It was leaving when we came: nobody is there.
+            Ok(None) | Err(_) => Ok(None),
+        }
+    }
+
+    /// Connects to the daemon, and starts `towlined` where none runs.
+    pub fn connect_or_start(paths: &Paths, towlined: &Path) -> Result<Self> {
+        let deadline = Instant::now() + START_DEADLINE;
+        loop {
+            if let Some(client) = Self::connect(paths)? {
+                return Ok(client);
+            }
+            if Instant::now() > deadline {
+                return Err(Error::new(Outcome::Unavailable, format!("starting {}", towlined.display()))
+                    .because(format!("it did not serve {} within {START_DEADLINE:?}", paths.socket().display()))
+                    .advise(format!("see {}", paths.log().display())));
+            }
+            start(paths, towlined)?;
+        }
+    }
+
+    /// Process id of the daemon.
+    pub fn daemon_pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Makes an image available; `on_event` sees what happens meanwhile. The reply is [`Reply::Pulled`].
+    pub fn pull(&mut self, request: PullRequest, on_event: &mut dyn FnMut(Event)) -> Result<Reply> {
+        self.request(&Request::Pull(request), on_event)
+    }
+
+    /// Pins `image` for `container` and says what its root consists of.
+    pub fn prepare(&mut self, image: &str, container: &str) -> Result<Prepared> {
+        let request = Request::Prepare { image: image.to_owned(), container: container.to_owned() };
+        match self.request(&request, &mut |_| {})? {
+            Reply::Prepared(prepared) => Ok(prepared),
+            other => Err(unexpected(&request, &other)),
+        }
+    }
+
+    /// Ends the pin of `container`.
+    pub fn release(&mut self, container: &str) -> Result<()> {
+        self.request(&Request::Release { container: container.to_owned() }, &mut |_| {}).map(drop)
+    }
+
+    /// Reports progress of `image` until it is complete.
+    pub fn watch(&mut self, image: Digest, on_event: &mut dyn FnMut(Event)) -> Result<()> {
+        self.request(&Request::Watch { image }, on_event).map(drop)
+    }
+
+    /// Removes an image name; the reply is [`Reply::Removed`].
+    pub fn remove_image(&mut self, image: &str) -> Result<Reply> {
+        self.request(&Request::RemoveImage { image: image.to_owned() }, &mut |_| {})
+    }
+
+    /// Blocks until the daemon closes the connection: it has left, or died. Fails where it says something instead.
+    pub fn wait_gone(mut self) -> Result<()> {
+        match self.receive()? {
+            None => Ok(()),
+            Some(Message::Event(Event::HandedOff)) => self.wait_gone(),
+            Some(other) => {
+                Err(Error::new(Outcome::BadInput, "waiting for towlined to leave").because(format!("it said {other:?}")))
+            }
+        }
+    }
+
+    fn request(&mut self, request: &Request, on_event: &mut dyn FnMut(Event)) -> Result<Reply> {
+        self.send(request)?;
+        loop {
+            match self.receive()? {
+                Some(Message::Event(event)) => on_event(event),
+                Some(Message::Done(reply)) => return Ok(reply),
+                Some(Message::Failed(failure)) => return Err(failure.into()),
+                Some(Message::Welcome { .. }) | None => {
+                    return Err(Error::new(Outcome::Unavailable, "waiting for towlined's answer")
+                        .because(format!("towlined (process {}) ended", self.pid))
+                        .advise("run the command again: it starts a new towlined, which goes on where that one stopped"));
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, document: &impl serde::Serialize) -> Result<()> {
+        let mut line = serde_json::to_vec(document).expect("protocol types have only string keys");
+        line.push(b'\n');
+        self.reader.get_mut().write_all(&line).map_err(|e| Error::io("writing to", "towlined's socket", e))
+    }
+
+    fn receive(&mut self) -> Result<Option<Message>> {
+        let mut line = Vec::new();
+        let mut limited = std::io::Read::take(&mut self.reader, MAX_LINE as u64);
+        let n = limited.read_until(b'\n', &mut line);
+        match n {
+            Ok(0) => Ok(None),
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => Ok(None),
+            Err(e) => Err(Error::io("reading from", "towlined's socket", e)),
+            Ok(_) if line.last() != Some(&b'\n') => Ok(None),
+            Ok(_) => serde_json::from_slice(&line)
+                .map(Some)
+                .map_err(|e| Error::new(Outcome::BadInput, "reading towlined's answer").because(e)),
+        }
+    }
+}
+
+/// Starts `towlined` and waits until it serves or says why it cannot: it writes one line to its standard output and closes it.
+fn start(paths: &Paths, towlined: &Path) -> Result<()> {
+    let tried = || format!("starting {}", towlined.display());
+    std::fs::create_dir_all(&paths.state).map_err(|e| Error::io("creating", &paths.state, e))?;
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(paths.log());
+    let log = log.map_err(|e| Error::io("opening", paths.log(), e))?;
+    let mut child = Command::new(towlined)
+        .arg("--root")
+        .arg(&paths.root)
+        .arg("--state")
+        .arg(&paths.state)
+        .arg("serve")
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .map_err(|e| Error::new(Outcome::NotFound, tried()).because(e).advise("install towlined beside towline"))?;
+    let mut line = String::new();
+    let stdout = child.stdout.take().expect("stdout is piped");
+    let read = BufReader::new(std::io::Read::take(stdout, MAX_LINE as u64)).read_line(&mut line);
+    read.map_err(|e| Error::io("reading the first line of", towlined, e))?;
+    match serde_json::from_str(&line) {
+        Ok(Message::Welcome { .. }) => Ok(()),
+        Ok(Message::Failed(failure)) => {
+            child.wait().map_err(|e| Error::io("waiting for", towlined, e))?;
+            Err(Error::from(failure).during(tried()))
+        }
+        _ => {
+            let status = child.wait().map_err(|e| Error::io("waiting for", towlined, e))?;
+            Err(Error::new(Outcome::Unavailable, tried())
+                .because(format!("it ended with {status} before it served"))
+                .advise(format!("see {}", paths.log().display())))
+        }
+    }
+}
+
+fn unexpected(request: &Request, reply: &Reply) -> Error {
+    Error::new(Outcome::BadInput, format!("asking towlined for {request:?}")).because(format!("it answered {reply:?}"))
+}
