@@ -1,3 +1,4 @@
 //! What is kept on disk.
 
 pub mod cas;
+pub mod db;

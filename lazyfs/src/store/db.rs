@@ -1,0 +1,385 @@
+//! The store's database: which images there are, what they are called, and which containers pin them.
+//!
+//! SQLite in WAL mode, since the command line reads while the daemon writes and several processes may do both. What is local is
+//! decided by the files in `cas/`, never by a row; the byte counts here are what the daemon last saw.
+//!
+//! States of an image:
+//!
+//! ```text
+//! (no row) --pull--> lazy --every layer verified--> complete
+//!                     |  \--a layer disagrees with its index--> poisoned (pull again, or remove)
+//! ```
+
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+use serde::Serialize;
+
+use crate::digest::Digest;
+use crate::error::{Error, Outcome, Result};
+
+/// How long a statement waits for another process's transaction.
+const BUSY_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Version of the schema below; a database with another one is refused.
+const SCHEMA_VERSION: i64 = 1;
+
+const SCHEMA: &str = "
+CREATE TABLE image (
+  digest BLOB PRIMARY KEY, reference TEXT NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '',
+  bytes_total INTEGER NOT NULL, bytes_local INTEGER NOT NULL, content_bytes INTEGER NOT NULL, entries INTEGER NOT NULL,
+  created INTEGER NOT NULL, last_used INTEGER NOT NULL) STRICT;
+CREATE TABLE name (name TEXT PRIMARY KEY, image BLOB NOT NULL REFERENCES image(digest)) STRICT;
+CREATE TABLE pin (container TEXT PRIMARY KEY, image BLOB NOT NULL REFERENCES image(digest), created INTEGER NOT NULL) STRICT;
+";
+
+/// The database of one store.
+#[derive(Debug)]
+pub struct Db {
+    connection: Connection,
+}
+
+/// Whether an image's content is local.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImageState {
+    /// Containers can start; content is fetched on demand and in the background.
+    Lazy,
+    /// Everything is local and every layer was verified against its diffID.
+    Complete,
+    /// A layer is not what its index says.
+    Poisoned,
+}
+
+/// An image, as recorded.
+#[derive(Clone, Debug, Serialize)]
+pub struct ImageRow {
+    /// Digest of the manifest.
+    pub digest: Digest,
+    /// All names, sorted.
+    pub names: Vec<String>,
+    /// Where it was pulled from, in canonical form.
+    pub reference: String,
+    /// Whether its content is local.
+    pub state: ImageState,
+    /// Why it is poisoned; empty otherwise.
+    pub reason: String,
+    /// Compressed bytes of its layers.
+    pub bytes_total: u64,
+    /// Compressed bytes that are local, as the daemon last saw it.
+    pub bytes_local: u64,
+    /// Uncompressed bytes of its files.
+    pub content_bytes: u64,
+    /// Inodes in its tree.
+    pub entries: u64,
+    /// When it was first pulled, seconds since the epoch.
+    pub created: u64,
+}
+
+/// A new image, as [`Db::add_image`] takes it.
+#[derive(Clone, Debug)]
+pub struct NewImage<'a> {
+    /// Digest of the manifest.
+    pub digest: Digest,
+    /// Name to give it.
+    pub name: &'a str,
+    /// Where it was pulled from, in canonical form.
+    pub reference: &'a str,
+    /// Whether its content is local.
+    pub state: ImageState,
+    /// Compressed bytes of its layers.
+    pub bytes_total: u64,
+    /// Uncompressed bytes of its files.
+    pub content_bytes: u64,
+    /// Inodes in its tree.
+    pub entries: u64,
+}
+
+impl Db {
+    /// Opens the database of the store at `root`, making it where there is none.
+    pub fn open(root: &Path) -> Result<Self> {
+        let path = root.join("db");
+        let failed = |e| Error::new(Outcome::Io, format!("opening the database {}", path.display())).because(e);
+        let mut connection = Connection::open(&path).map_err(failed)?;
+        connection.busy_timeout(BUSY_DEADLINE).map_err(failed)?;
+        connection.pragma_update(None, "journal_mode", "wal").map_err(failed)?;
+        connection.pragma_update(None, "synchronous", "normal").map_err(failed)?;
+        connection.pragma_update(None, "foreign_keys", true).map_err(failed)?;
+        let version = |c: &Connection| c.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0));
+        if version(&connection).map_err(failed)? == 0 {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+            // Another process may have made the tables since we looked.
+            if version(&transaction).map_err(failed)? == 0 {
+                transaction.execute_batch(SCHEMA).map_err(failed)?;
+                transaction.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(failed)?;
+            }
+            transaction.commit().map_err(failed)?;
+        }
+        let found = version(&connection).map_err(failed)?;
+        if found != SCHEMA_VERSION {
+            return Err(Error::new(Outcome::Unsupported, format!("opening the database {}", path.display()))
+                .because(format!("its schema has version {found}, this program knows {SCHEMA_VERSION}"))
+                .advise("use the version of towline that made it, or another --root"));
+        }
+        Ok(Self { connection })
+    }
+
+    /// All images, by first name.
+    pub fn images(&self) -> Result<Vec<ImageRow>> {
+        let query = format!("{IMAGE_QUERY} GROUP BY image.digest ORDER BY min(name.name), image.digest");
+        let mut statement = self.connection.prepare(&query).map_err(|e| failed("listing images", e))?;
+        let rows = statement.query_map([], image_row).map_err(|e| failed("listing images", e))?;
+        rows.collect::<rusqlite::Result<_>>().map_err(|e| failed("listing images", e))
+    }
+
+    /// The image with this manifest digest.
+    pub fn image(&self, digest: &Digest) -> Result<Option<ImageRow>> {
+        let query = format!("{IMAGE_QUERY} WHERE image.digest = ?1 GROUP BY image.digest");
+        let row = self.connection.query_row(&query, [digest.as_bytes()], image_row).optional();
+        row.map_err(|e| failed("looking up an image", e))
+    }
+
+    /// The image that a name, a digest (`sha256:…`) or the beginning of its hexadecimal digits (at least 6) means.
+    pub fn resolve(&self, name: &str) -> Result<Option<ImageRow>> {
+        let query = "SELECT image FROM name WHERE name = ?1";
+        let found = self.connection.query_row(query, [name], |row| digest_column(row, 0)).optional();
+        if let Some(digest) = found.map_err(|e| failed("looking up an image", e))? {
+            return self.image(&digest);
+        }
+        let hex = name.strip_prefix("sha256:").unwrap_or(name);
+        if hex.len() < 6 || !hex.bytes().all(|c| c.is_ascii_hexdigit()) {
+            return Ok(None);
+        }
+        let mut matching = self.images()?.into_iter().filter(|image| image.digest.hex().starts_with(hex));
+        match (matching.next(), matching.next()) {
+            (Some(_), Some(_)) => Err(Error::new(Outcome::BadInput, format!("looking up image {name}"))
+                .because("more than one image has a digest that begins so")
+                .advise("give more digits")),
+            (found, _) => Ok(found),
+        }
+    }
+
+    /// Records an image and gives it a name, which may have meant another image before.
+    pub fn add_image(&mut self, image: &NewImage<'_>) -> Result<()> {
+        let local = if image.state == ImageState::Complete { image.bytes_total } else { 0 };
+        self.write("recording an image", |transaction| {
+            transaction.execute(
+                "INSERT INTO image VALUES (?1, ?2, ?3, '', ?4, ?5, ?6, ?7, ?8, ?8)
+                 ON CONFLICT (digest) DO UPDATE SET reference = ?2, last_used = ?8",
+                params![
+                    image.digest.as_bytes(),
+                    image.reference,
+                    state_name(image.state),
+                    signed(image.bytes_total),
+                    signed(local),
+                    signed(image.content_bytes),
+                    signed(image.entries),
+                    now()
+                ],
+            )?;
+            transaction.execute(
+                "INSERT INTO name VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET image = ?2",
+                params![image.name, image.digest.as_bytes()],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// Sets how much of an image is local.
+    pub fn set_local(&mut self, image: &Digest, bytes_local: u64) -> Result<()> {
+        self.write("recording progress", |transaction| {
+            let values = params![image.as_bytes(), signed(bytes_local)];
+            transaction.execute("UPDATE image SET bytes_local = ?2 WHERE digest = ?1", values).map(drop)
+        })
+    }
+
+    /// Sets the state of an image; `reason` is empty unless it is poisoned.
+    pub fn set_state(&mut self, image: &Digest, state: ImageState, reason: &str) -> Result<()> {
+        self.write("recording an image's state", |transaction| {
+            let values = params![image.as_bytes(), state_name(state), reason, state == ImageState::Complete];
+            transaction
+                .execute(
+                    "UPDATE image SET state = ?2, reason = ?3, bytes_local = iif(?4, bytes_total, bytes_local) WHERE digest = ?1",
+                    values,
+                )
+                .map(drop)
+        })
+    }
+
+    /// Pins an image for a container.
+    pub fn pin(&mut self, container: &str, image: &Digest) -> Result<()> {
+        self.write("pinning an image", |transaction| {
+            transaction.execute("INSERT OR REPLACE INTO pin VALUES (?1, ?2, ?3)", params![container, image.as_bytes(), now()])?;
+            transaction.execute("UPDATE image SET last_used = ?2 WHERE digest = ?1", params![image.as_bytes(), now()]).map(drop)
+        })
+    }
+
+    /// Ends the pin of a container, where there is one.
+    pub fn unpin(&mut self, container: &str) -> Result<()> {
+        self.write("releasing an image", |transaction| {
+            transaction.execute("DELETE FROM pin WHERE container = ?1", [container]).map(drop)
+        })
+    }
+
+    /// The containers that pin an image.
+    pub fn pins(&self, image: &Digest) -> Result<Vec<String>> {
+        let tried = "listing what uses an image";
+        let mut statement =
+            self.connection.prepare("SELECT container FROM pin WHERE image = ?1 ORDER BY 1").map_err(|e| failed(tried, e))?;
+        let rows = statement.query_map([image.as_bytes()], |row| row.get(0)).map_err(|e| failed(tried, e))?;
+        rows.collect::<rusqlite::Result<_>>().map_err(|e| failed(tried, e))
+    }
+
+    /// Removes one name of an image, or all of them where it was named by digest, and the image where it has no name left.
+    /// Says whether the image went. Fails with [`Outcome::Busy`] where the last name of a pinned image would go.
+    pub fn remove_name(&mut self, name: &str) -> Result<(Digest, bool)> {
+        let tried = format!("removing image {name}");
+        let image = self.resolve(name)?.ok_or_else(|| {
+            Error::new(Outcome::NotFound, tried.clone()).because("no image has that name").advise("see `towline images ls`")
+        })?;
+        let last = image.names.iter().all(|other| other == name) || !image.names.iter().any(|other| other == name);
+        let pins = self.pins(&image.digest)?;
+        if last && !pins.is_empty() {
+            return Err(Error::new(Outcome::Busy, tried)
+                .because(format!("container {} uses it", pins.join(", ")))
+                .advise("remove the container first"));
+        }
+        self.write("removing an image", |transaction| {
+            let key = image.digest.as_bytes();
+            if !last {
+                return transaction.execute("DELETE FROM name WHERE name = ?1", [name]).map(drop);
+            }
+            transaction.execute("DELETE FROM name WHERE image = ?1", [key])?;
+            transaction.execute("DELETE FROM image WHERE digest = ?1", [key]).map(drop)
+        })?;
+        Ok((image.digest, last))
+    }
+
+    fn write(&mut self, tried: &str, statements: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<()>) -> Result<()> {
+        let transaction =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(|e| failed(tried, e))?;
+        statements(&transaction).map_err(|e| failed(tried, e))?;
+        transaction.commit().map_err(|e| failed(tried, e))
+    }
+}
+
+const IMAGE_QUERY: &str = "
+SELECT image.digest, group_concat(name.name, char(10)), reference, state, reason, bytes_total, bytes_local, content_bytes, entries,
+       image.created
+FROM image LEFT JOIN name ON name.image = image.digest";
+
+fn image_row(row: &Row<'_>) -> rusqlite::Result<ImageRow> {
+    let names: Option<String> = row.get(1)?;
+    let mut names: Vec<String> = names.map(|all| all.split('\n').map(str::to_owned).collect()).unwrap_or_default();
+    names.sort();
+    let state: String = row.get(3)?;
+    let unsigned = |column| row.get::<_, i64>(column).map(i64::unsigned_abs);
+    Ok(ImageRow {
+        digest: digest_column(row, 0)?,
+        names,
+        reference: row.get(2)?,
+        state: match state.as_str() {
+            "lazy" => ImageState::Lazy,
+            "complete" => ImageState::Complete,
+            "poisoned" => ImageState::Poisoned,
+            _ => return Err(rusqlite::Error::InvalidColumnType(3, state, rusqlite::types::Type::Text)),
+        },
+        reason: row.get(4)?,
+        bytes_total: unsigned(5)?,
+        bytes_local: unsigned(6)?,
+        content_bytes: unsigned(7)?,
+        entries: unsigned(8)?,
+        created: unsigned(9)?,
+    })
+}
+
+fn digest_column(row: &Row<'_>, column: usize) -> rusqlite::Result<Digest> {
+    row.get::<_, [u8; 32]>(column).map(Digest::from_bytes)
+}
+
+fn state_name(state: ImageState) -> &'static str {
+    match state {
+        ImageState::Lazy => "lazy",
+        ImageState::Complete => "complete",
+        ImageState::Poisoned => "poisoned",
+    }
+}
+
+/// SQLite's integers are signed; no count of ours comes near the limit.
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| signed(age.as_secs()))
+}
+
+fn failed(tried: &str, cause: rusqlite::Error) -> Error {
+    let outcome = match cause.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::DiskFull) => Outcome::NoSpace,
+        Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => Outcome::Busy,
+        Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => Outcome::Integrity,
+        _ => Outcome::Io,
+    };
+    Error::new(outcome, format!("{tried} in the store's database")).because(cause)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(digest: Digest, name: &str) -> NewImage<'_> {
+        let state = ImageState::Lazy;
+        NewImage { digest, name, reference: name, state, bytes_total: 100, content_bytes: 300, entries: 3 }
+    }
+
+    #[test]
+    fn names_move_and_the_last_one_takes_the_image_along() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut db = Db::open(dir.path()).unwrap();
+        let (one, two) = (Digest::of(b"1"), Digest::of(b"2"));
+        db.add_image(&image(one, "a:1")).unwrap();
+        db.add_image(&image(one, "b:1")).unwrap();
+        assert_eq!(db.image(&one).unwrap().unwrap().names, ["a:1", "b:1"]);
+        db.add_image(&image(two, "a:1")).unwrap();
+        assert_eq!(db.resolve("a:1").unwrap().unwrap().digest, two);
+        assert_eq!(db.resolve(&two.short()).unwrap().unwrap().digest, two);
+
+        db.pin("container", &two).unwrap();
+        assert_eq!(db.remove_name("a:1").unwrap_err().outcome(), Outcome::Busy);
+        db.unpin("container").unwrap();
+        assert_eq!(db.remove_name("a:1").unwrap(), (two, true));
+        assert_eq!(db.remove_name("a:1").unwrap_err().outcome(), Outcome::NotFound);
+        assert_eq!(db.images().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn progress_and_state_survive_reopening() {
+        let dir = tempfile::tempdir().unwrap();
+        let digest = Digest::of(b"1");
+        {
+            let mut db = Db::open(dir.path()).unwrap();
+            db.add_image(&image(digest, "a:1")).unwrap();
+            db.set_local(&digest, 40).unwrap();
+        }
+        let mut db = Db::open(dir.path()).unwrap();
+        let row = db.image(&digest).unwrap().unwrap();
+        assert_eq!((row.state, row.bytes_local), (ImageState::Lazy, 40));
+        db.set_state(&digest, ImageState::Complete, "").unwrap();
+        let row = db.image(&digest).unwrap().unwrap();
+        assert_eq!((row.state, row.bytes_local), (ImageState::Complete, 100));
+    }
+
+    #[test]
+    fn a_database_of_another_version_or_no_database_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Db::open(dir.path()).unwrap());
+        Connection::open(dir.path().join("db")).unwrap().pragma_update(None, "user_version", 99).unwrap();
+        assert_eq!(Db::open(dir.path()).unwrap_err().outcome(), Outcome::Unsupported);
+
+        let other = tempfile::tempdir().unwrap();
+        std::fs::write(other.path().join("db"), vec![7; 8192]).unwrap();
+        assert!(Db::open(other.path()).is_err());
+    }
+}
