@@ -1,1 +1,21 @@
-//! towline-oci as a library.
+//! towline-oci as a library: an OCI runtime for Linux with runc's command line.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`bundle`] | reading and checking `config.json`, once, at create |
+//! | [`container`] | the verbs: create, start, kill, delete, exec, ...; each one function |
+//! | [`state`] | the state directory: one folder a container, opened beneath a root descriptor |
+//! | [`process`] | the clone, and the messages between the runtime and the process it made |
+//! | [`init`] | what the new process does, as a list of named steps |
+//! | [`rootfs`] | mounts, devices, masked paths: descriptors only, never a path into the image |
+//! | [`cgroup`], [`seccomp`], [`capabilities`] | limits and privileges |
+//! | [`client`] | a typed wrapper with which the other crates drive the binary |
+//!
+//! The runtime is single-threaded and synchronous. Every wait is a `poll` on descriptors with a deadline.
+
+pub mod client;
+pub mod error;
+pub mod id;
+
+pub use error::{Error, Outcome, Result};
+pub use id::ContainerId;

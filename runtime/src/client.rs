@@ -1,0 +1,345 @@
+//! Drives the `towline-oci` binary from other crates.
+//!
+//! The runtime must clone single-threaded, so whoever has threads starts it as a process. Each call is one process: it gets a JSON
+//! log of its own below the scratch directory, and a failure comes back as this crate's [`Error`], read from the log's last line
+//! at level error.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Outcome, Result};
+
+/// A `towline-oci` binary and the state directory it is used with.
+#[derive(Clone, Debug)]
+pub struct Runtime {
+    binary: PathBuf,
+    root: Option<PathBuf>,
+    scratch: PathBuf,
+}
+
+/// The three standard streams of a container's process. [`Stdio3::default`] inherits the caller's.
+#[derive(Debug, Default)]
+pub struct Stdio3 {
+    /// Standard input; `None` inherits.
+    pub stdin: Option<OwnedFd>,
+    /// Standard output; `None` inherits.
+    pub stdout: Option<OwnedFd>,
+    /// Standard error; `None` inherits.
+    pub stderr: Option<OwnedFd>,
+}
+
+/// What `create`, `run` and `exec` share.
+#[derive(Debug, Default)]
+pub struct Options<'a> {
+    /// Where the runtime writes the process's pid, in decimal.
+    pub pid_file: Option<&'a Path>,
+    /// A listening unix socket that receives the pty master (SCM_RIGHTS) when the process has a terminal.
+    pub console_socket: Option<&'a Path>,
+    /// Standard streams of the process.
+    pub stdio: Stdio3,
+}
+
+/// What `towline-oci state` prints (runtime-spec, "State", with runc's additions).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct State {
+    /// The runtime-spec version this state follows.
+    pub oci_version: String,
+    /// The container's id.
+    pub id: String,
+    /// Pid of the container's first process on the host; 0 once it is gone.
+    pub pid: i32,
+    /// creating, created, running, paused or stopped.
+    pub status: Status,
+    /// The bundle directory, absolute.
+    pub bundle: PathBuf,
+    /// The root file system, absolute.
+    #[serde(default)]
+    pub rootfs: PathBuf,
+    /// When the container was created (RFC 3339).
+    #[serde(default)]
+    pub created: String,
+    /// Annotations of config.json.
+    #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    pub annotations: std::collections::BTreeMap<String, String>,
+    /// Name of the user who made the container.
+    #[serde(default)]
+    pub owner: String,
+}
+
+/// The status of a container (runtime-spec, "State"; paused is runc's).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// `create` has not finished.
+    Creating,
+    /// Waits for `start`.
+    Created,
+    /// The user's program runs.
+    Running,
+    /// Frozen in its cgroup.
+    Paused,
+    /// The first process is gone; waits for `delete`.
+    Stopped,
+}
+
+impl Status {
+    /// The status as the runtime prints it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// One line of the runtime's JSON log. The first three are what podman and containerd read; the rest is ours.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct LogLine {
+    /// `error`, `warning`, `info` or `debug`.
+    pub level: String,
+    /// What was tried, the causes, and the advice, on one line.
+    pub msg: String,
+    /// RFC 3339.
+    pub time: String,
+    /// The kind of failure, at level error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+}
+
+impl Runtime {
+    /// `binary` is a `towline-oci`; `scratch` is a directory for short-lived log files, made when it is absent.
+    pub fn new(binary: impl Into<PathBuf>, scratch: impl Into<PathBuf>) -> Self {
+        Self { binary: binary.into(), root: None, scratch: scratch.into() }
+    }
+
+    /// Uses `root` as the state directory instead of the runtime's default.
+    pub fn with_root(mut self, root: impl Into<PathBuf>) -> Self {
+        self.root = Some(root.into());
+        self
+    }
+
+    /// Creates container `id` from `bundle`; its first process waits for [`Runtime::start`].
+    pub fn create(&self, id: &str, bundle: &Path, options: Options<'_>) -> Result<()> {
+        let mut call = self.call("create", id)?;
+        call.command.arg("--bundle").arg(bundle);
+        call.options(options).arg(id).finish()
+    }
+
+    /// Starts a created container's program.
+    pub fn start(&self, id: &str) -> Result<()> {
+        self.call("start", id)?.quiet().arg(id).finish()
+    }
+
+    /// Sends `signal` (a name with or without SIG, or a number) to the first process, or with `all` to every process.
+    pub fn kill(&self, id: &str, signal: &str, all: bool) -> Result<()> {
+        let mut call = self.call("kill", id)?.quiet();
+        if all {
+            call.command.arg("--all");
+        }
+        call.arg(id).arg(signal).finish()
+    }
+
+    /// Deletes a container; with `force` it is killed first, and an absent one is no error.
+    pub fn delete(&self, id: &str, force: bool) -> Result<()> {
+        let mut call = self.call("delete", id)?.quiet();
+        if force {
+            call.command.arg("--force");
+        }
+        call.arg(id).finish()
+    }
+
+    /// The container's state, or [`Outcome::NotFound`].
+    pub fn state(&self, id: &str) -> Result<State> {
+        let mut call = self.call("state", id)?.arg(id);
+        call.command.stdin(Stdio::null()).stderr(Stdio::null());
+        let output = call.command.output().map_err(|cause| Error::io("starting", &self.binary, cause))?;
+        call.verdict(output.status)?;
+        serde_json::from_slice(&output.stdout)
+            .map_err(|cause| Error::new(Outcome::BadInput, format!("reading the state of container {id}")).because(cause))
+    }
+
+    /// Creates and starts container `id` in one process and waits for its end. The status is the container's own (a signal n is
+    /// exit code 128+n); an error means that the container never ran its program.
+    pub fn run(&self, id: &str, bundle: &Path, options: Options<'_>) -> Result<ExitStatus> {
+        let mut call = self.call("run", id)?;
+        call.command.arg("--bundle").arg(bundle);
+        call.options(options).arg(id).wait()
+    }
+
+    /// Runs the process described by the JSON file `process` in container `id` and waits for its end.
+    pub fn exec(&self, id: &str, process: &Path, options: Options<'_>) -> Result<ExitStatus> {
+        let mut call = self.call("exec", id)?;
+        call.command.arg("--process").arg(process);
+        call.options(options).arg(id).wait()
+    }
+
+    /// Like [`Runtime::exec`], but returns once the process runs; it is left to the nearest subreaper.
+    pub fn exec_detached(&self, id: &str, process: &Path, options: Options<'_>) -> Result<()> {
+        let mut call = self.call("exec", id)?;
+        call.command.arg("--detach").arg("--process").arg(process);
+        call.options(options).arg(id).finish()
+    }
+
+    fn call(&self, verb: &str, id: &str) -> Result<Call> {
+        let log = LogFile::new(&self.scratch, verb)?;
+        let mut command = Command::new(&self.binary);
+        if let Some(root) = &self.root {
+            command.arg("--root").arg(root);
+        }
+        command.arg("--log").arg(&log.0).args(["--log-format", "json"]).arg(verb);
+        Ok(Call { command, log, what: format!("{verb} of container {id}") })
+    }
+}
+
+/// The exit code a user of a container CLI expects for a failure of the runtime: 127 and 126 as a shell has them, else 125.
+pub fn exit_code(error: &Error) -> i32 {
+    match error.outcome() {
+        Outcome::CommandNotFound => 127,
+        Outcome::CommandNotExecutable => 126,
+        _ => 125,
+    }
+}
+
+/// One invocation.
+struct Call {
+    command: Command,
+    log: LogFile,
+    what: String,
+}
+
+impl Call {
+    fn arg(mut self, arg: &str) -> Self {
+        self.command.arg(arg);
+        self
+    }
+
+    fn quiet(mut self) -> Self {
+        self.command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        self
+    }
+
+    fn options(mut self, options: Options<'_>) -> Self {
+        if let Some(path) = options.pid_file {
+            self.command.arg("--pid-file").arg(path);
+        }
+        if let Some(path) = options.console_socket {
+            self.command.arg("--console-socket").arg(path);
+        }
+        let stdio = |fd: Option<OwnedFd>| fd.map_or_else(Stdio::inherit, Stdio::from);
+        self.command.stdin(stdio(options.stdio.stdin)).stdout(stdio(options.stdio.stdout)).stderr(stdio(options.stdio.stderr));
+        self
+    }
+
+    fn spawn(&mut self) -> Result<Child> {
+        self.command.spawn().map_err(|cause| Error::io("starting", self.command.get_program(), cause))
+    }
+
+    fn finish(mut self) -> Result<()> {
+        let status = self.status()?;
+        self.verdict(status)
+    }
+
+    fn wait(mut self) -> Result<ExitStatus> {
+        let status = self.status()?;
+        match self.log.last_error()? {
+            Some(line) if !status.success() => Err(self.failure(line)),
+            _ => Ok(status),
+        }
+    }
+
+    fn status(&mut self) -> Result<ExitStatus> {
+        let mut child = self.spawn()?;
+        child.wait().map_err(|cause| Error::sys(format!("waiting for {}", self.what), cause))
+    }
+
+    fn verdict(&self, status: ExitStatus) -> Result<()> {
+        if status.success() {
+            return Ok(());
+        }
+        if let Some(line) = self.log.last_error()? {
+            return Err(self.failure(line));
+        }
+        let how = match status.signal() {
+            Some(signal) => format!("the runtime was killed by signal {signal}"),
+            None => format!("the runtime left with exit code {} and no message", status.code().unwrap_or(-1)),
+        };
+        Err(Error::new(Outcome::Io, self.what.clone()).because(how))
+    }
+
+    fn failure(&self, line: LogLine) -> Error {
+        Error::new(line.outcome.unwrap_or(Outcome::Io), self.what.clone()).because(line.msg)
+    }
+}
+
+/// A log file of its own name, removed with the value.
+struct LogFile(PathBuf);
+
+static NEXT_LOG: AtomicU64 = AtomicU64::new(0);
+
+impl LogFile {
+    fn new(scratch: &Path, verb: &str) -> Result<Self> {
+        fs::create_dir_all(scratch).map_err(|cause| Error::io("creating", scratch, cause))?;
+        let number = NEXT_LOG.fetch_add(1, Ordering::Relaxed);
+        Ok(Self(scratch.join(format!("oci-{}-{number}-{verb}.log", std::process::id()))))
+    }
+
+    fn last_error(&self) -> Result<Option<LogLine>> {
+        match fs::read_to_string(&self.0) {
+            Ok(text) => Ok(last_error(&text)),
+            Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(None),
+            Err(cause) => Err(Error::io("reading", &self.0, cause)),
+        }
+    }
+}
+
+impl Drop for LogFile {
+    fn drop(&mut self) {
+        if let Err(cause) = fs::remove_file(&self.0) {
+            // The runtime makes the file with its first line, so most calls leave none; a file that stays is only litter.
+            debug_assert!(cause.kind() == ErrorKind::NotFound, "removing {}: {cause}", self.0.display());
+        }
+    }
+}
+
+fn last_error(log: &str) -> Option<LogLine> {
+    log.lines().rev().filter_map(|line| serde_json::from_str::<LogLine>(line).ok()).find(|line| line.level == "error")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_error_line_wins() {
+        let log = concat!(
+            "{\"level\":\"error\",\"msg\":\"first\",\"time\":\"t\"}\n",
+            "{\"level\":\"error\",\"msg\":\"second\",\"time\":\"t\",\"outcome\":\"command-not-found\"}\n",
+            "{\"level\":\"warning\",\"msg\":\"third\",\"time\":\"t\"}\nnot json\n",
+        );
+        let line = last_error(log).unwrap();
+        assert_eq!(line.msg, "second");
+        assert_eq!(line.outcome, Some(Outcome::CommandNotFound));
+        assert!(last_error("{\"level\":\"info\",\"msg\":\"x\",\"time\":\"t\"}").is_none());
+    }
+
+    #[test]
+    fn a_binary_that_fails_without_a_message_is_named() {
+        let scratch = tempfile::tempdir().unwrap();
+        let error = Runtime::new("/bin/false", scratch.path()).start("c1").unwrap_err();
+        assert!(error.one_line().contains("start of container c1"), "{error:?}");
+        let error = Runtime::new("/does/not/exist", scratch.path()).start("c1").unwrap_err();
+        assert_eq!(error.outcome(), Outcome::NotFound);
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
+    }
+}
