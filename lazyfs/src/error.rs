@@ -3,6 +3,8 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +38,7 @@ pub struct Error {
     tried: String,
     cause: Option<Box<dyn StdError + Send + Sync>>,
     advice: Option<String>,
+    retry_after: Option<Duration>,
 }
 
 /// The result of an operation of this crate.
@@ -44,7 +47,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// `tried` says what was tried and on what ("reading manifest of localhost:5000/a:1"), never the cause.
     pub fn new(outcome: Outcome, tried: impl Into<String>) -> Self {
-        Self { outcome, tried: tried.into(), cause: None, advice: None }
+        Self { outcome, tried: tried.into(), cause: None, advice: None, retry_after: None }
     }
 
     /// A failed system call `operation` on `path`; a full disk becomes [`Outcome::NoSpace`] with advice.
@@ -73,7 +76,35 @@ impl Error {
 
     /// Wraps this error in a wider operation; outcome and advice stay those of the cause.
     pub fn during(self, tried: impl Into<String>) -> Self {
-        Self { outcome: self.outcome, tried: tried.into(), advice: self.advice.clone(), cause: Some(Box::new(self)) }
+        Self {
+            outcome: self.outcome,
+            tried: tried.into(),
+            advice: self.advice.clone(),
+            retry_after: self.retry_after,
+            cause: Some(Box::new(self)),
+        }
+    }
+
+    /// Adds how long the remote side asked to be left alone (`Retry-After`).
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
+    }
+
+    /// How long the remote side asked to be left alone before the next try, where it said so.
+    pub fn asked_to_wait(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    /// The same failure for one of several waiters: `tried` is what this waiter wanted, outcome and advice are the shared cause's.
+    pub fn shared(tried: impl Into<String>, cause: &Arc<Self>) -> Self {
+        Self {
+            outcome: cause.outcome,
+            tried: tried.into(),
+            advice: cause.advice.clone(),
+            retry_after: cause.retry_after,
+            cause: Some(Box::new(Arc::clone(cause))),
+        }
     }
 
     /// The kind of failure.

@@ -3,5 +3,7 @@ pub mod daemon;
 pub mod digest;
 pub mod error;
 pub mod layer;
+pub mod manifest;
+pub mod reference;
 pub mod source;
 pub mod store;
