@@ -4,7 +4,14 @@
 //! (tar with gzip, zstd or no compression). Both end in the same entries, so that one comparison decides whether an index tells the
 //! truth about its layer.
 
+pub mod name;
+mod rfc3339;
+pub mod zstd_chunked;
+
 use crate::digest::Digest;
+
+/// How many entries a layer may have; real ones stay below 400,000.
+pub const MAX_ENTRIES: usize = 1 << 20;
 
 /// All entries of a layer, in the order of its tar stream. Paths are unique except where the tar has the same path twice; the later
 /// entry wins, as it does for tar.
@@ -87,10 +94,12 @@ pub struct Chunk {
     pub len: u64,
     /// Offset in the layer's blob, bytes.
     pub blob_offset: u64,
-    /// Compressed length, bytes; 0 for a chunk of zeros that is not in the blob.
+    /// Compressed length, bytes.
     pub blob_len: u64,
     /// Digest of the uncompressed piece.
     pub digest: Digest,
+    /// The layer's index says that all bytes of the piece are zero, so that it need not be fetched.
+    pub zeros: bool,
 }
 
 /// How the bytes of a layer can be reached.
