@@ -2,8 +2,11 @@
 pub mod daemon;
 pub mod digest;
 pub mod error;
+mod fscontext;
 pub mod layer;
 pub mod manifest;
 pub mod reference;
+pub mod rootfs;
 pub mod source;
 pub mod store;
+pub mod trigger;

@@ -1,0 +1,12 @@
+//! The root file system of a container: what it consists of, how it is mounted, and whether this machine can do that.
+//!
+//! ```text
+//! overlay( upper   the container's writable layer
+//!          lower   tree.erofs: every inode of the image with its metadata, and the digest of every regular file
+//!          data    cas/ :: FUSE trigger :: late/ :: poison/ )
+//! ```
+//!
+//! How a file's first open runs through the data layers is drawn in [`crate::trigger`].
+
+pub mod mount;
+pub mod plan;

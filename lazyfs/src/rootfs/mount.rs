@@ -1,0 +1,179 @@
+//! Carries a [`RootPlan`] out.
+//!
+//! Layers are handed to the kernel as descriptors, never as text in an option string, so that no character of a path is special and no
+//! path is too long. The tree is mounted from its file without a loop device and without ever being attached, so that nothing but the
+//! overlay is to be seen and to be cleaned up.
+//!
+//! Kernels before 6.16 want three things differently, which is what [`Shape`] is about; which shape fits is found out by trying.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::MountAttrFlags;
+
+use super::plan::RootPlan;
+use crate::error::{Error, Outcome, Result};
+use crate::fscontext::{self, FsContext, Refused};
+
+/// `f_type` of an overlay (`OVERLAYFS_SUPER_MAGIC`).
+const OVERLAYFS_SUPER_MAGIC: rustix::fs::FsWord = 0x794c_7630;
+
+/// Mounts the root file system at the directory `target`. When it fails, nothing stays behind.
+pub fn mount(plan: &RootPlan, target: &Path) -> Result<()> {
+    match mount_as(Shape::Current, plan, target) {
+        Err(Failure::Overlay(refused)) if refused.errno == Errno::INVAL => mount_as(Shape::Before616, plan, target),
+        result => result,
+    }
+    .map_err(|failure| failure.into_error(plan).during(format!("mounting a root file system at {}", target.display())))
+}
+
+/// Takes away what [`mount`] mounted at `target`; processes that still use it keep it. Nothing happens where nothing is mounted.
+pub fn unmount(target: &Path) -> Result<()> {
+    fscontext::detach(target).map(drop)
+}
+
+/// How overlayfs has to be told about its layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    /// Linux 6.16 and later: layers as descriptors (6.13), a detached mount as layer (6.15), no option for data layers (6.16).
+    Current,
+    /// Linux 6.12 to 6.15: layers as paths, the tree attached while the overlay is made, `metacopy=on`.
+    Before616,
+}
+
+enum Failure {
+    Overlay(Refused),
+    Other(Error),
+}
+
+fn mount_as(shape: Shape, plan: &RootPlan, target: &Path) -> Result<(), Failure> {
+    let tree = mount_tree(&plan.tree).map_err(Failure::Other)?;
+    let _attached = match shape {
+        Shape::Current => None,
+        Shape::Before616 => Some(Attached::at(&tree, target).map_err(Failure::Other)?),
+    };
+    let layers = Layers::open(tree, plan).map_err(Failure::Other)?;
+    let overlay = layers.overlay(shape).map_err(|refused| Failure::Overlay(layers.named(refused)))?;
+    drop(_attached);
+    fscontext::attach(&overlay, target).map_err(Failure::Other)
+}
+
+/// Mounts an EROFS image from its file; the mount is attached nowhere.
+fn mount_tree(tree: &Path) -> Result<OwnedFd> {
+    let image = open(tree, OFlags::RDONLY | OFlags::CLOEXEC)?;
+    let create = || {
+        let context = FsContext::open("erofs")?;
+        context.flag("ro")?;
+        context.string("source", &descriptor_path(&image))?;
+        context.create(MountAttrFlags::MOUNT_ATTR_RDONLY)
+    };
+    create().map_err(|refused| {
+        let what = format!("mounting the image tree {}", tree.display());
+        match refused.errno {
+            Errno::NOTBLK => Error::new(Outcome::Unsupported, what)
+                .advise("a kernel of 6.12 or later with CONFIG_EROFS_FS_BACKED_BY_FILE is needed to mount EROFS from a file")
+                .because(refused),
+            Errno::NODEV => refused.into_error(what).advise("a kernel with EROFS (CONFIG_EROFS_FS, `modprobe erofs`) is needed"),
+            _ => refused.into_error(what),
+        }
+    })
+}
+
+/// A mount that is attached for as long as this lives.
+struct Attached<'a>(&'a Path);
+
+impl<'a> Attached<'a> {
+    fn at(mount: &OwnedFd, target: &'a Path) -> Result<Self> {
+        fscontext::attach(mount, target)?;
+        Ok(Self(target))
+    }
+}
+
+impl Drop for Attached<'_> {
+    fn drop(&mut self) {
+        if let Err(e) = fscontext::detach(self.0) {
+            tracing::warn!("{}", e.one_line());
+        }
+    }
+}
+
+/// The open layers with the parameter that each belongs to, in the order in which the kernel wants them.
+struct Layers<'a>(Vec<(&'static str, OwnedFd, &'a Path)>);
+
+impl<'a> Layers<'a> {
+    fn open(tree: OwnedFd, plan: &'a RootPlan) -> Result<Self> {
+        let mut layers = vec![("lowerdir+", tree, plan.tree.as_path())];
+        let writable = plan.writable.iter().flat_map(|layer| [("upperdir", &layer.upper), ("workdir", &layer.work)]);
+        for (key, path) in plan.data.iter().map(|path| ("datadir+", path)).chain(writable) {
+            layers.push((key, open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC)?, path));
+        }
+        Ok(Self(layers))
+    }
+
+    fn overlay(&self, shape: Shape) -> Result<OwnedFd, Refused> {
+        let context = FsContext::open("overlay")?;
+        context.string("source", "overlay")?;
+        if shape == Shape::Before616 {
+            context.string("metacopy", "on")?;
+        }
+        for (key, layer, _) in &self.0 {
+            match shape {
+                Shape::Current => context.fd(key, layer)?,
+                Shape::Before616 => context.string(key, &descriptor_path(layer))?,
+            }
+        }
+        context.create(MountAttrFlags::empty())
+    }
+
+    /// Puts the paths of layers in place of their descriptors' into the kernel's words.
+    fn named(&self, mut refused: Refused) -> Refused {
+        let mut layers: Vec<_> = self.0.iter().collect();
+        layers.sort_by_key(|(_, fd, _)| std::cmp::Reverse(fd.as_raw_fd()));
+        for (_, fd, path) in layers {
+            refused.rename(&descriptor_path(fd), &path.display().to_string());
+        }
+        refused
+    }
+}
+
+impl Failure {
+    fn into_error(self, plan: &RootPlan) -> Error {
+        let refused = match self {
+            Self::Other(error) => return error,
+            Self::Overlay(refused) => refused,
+        };
+        let what = format!("mounting an overlay over {}", plan.tree.display());
+        if let (Errno::NODEV, _) | (_, true) = (refused.errno, refused.says("Unknown parameter")) {
+            return Error::new(Outcome::Unsupported, what)
+                .advise("a kernel of 6.12 or later with overlayfs (CONFIG_OVERLAY_FS, `modprobe overlay`) is needed")
+                .because(refused);
+        }
+        if let Some(writable) = &plan.writable
+            && (on_overlay(&writable.upper) || refused.says("not supported as upperdir"))
+        {
+            let what = format!("using {} as a writable layer", writable.upper.display());
+            return Error::new(Outcome::Unsupported, what)
+                .advise("overlayfs cannot write to that file system: put the store on ext4, xfs or btrfs (in a container: on a volume)")
+                .because(refused);
+        }
+        refused.into_error(what)
+    }
+}
+
+fn on_overlay(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type == OVERLAYFS_SUPER_MAGIC)
+}
+
+fn open(path: &Path, flags: OFlags) -> Result<OwnedFd> {
+    rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| match errno {
+        Errno::NOENT => Error::new(Outcome::NotFound, format!("opening {}", path.display())).because(errno),
+        _ => Error::io("opening", path, errno),
+    })
+}
+
+/// A short name without special characters for an open file.
+fn descriptor_path(fd: &impl AsFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
+}

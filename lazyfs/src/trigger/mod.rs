@@ -1,0 +1,225 @@
+//! The FUSE trigger: a mount without any file, whose look-ups tell which object a container waits for.
+//!
+//! ```text
+//! overlayfs: data layers   cas/ :: TRIGGER :: late/ :: poison/
+//!
+//!   open(file) ─ cas/ab/cdef…? ── there ──────────────────────────────► plain file, the trigger is not asked
+//!                     │ absent
+//!                LOOKUP ab/cdef… ─► Resolver::resolve(digest, ticket)
+//!                     │ (the caller sleeps; only this one)
+//!                     ├── ticket.arrived()        ENOENT ──► late/ab/cdef…  the object, linked there by the resolver
+//!                     ├── ticket.failed(errno)    errno  ──► late/: absent ──► poison/: ELOOP
+//!                     ├── ticket dropped          EIO    ──► the same
+//!                     ├── Trigger::unmount        EIO    ──► the same
+//!                     ├── process killed          ENOTCONN, from the kernel ──► the same
+//!                     └── caller got SIGKILL      EINTR  ──► it dies; a ticket's answer goes nowhere
+//! ```
+//!
+//! Whatever the trigger answers, overlayfs goes on to the next layer, and a file that was opened once is never looked up again. So
+//! nothing of a container depends on the trigger but the first open of files that are not here yet, and it can go at any time.
+//! Look-ups are answered without any lifetime: an object that is here costs none since `cas/` comes first, and one that is removed
+//! from the store later has to be asked for again.
+//!
+//! | module      | owns                                                        |
+//! |-------------|-------------------------------------------------------------|
+//! | `wire`      | the bytes of requests and replies                           |
+//! | `session`   | device, threads, unanswered look-ups                        |
+//! | `interrupt` | the rule for callers that get signals                       |
+//! | here        | the mount, and the seam to whoever fetches                  |
+//!
+//! There is one lock, on the table of unanswered look-ups; it is held for no system call and no call of the resolver. Whoever takes a
+//! look-up out of the table writes its reply, so each gets exactly one.
+
+mod interrupt;
+mod session;
+mod wire;
+
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
+use rustix::io::Errno;
+use rustix::mount::MountAttrFlags;
+
+use self::session::{Session, WeakSession};
+use crate::digest::Digest;
+use crate::error::{Error, Outcome, Result};
+use crate::fscontext::{self, FsContext};
+
+/// How long the threads may take to end; they only wait for [`Resolver::resolve`], which does not block.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Dead mounts that may lie on top of each other at one directory before something is wrong.
+const MAX_STALE: usize = 16;
+
+/// Whoever brings objects: the seam between the trigger and the fetcher.
+pub trait Resolver: Send + Sync + 'static {
+    /// A container waits for the object `digest`. Called on a thread that reads requests: must not block, and passes the ticket on to
+    /// where the object is fetched. The same digest may be asked for several times at once.
+    fn resolve(&self, digest: Digest, ticket: Ticket);
+}
+
+/// A caller that sleeps in `open` until this is used up. Dropping it fails the look-up.
+#[derive(Debug)]
+#[must_use = "dropping a ticket fails the open that waits for it"]
+pub struct Ticket {
+    digest: Digest,
+    unique: u64,
+    pid: u32,
+    session: WeakSession,
+    answered: bool,
+}
+
+impl Ticket {
+    /// The object that is waited for.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// The thread that waits, in the pid namespace of this process; 0 where it is not visible there. For messages only: it may have
+    /// ended.
+    pub fn caller(&self) -> u32 {
+        self.pid
+    }
+
+    /// The object has its name in `cas/` **and** in `late/`: lets the caller open it.
+    pub fn arrived(mut self) {
+        self.answer(Errno::NOENT);
+    }
+
+    /// The object cannot be had. The caller's program sees ELOOP, whatever the errno (`poison/`).
+    pub fn failed(mut self, errno: Errno) {
+        self.answer(errno);
+    }
+
+    fn answer(&mut self, errno: Errno) {
+        if !std::mem::replace(&mut self.answered, true)
+            && let Some(session) = self.session.upgrade()
+        {
+            session.answer(self.unique, errno);
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.answer(Errno::IO);
+    }
+}
+
+/// A mounted trigger. Dropping it unmounts it.
+#[derive(Debug)]
+pub struct Trigger {
+    dir: PathBuf,
+    session: Arc<Session>,
+    mounted: bool,
+}
+
+impl Trigger {
+    /// Mounts a trigger at `dir`, which is created where it is missing. What a killed process left mounted there is detached first; a
+    /// living FUSE mount is [`Outcome::Busy`].
+    pub fn mount(dir: &Path, resolver: Arc<dyn Resolver>) -> Result<Self> {
+        let mounting = || format!("mounting the FUSE trigger at {}", dir.display());
+        detach_stale(dir).map_err(|e| e.during(mounting()))?;
+        std::fs::create_dir_all(dir).map_err(|e| Error::io("creating", dir, e))?;
+        let device = session::open_device().map_err(|e| e.during(mounting()))?;
+        let create = || {
+            let context = FsContext::open("fuse")?;
+            context.string("source", "towline")?;
+            context.string("subtype", "towline")?;
+            // As text, since the parameter has been a number before 6.15 and is a descriptor now; both take this.
+            context.string("fd", &device.as_raw_fd().to_string())?;
+            context.string("rootmode", "40000")?;
+            context.string("user_id", "0")?;
+            context.string("group_id", "0")?;
+            context.flag("default_permissions")?;
+            // Overlayfs looks up as whoever mounted the overlay, but checks are made per task.
+            context.flag("allow_other")?;
+            context
+                .create(MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC)
+        };
+        let mount = create().map_err(|refused| refused.into_error(mounting()))?;
+        let session = Session::negotiate(device, resolver).map_err(|e| e.during(mounting()))?;
+        let mut trigger = Self { dir: dir.to_owned(), session, mounted: false };
+        trigger.session.start().map_err(|e| e.during(mounting()))?;
+        fscontext::attach(&mount, dir)?;
+        trigger.mounted = true;
+        Ok(trigger)
+    }
+
+    /// Where it is mounted: the data layer between `cas/` and `late/`.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// How many callers wait for their ticket.
+    pub fn waiting(&self) -> usize {
+        self.session.waiting()
+    }
+
+    /// False once the kernel has ended the connection: somebody aborted it.
+    pub fn is_connected(&self) -> bool {
+        self.session.is_connected()
+    }
+
+    /// Takes the trigger away, also while overlays use it: they keep everything that is local. Callers that wait are failed, and so
+    /// are later first opens of absent files.
+    pub fn unmount(mut self) -> Result<()> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.session.refuse();
+        let detached = match std::mem::take(&mut self.mounted) {
+            true => fscontext::detach(&self.dir).map(drop),
+            false => Ok(()),
+        };
+        match self.session.stop(STOP_DEADLINE) {
+            0 => detached,
+            left => Err(Error::new(Outcome::Busy, format!("unmounting the FUSE trigger at {}", self.dir.display()))
+                .because(format!("{left} of its threads have not ended within {STOP_DEADLINE:?}"))),
+        }
+    }
+}
+
+impl Drop for Trigger {
+    fn drop(&mut self) {
+        if self.mounted
+            && let Err(e) = self.end()
+        {
+            tracing::warn!("{}", e.one_line());
+        }
+    }
+}
+
+/// Detaches FUSE mounts at `dir` whose process is gone.
+fn detach_stale(dir: &Path) -> Result<()> {
+    for _ in 0..MAX_STALE {
+        // Not stat: that may be answered from the kernel's cache.
+        match rustix::fs::statfs(dir) {
+            Err(Errno::NOTCONN | Errno::CONNABORTED) => {
+                tracing::info!("detaching the mount that a dead process left at {}", dir.display());
+                fscontext::detach(dir)?;
+            }
+            Err(Errno::NOENT) => return Ok(()),
+            Err(e) => return Err(Error::io("looking at", dir, e)),
+            Ok(stat) if stat.f_type == FUSE_SUPER_MAGIC && is_mount_point(dir)? => {
+                return Err(Error::new(Outcome::Busy, format!("using {}", dir.display()))
+                    .because("another process serves a FUSE mount there")
+                    .advise("stop the other towlined of this store"));
+            }
+            Ok(_) => return Ok(()),
+        }
+    }
+    Err(Error::new(Outcome::Busy, format!("detaching what dead processes left at {}", dir.display())))
+}
+
+const FUSE_SUPER_MAGIC: rustix::fs::FsWord = 0x6573_5546;
+
+fn is_mount_point(dir: &Path) -> Result<bool> {
+    let stat =
+        rustix::fs::statx(CWD, dir, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::TYPE).map_err(|e| Error::io("looking at", dir, e))?;
+    Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
