@@ -5,3 +5,20 @@
 //! called there directly, not wrapped again here.
 
 #![allow(unsafe_code, reason = "this crate is where the workspace keeps its system calls")]
+
+mod clone;
+mod mount;
+mod process;
+mod seccomp;
+
+pub use clone::{Forked, fork};
+pub use mount::{MountAttr, mount_setattr};
+pub use process::{
+    close_range_on_exec, default_sigpipe, exit_now, join_session_keyring, kill, namespace_clone_flags, pidfd_send_signal,
+};
+pub use seccomp::{SockFilter, load_seccomp};
+
+/// The result of a raw system call: -1 means `errno`.
+fn check(result: libc::c_long) -> std::io::Result<libc::c_long> {
+    if result == -1 { Err(std::io::Error::last_os_error()) } else { Ok(result) }
+}
