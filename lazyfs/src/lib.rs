@@ -9,4 +9,6 @@ pub mod reference;
 pub mod rootfs;
 pub mod source;
 pub mod store;
+pub mod table;
 pub mod trigger;
+mod wire;

@@ -175,9 +175,9 @@ impl Builder {
             "symlink" => EntryKind::Symlink(
                 name::link_target(faithful("linkName", &raw.link_name)?).map_err(|text| bad("linkName", text))?.to_vec(),
             ),
-            "hardlink" => EntryKind::Hardlink(
-                name::clean(faithful("linkName", &raw.link_name)?).map_err(|text| bad("linkName", text))?,
-            ),
+            "hardlink" => {
+                EntryKind::Hardlink(name::clean(faithful("linkName", &raw.link_name)?).map_err(|text| bad("linkName", text))?)
+            }
             "char" => device().map(|(major, minor)| EntryKind::CharDevice(major, minor))?,
             "block" => device().map(|(major, minor)| EntryKind::BlockDevice(major, minor))?,
             "fifo" => EntryKind::Fifo,
@@ -223,7 +223,8 @@ impl Builder {
             return Err(bad("chunkOffset", format!("is {file_offset}, not where the piece before it ends")));
         }
         if blob_offset <= before.blob_offset || blob_offset >= open.blob_end {
-            let text = format!("is {blob_offset}, not between {} and the file's `endOffset` {}", before.blob_offset, open.blob_end);
+            let text =
+                format!("is {blob_offset}, not between {} and the file's `endOffset` {}", before.blob_offset, open.blob_end);
             return Err(bad("offset", text));
         }
         before.blob_len = blob_offset - before.blob_offset;

@@ -1,0 +1,342 @@
+//! The mapping table of an image: for each content digest, where its bytes are. The FUSE trigger and the fetcher look files up in it.
+//!
+//! One immutable file, mapped into memory, all numbers little-endian, sections without gaps in this order:
+//!
+//! ```text
+//! header   shared fields (wire.rs), then u32 layers, u32 files, u32 chunks, u32 0
+//! layers   88 bytes each, in the order of the manifest:
+//!            digest 32, diffID 32, size u64, kind u32, first file u32 and number of files u32 of the layer in `order`, u32 0
+//! files    56 bytes each, sorted by digest, digests unique:
+//!            digest 32, size u64, layer u32, first chunk u32, number of chunks u32, u32 0
+//! chunks   72 bytes each, those of a file together and ascending:
+//!            file offset u64, length u64, blob offset u64, compressed length u64, digest 32, flags u32 (1: zeros), u32 0
+//! order    u32 each: numbers of files, for each layer by ascending blob offset
+//! ```
+//!
+//! Every file of every layer is in it, also one that a higher layer hides: a layer's diffID can be verified only with all of its
+//! files. Content that several layers have is listed with the lowest one that has random access.
+//! [`Table::open`] checks everything that the other functions rely on, so none of them can fail on a damaged file.
+
+mod build;
+
+use std::fs::File;
+use std::path::Path;
+
+use towline_sys::mmap::MappedFile;
+
+pub use self::build::{LayerSource, build};
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::layer::{Chunk, LayerKind};
+use crate::wire::{self, Malformed, Reader};
+
+const MAGIC: [u8; 8] = *b"TLTABLE\n";
+const HEADER_EXTRA: usize = 16;
+const LAYER: usize = 88;
+const FILE: usize = 56;
+const CHUNK: usize = 72;
+const ORDER: usize = 4;
+const FLAG_ZEROS: u32 = 1;
+const KIND_ZSTD_CHUNKED: u32 = 1;
+const KIND_STREAM: u32 = 2;
+
+/// An open mapping table. Cheap to share; all functions are look-ups without I/O but for page faults.
+#[derive(Debug)]
+pub struct Table {
+    bytes: Bytes,
+    layers: u32,
+    files: u32,
+    chunks: u32,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    Mapped(MappedFile),
+    Owned(Vec<u8>),
+}
+
+/// A layer of the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerRecord {
+    /// Digest of the blob.
+    pub digest: Digest,
+    /// Digest of the uncompressed tar.
+    pub diff_id: Digest,
+    /// Length of the blob, bytes.
+    pub size: u64,
+    /// How its bytes can be reached.
+    pub kind: LayerKind,
+    first: u32,
+    count: u32,
+}
+
+/// A file of the image: a content, not a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileRecord {
+    /// Digest of the whole content.
+    pub digest: Digest,
+    /// Length, bytes; never 0, since empty files need no content.
+    pub size: u64,
+    /// Number of the layer to fetch it from.
+    pub layer: u32,
+    first: u32,
+    count: u32,
+}
+
+impl Table {
+    /// Maps the table in the file `path`. The store only ever replaces such a file by another, so it does not change while it is mapped.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|e| Error::io("opening", path, e))?;
+        let mapped = MappedFile::map(&file).map_err(|e| Error::io("mapping", path, e))?;
+        Self::new(Bytes::Mapped(mapped))
+            .map_err(|problem| problem.into_error(format!("reading the mapping table {}", path.display())))
+    }
+
+    /// The table in `bytes`, as [`build`] made it.
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
+        Self::new(Bytes::Owned(bytes)).map_err(|problem| problem.into_error("reading a mapping table".into()))
+    }
+
+    fn new(bytes: Bytes) -> Result<Self, Malformed> {
+        let (mut header, content) = wire::open(&bytes, MAGIC, "mapping table", HEADER_EXTRA)?;
+        let mut count = || header.u32().expect("wire::open has checked the header's length");
+        let (layers, files, chunks) = (count(), count(), count());
+        let expected = layers as u64 * LAYER as u64
+            + files as u64 * (FILE + ORDER) as u64
+            + chunks as u64 * CHUNK as u64
+            + (wire::HEADER + HEADER_EXTRA) as u64;
+        if expected != bytes.len() as u64 || content.remaining() != bytes.len() - wire::HEADER - HEADER_EXTRA {
+            let text = format!("{layers} layers, {files} files and {chunks} chunks do not have {} bytes", bytes.len());
+            return Err(Malformed::Bad(text));
+        }
+        let table = Self { bytes, layers, files, chunks };
+        table.check()?;
+        Ok(table)
+    }
+
+    /// Finds a content.
+    pub fn lookup(&self, digest: &Digest) -> Option<FileRecord> {
+        let (mut low, mut high) = (0, self.files);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let record = self.file(middle);
+            match record.digest.cmp(digest) {
+                std::cmp::Ordering::Equal => return Some(record),
+                std::cmp::Ordering::Less => low = middle + 1,
+                std::cmp::Ordering::Greater => high = middle,
+            }
+        }
+        None
+    }
+
+    /// The layers, lowest first.
+    pub fn layers(&self) -> impl ExactSizeIterator<Item = LayerRecord> + '_ {
+        range(0, self.layers).map(|number| self.layer(number))
+    }
+
+    /// All files, sorted by digest.
+    pub fn files(&self) -> impl ExactSizeIterator<Item = FileRecord> + '_ {
+        range(0, self.files).map(|number| self.file(number))
+    }
+
+    /// The files to fetch from a layer, in the order in which its blob has them. Nothing for a layer that does not exist.
+    pub fn files_by_offset(&self, layer: u32) -> impl ExactSizeIterator<Item = FileRecord> + '_ {
+        let (first, count) = match layer < self.layers {
+            true => (self.layer(layer).first, self.layer(layer).count),
+            false => (0, 0),
+        };
+        range(first, count).map(|position| self.file(self.order(position)))
+    }
+
+    /// The pieces of a file in ascending order. None where its layer has no random access.
+    pub fn chunks(&self, file: &FileRecord) -> impl ExactSizeIterator<Item = Chunk> + '_ {
+        range(file.first, file.count).map(|number| self.chunk(number))
+    }
+
+    /// Bytes of all files together, each content once.
+    pub fn content_bytes(&self) -> u64 {
+        self.files().map(|file| file.size).sum()
+    }
+
+    /// Bytes of all blobs together.
+    pub fn blob_bytes(&self) -> u64 {
+        self.layers().map(|layer| layer.size).sum()
+    }
+
+    fn record(&self, section: usize, width: usize, number: u32) -> Reader<'_> {
+        let start = section + number as usize * width;
+        Reader::new(&self.bytes[start..start + width])
+    }
+
+    fn layers_start(&self) -> usize {
+        wire::HEADER + HEADER_EXTRA
+    }
+
+    fn files_start(&self) -> usize {
+        self.layers_start() + self.layers as usize * LAYER
+    }
+
+    fn chunks_start(&self) -> usize {
+        self.files_start() + self.files as usize * FILE
+    }
+
+    fn order_start(&self) -> usize {
+        self.chunks_start() + self.chunks as usize * CHUNK
+    }
+
+    fn layer(&self, number: u32) -> LayerRecord {
+        self.try_layer(number).expect("checked when the table was opened")
+    }
+
+    /// `None` where the kind is unknown.
+    fn try_layer(&self, number: u32) -> Option<LayerRecord> {
+        let mut fields = self.record(self.layers_start(), LAYER, number);
+        let (digest, diff_id) = (Digest::from_bytes(fields.array()?), Digest::from_bytes(fields.array()?));
+        let size = fields.u64()?;
+        let kind = match fields.u32()? {
+            KIND_ZSTD_CHUNKED => LayerKind::ZstdChunked,
+            KIND_STREAM => LayerKind::Stream,
+            _ => return None,
+        };
+        Some(LayerRecord { digest, diff_id, size, kind, first: fields.u32()?, count: fields.u32()? })
+    }
+
+    fn file(&self, number: u32) -> FileRecord {
+        let mut fields = self.record(self.files_start(), FILE, number);
+        let mut read = || {
+            let (digest, size) = (Digest::from_bytes(fields.array()?), fields.u64()?);
+            Some(FileRecord { digest, size, layer: fields.u32()?, first: fields.u32()?, count: fields.u32()? })
+        };
+        read().expect("a record has all fields")
+    }
+
+    fn chunk(&self, number: u32) -> Chunk {
+        let mut fields = self.record(self.chunks_start(), CHUNK, number);
+        let mut read = || {
+            let (file_offset, len, blob_offset, blob_len) = (fields.u64()?, fields.u64()?, fields.u64()?, fields.u64()?);
+            let (digest, flags) = (Digest::from_bytes(fields.array()?), fields.u32()?);
+            Some(Chunk { file_offset, len, blob_offset, blob_len, digest, zeros: flags & FLAG_ZEROS != 0 })
+        };
+        read().expect("a record has all fields")
+    }
+
+    fn order(&self, position: u32) -> u32 {
+        self.record(self.order_start(), ORDER, position).u32().expect("a record has all fields")
+    }
+
+    fn check(&self) -> Result<(), Malformed> {
+        self.check_layers()?;
+        self.check_files()?;
+        (0..self.layers).try_for_each(|layer| self.check_order(layer))
+    }
+
+    fn check_layers(&self) -> Result<(), Malformed> {
+        let mut next = 0u32;
+        let mut total = 0u64;
+        for number in 0..self.layers {
+            let bad = |text: &str| Malformed::Bad(format!("layer {number}: {text}"));
+            let layer = self.try_layer(number).ok_or_else(|| bad("`kind` is unknown"))?;
+            total = total.checked_add(layer.size).ok_or_else(|| bad("`size` is too large"))?;
+            if layer.first != next {
+                return Err(bad("its first file is not behind those of the layer before"));
+            }
+            next = next.checked_add(layer.count).filter(|&n| n <= self.files).ok_or_else(|| bad("has too many files"))?;
+        }
+        match next == self.files {
+            true => Ok(()),
+            false => Err(Malformed::Bad("there are files that belong to no layer".into())),
+        }
+    }
+
+    fn check_files(&self) -> Result<(), Malformed> {
+        let mut before: Option<Digest> = None;
+        let mut next = 0u32;
+        let mut total = 0u64;
+        for (number, file) in self.files().enumerate() {
+            let bad = |text: &str| Malformed::Bad(format!("file {number}, {}: {text}", file.digest));
+            if before.is_some_and(|before| before >= file.digest) {
+                return Err(bad("is not sorted by digest"));
+            }
+            before = Some(file.digest);
+            if file.size == 0 {
+                return Err(bad("`size` is 0"));
+            }
+            total = total.checked_add(file.size).ok_or_else(|| bad("`size` is too large"))?;
+            if file.layer >= self.layers {
+                return Err(bad("`layer` does not exist"));
+            }
+            if file.first != next {
+                return Err(bad("its first chunk is not behind those of the file before"));
+            }
+            next = next.checked_add(file.count).filter(|&n| n <= self.chunks).ok_or_else(|| bad("has too many chunks"))?;
+            self.check_chunks(&file).map_err(|text| bad(&text))?;
+        }
+        match next == self.chunks {
+            true => Ok(()),
+            false => Err(Malformed::Bad("there are chunks that belong to no file".into())),
+        }
+    }
+
+    fn check_chunks(&self, file: &FileRecord) -> Result<(), String> {
+        let layer = self.layer(file.layer);
+        match (layer.kind, file.count) {
+            (LayerKind::Stream, 0) => return Ok(()),
+            (LayerKind::Stream, _) => return Err("has chunks although its layer has no random access".into()),
+            (LayerKind::ZstdChunked, 0) => return Err("has no chunks".into()),
+            (LayerKind::ZstdChunked, _) => {}
+        }
+        let (mut file_end, mut blob_end) = (0u64, 0u64);
+        for (number, chunk) in self.chunks(file).enumerate() {
+            if chunk.file_offset != file_end || chunk.len == 0 {
+                return Err(format!("chunk {number} does not follow the one before it in the file"));
+            }
+            if chunk.blob_offset < blob_end || chunk.blob_len == 0 {
+                return Err(format!("chunk {number} does not follow the one before it in the blob"));
+            }
+            file_end = file_end.checked_add(chunk.len).ok_or_else(|| format!("chunk {number} is too long"))?;
+            let end = chunk.blob_offset.checked_add(chunk.blob_len).filter(|&end| end <= layer.size);
+            blob_end = end.ok_or_else(|| format!("chunk {number} is not inside its blob"))?;
+        }
+        match file_end == file.size {
+            true => Ok(()),
+            false => Err("its chunks do not add up to `size`".into()),
+        }
+    }
+
+    fn check_order(&self, number: u32) -> Result<(), Malformed> {
+        let layer = self.layer(number);
+        let mut before = None;
+        for position in range(layer.first, layer.count) {
+            let bad = |text: &str| Malformed::Bad(format!("position {position} of layer {number}'s order: {text}"));
+            let file = self.order(position);
+            if file >= self.files || self.file(file).layer != number {
+                return Err(bad("is not a file of that layer"));
+            }
+            // Offset, then number: strictly ascending, so no file is there twice, and by their count none is missing.
+            let key = (self.chunks(&self.file(file)).next().map(|chunk| chunk.blob_offset), file);
+            if before.is_some_and(|before| before >= key) {
+                return Err(bad("is not ascending"));
+            }
+            before = Some(key);
+        }
+        Ok(())
+    }
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(mapped) => mapped,
+            Self::Owned(bytes) => bytes,
+        }
+    }
+}
+
+fn range(first: u32, count: u32) -> std::ops::Range<u32> {
+    first..first + count
+}
+
+#[cfg(test)]
+mod tests;

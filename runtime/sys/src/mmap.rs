@@ -1,0 +1,95 @@
+//! A file mapped into memory for reading.
+
+use std::io;
+use std::ops::Deref;
+use std::os::fd::{AsFd, AsRawFd};
+use std::ptr::NonNull;
+
+use rustix::fs::FileType;
+
+/// All bytes of a regular file, mapped read-only and private.
+///
+/// # What the owner of the file upholds
+///
+/// The file is immutable while it is mapped: nobody writes to it or truncates it; a new version is a new file that takes over the
+/// name. Rust could not notice the change of bytes behind a shared reference, and a truncated file ends the process with SIGBUS. Files
+/// that somebody else may change must be read, not mapped.
+#[derive(Debug)]
+pub struct MappedFile {
+    /// `None` for an empty file, which the kernel does not map.
+    start: Option<NonNull<u8>>,
+    len: usize,
+}
+
+impl MappedFile {
+    /// Maps the whole of `file`. Anything but a regular file is `InvalidInput`. The descriptor is not needed afterwards.
+    pub fn map(file: impl AsFd) -> io::Result<Self> {
+        let fd = file.as_fd();
+        let stat = rustix::fs::fstat(fd)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        }
+        let len = usize::try_from(stat.st_size).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
+        if len == 0 {
+            return Ok(Self { start: None, len });
+        }
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of this process; the result is checked. rustix
+        // has mmap only as an unsafe function too.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, libc::MAP_PRIVATE, fd.as_raw_fd(), 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { start: NonNull::new(start.cast()), len })
+    }
+}
+
+impl Deref for MappedFile {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self.start {
+            None => &[],
+            // SAFETY: `start` is a mapping of `len` readable bytes that lives until `drop`, and `len` is below isize::MAX because
+            // the kernel could map it. The bytes do not change: see the invariant of the type.
+            Some(start) => unsafe { std::slice::from_raw_parts(start.as_ptr(), self.len) },
+        }
+    }
+}
+
+impl Drop for MappedFile {
+    fn drop(&mut self) {
+        if let Some(start) = self.start {
+            // SAFETY: the mapping was made by `map` with this address and length, and no reference outlives `self`.
+            let unmapped = unsafe { libc::munmap(start.as_ptr().cast(), self.len) };
+            debug_assert_eq!(unmapped, 0, "munmap of a mapping of our own fails only for wrong arguments");
+        }
+    }
+}
+
+// SAFETY: the mapping is read-only memory that belongs to the process, not to a thread.
+unsafe impl Send for MappedFile {}
+// SAFETY: as above; shared references only read.
+unsafe impl Sync for MappedFile {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    #[test]
+    fn a_mapping_has_the_bytes_and_outlives_descriptor_and_name() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&b"towline ".repeat(10_000)).unwrap();
+        let mapped = MappedFile::map(&file).unwrap();
+        drop(file);
+        assert_eq!(&mapped[..], b"towline ".repeat(10_000));
+    }
+
+    #[test]
+    fn empty_files_and_other_things() {
+        let file = tempfile::tempfile().unwrap();
+        assert!(MappedFile::map(&file).unwrap().is_empty());
+        let directory = std::fs::File::open("/").unwrap();
+        assert_eq!(MappedFile::map(&directory).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+}
