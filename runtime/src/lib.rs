@@ -13,6 +13,7 @@
 //!
 //! The runtime is single-threaded and synchronous. Every wait is a `poll` on descriptors with a deadline.
 
+pub mod cgroup;
 pub mod client;
 pub mod error;
 pub mod id;
