@@ -1,0 +1,290 @@
+//! An OCI image layout directory as a [`Source`] (image-spec, "OCI Image Layout"): images without any registry.
+//!
+//! ```text
+//! DIR/oci-layout             {"imageLayoutVersion": "1.…"}
+//! DIR/index.json             an image index; tags are annotations of its entries
+//! DIR/blobs/sha256/<hex>     everything else
+//! ```
+//!
+//! The directory is input like any other: nothing outside of it is opened, whatever symbolic links it has.
+
+use std::fs::File;
+use std::io::Read;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::stream;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use serde::Deserialize;
+
+use crate::digest::Digest;
+use crate::error::{Error, Outcome, Result};
+use crate::manifest::MAX_MANIFEST;
+use crate::source::{BoxFuture, ByteStream, RawManifest, Source};
+
+/// The annotation that carries a tag (image-spec, "Pre-defined annotation keys").
+const TAG: &str = "org.opencontainers.image.ref.name";
+/// Bytes read at a time.
+const PIECE: u64 = 128 * 1024;
+
+/// An OCI image layout directory.
+#[derive(Debug)]
+pub struct Layout {
+    dir: OwnedFd,
+    path: PathBuf,
+}
+
+impl Layout {
+    /// Opens the directory and checks that it is a layout of a known version.
+    pub fn open(path: &Path) -> Result<Self> {
+        let tried = || format!("opening the OCI layout {}", path.display());
+        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+        let dir = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| match e {
+            rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR => {
+                Error::new(Outcome::NotFound, tried()).because(e).advise("is this the right directory?")
+            }
+            e => Error::new(Outcome::Io, tried()).because(e),
+        })?;
+        let layout = Self { dir, path: path.to_owned() };
+        let version = layout.read("oci-layout", 4096).map_err(|e| e.during(tried()))?;
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Version {
+            image_layout_version: String,
+        }
+        let version: Version = serde_json::from_slice(&version)
+            .map_err(|e| Error::new(Outcome::BadInput, tried()).because(format!("oci-layout is malformed: {e}")))?;
+        match version.image_layout_version.split('.').next() {
+            Some("1") => Ok(layout),
+            _ => {
+                Err(Error::new(Outcome::Unsupported, tried()).because(format!("its version is {}", version.image_layout_version)))
+            }
+        }
+    }
+
+    fn file(&self, name: &str) -> Result<File> {
+        let path = self.path.join(name);
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let file: File = match rustix::fs::openat2(&self.dir, name, flags, Mode::empty(), ResolveFlags::BENEATH) {
+            Ok(fd) => fd.into(),
+            Err(rustix::io::Errno::NOENT) => {
+                return Err(Error::new(Outcome::NotFound, format!("opening {}", path.display())).because("there is no such file"));
+            }
+            Err(rustix::io::Errno::XDEV) => {
+                let why = "a symbolic link leads out of the layout directory";
+                return Err(Error::new(Outcome::BadInput, format!("opening {}", path.display())).because(why));
+            }
+            Err(e) => return Err(Error::io("opening", path, e)),
+        };
+        match file.metadata().map_err(|e| Error::io("examining", &path, e))?.is_file() {
+            true => Ok(file),
+            false => {
+                Err(Error::new(Outcome::BadInput, format!("opening {}", path.display())).because("it is not a regular file"))
+            }
+        }
+    }
+
+    fn read(&self, name: &str, limit: u64) -> Result<Vec<u8>> {
+        let mut content = Vec::new();
+        let path = self.path.join(name);
+        self.file(name)?.take(limit + 1).read_to_end(&mut content).map_err(|e| Error::io("reading", &path, e))?;
+        if content.len() as u64 > limit {
+            let tried = format!("reading {}", path.display());
+            return Err(Error::new(Outcome::BadInput, tried).because(format!("it has more than {limit} bytes")));
+        }
+        Ok(content)
+    }
+
+    fn read_manifest(&self, tag_or_digest: &str) -> Result<RawManifest> {
+        if let Ok(digest) = tag_or_digest.parse::<Digest>() {
+            return self.manifest_blob(digest, None);
+        }
+        let tried = || format!("finding `{tag_or_digest}` in {}", self.path.display());
+        let text = self.read("index.json", MAX_MANIFEST)?;
+        let index: RawIndex = serde_json::from_slice(&text).map_err(|e| Error::new(Outcome::BadInput, tried()).because(e))?;
+        let tagged: Vec<&RawEntry> = index.manifests.iter().filter(|entry| entry.has_tag(tag_or_digest)).collect();
+        match (tagged.as_slice(), index.manifests.as_slice(), tag_or_digest) {
+            ([entry], ..) => self.manifest_blob(entry.digest, entry.media_type.clone()),
+            ([], [entry], "") => self.manifest_blob(entry.digest, entry.media_type.clone()),
+            // Untagged entries are one image for several platforms.
+            ([], [_, ..], "") if index.manifests.iter().all(|entry| entry.tag().is_none()) => {
+                let bytes = Bytes::from(text);
+                let media_type = "application/vnd.oci.image.index.v1+json".to_owned();
+                Ok(RawManifest { digest: Digest::of(&bytes), bytes, media_type })
+            }
+            ([_, _, ..], ..) => Err(Error::new(Outcome::BadInput, tried()).because("several manifests have this tag")),
+            _ => {
+                let tags: Vec<&str> = index.manifests.iter().filter_map(RawEntry::tag).take(20).collect();
+                let has = if tags.is_empty() { "no tags".to_owned() } else { format!("the tags {}", tags.join(", ")) };
+                Err(Error::new(Outcome::NotFound, tried())
+                    .because(format!("its index.json has {has}"))
+                    .advise("name one of its tags: oci:DIR:TAG"))
+            }
+        }
+    }
+
+    fn manifest_blob(&self, digest: Digest, media_type: Option<String>) -> Result<RawManifest> {
+        let bytes = Bytes::from(self.read(&format!("blobs/sha256/{}", digest.hex()), MAX_MANIFEST)?);
+        let found = Digest::of(&bytes);
+        if found != digest {
+            let tried = format!("reading manifest {digest} in {}", self.path.display());
+            return Err(Error::new(Outcome::Integrity, tried).because(format!("its digest is {found}")));
+        }
+        Ok(RawManifest { bytes, digest, media_type: media_type.unwrap_or_default() })
+    }
+}
+
+#[derive(Deserialize)]
+struct RawIndex {
+    manifests: Vec<RawEntry>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawEntry {
+    digest: Digest,
+    media_type: Option<String>,
+    #[serde(default)]
+    annotations: std::collections::BTreeMap<String, String>,
+}
+
+impl RawEntry {
+    fn tag(&self) -> Option<&str> {
+        self.annotations.get(TAG).map(String::as_str)
+    }
+
+    /// containerd writes the whole reference into the annotation, everybody else the tag.
+    fn has_tag(&self, tag: &str) -> bool {
+        let whole = |name: &str| name.rsplit_once(':').is_some_and(|(_, last)| last == tag);
+        !tag.is_empty() && self.tag().is_some_and(|name| name == tag || whole(name))
+    }
+}
+
+impl Source for Layout {
+    fn name(&self) -> String {
+        format!("oci:{}", self.path.display())
+    }
+
+    fn manifest<'a>(&'a self, tag_or_digest: &'a str) -> BoxFuture<'a, Result<RawManifest>> {
+        // A local file of at most 4 MiB: not worth a thread.
+        Box::pin(async move { self.read_manifest(tag_or_digest) })
+    }
+
+    fn open(&self, blob: Digest, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream>> {
+        Box::pin(async move {
+            let name = format!("blobs/sha256/{}", blob.hex());
+            let file = Arc::new(self.file(&name)?);
+            let path = self.path.join(&name);
+            let steps = stream::try_unfold((range, file, path), |(rest, file, path)| async move {
+                if rest.is_empty() {
+                    return Ok(None);
+                }
+                let (start, len) = (rest.start, PIECE.min(rest.end - rest.start));
+                let reader = Arc::clone(&file);
+                let work = tokio::task::spawn_blocking(move || {
+                    let mut piece = vec![0; usize::try_from(len).expect("at most PIECE")];
+                    reader.read_exact_at(&mut piece, start).map(|()| Bytes::from(piece))
+                });
+                let piece = work.await.expect("reading does not panic").map_err(|e| Error::io("reading", &path, e))?;
+                Ok(Some((piece, (start + len..rest.end, file, path))))
+            });
+            Ok(Box::pin(steps) as ByteStream)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::TryStreamExt as _;
+
+    fn layout(index: &str) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("blobs/sha256")).unwrap();
+        std::fs::write(dir.path().join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+        std::fs::write(dir.path().join("index.json"), index).unwrap();
+        dir
+    }
+
+    fn blob(dir: &tempfile::TempDir, content: &[u8]) -> Digest {
+        let digest = Digest::of(content);
+        std::fs::write(dir.path().join("blobs/sha256").join(digest.hex()), content).unwrap();
+        digest
+    }
+
+    fn entry(digest: Digest, tag: Option<&str>) -> String {
+        let tag = tag.map(|tag| format!(r#","annotations":{{"{TAG}":"{tag}"}}"#)).unwrap_or_default();
+        format!(r#"{{"mediaType":"m","digest":"{digest}","size":1{tag}}}"#)
+    }
+
+    #[test]
+    fn tags_digests_and_the_only_image_are_found() {
+        let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
+        let tagged = format!("{},{}", entry(a, Some("one")), entry(b, Some("docker.io/x/y:two")));
+        let bare = format!("{},{}", entry(a, None), entry(b, None));
+        let twice = format!("{},{}", entry(a, Some("t")), entry(b, Some("t")));
+        let by_digest = a.to_string();
+        let wrong = Digest::of(b"wrong");
+        for (entries, selector, wanted) in [
+            (&tagged, "one", Ok(a)),
+            (&tagged, "two", Ok(b)),
+            (&tagged, &*by_digest, Ok(a)),
+            (&tagged, "three", Err("tags one, docker.io/x/y:two")),
+            (&tagged, "", Err("name one of its tags")),
+            (&entry(a, Some("one")), "", Ok(a)),
+            (&entry(a, None), "latest", Err("no tags")),
+            (&bare, "", Ok(Digest::of(format!(r#"{{"manifests":[{bare}]}}"#).as_bytes()))),
+            (&twice, "t", Err("several manifests")),
+            (&entry(wrong, None), "", Err("its digest is")),
+        ] {
+            let dir = layout(&format!(r#"{{"manifests":[{entries}]}}"#));
+            blob(&dir, b"a");
+            blob(&dir, b"b");
+            std::fs::write(dir.path().join("blobs/sha256").join(wrong.hex()), b"other").unwrap();
+            match (Layout::open(dir.path()).unwrap().read_manifest(selector), wanted) {
+                (Ok(raw), Ok(digest)) => assert_eq!(raw.digest, digest, "{selector}"),
+                (Err(e), Err(why)) => assert!(e.one_line().contains(why), "{selector}: {e:?}"),
+                (result, wanted) => panic!("`{selector}` gave {result:?}, not {wanted:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn ranges_are_read_and_links_out_are_not_followed() {
+        let dir = layout("{}");
+        let content: Vec<u8> = (0..300_000u32).map(|n| n as u8).collect();
+        let digest = blob(&dir, &content);
+        let source = Layout::open(dir.path()).unwrap();
+        for range in [0..300_000u64, 5..6, 131_000..262_145, 7..7] {
+            let pieces: Vec<Bytes> = source.open(digest, range.clone()).await.unwrap().try_collect().await.unwrap();
+            assert_eq!(pieces.concat(), content[range.start as usize..range.end as usize], "{range:?}");
+        }
+        let short: Result<Vec<Bytes>> = source.open(digest, 0..300_001).await.unwrap().try_collect().await;
+        assert!(short.is_err());
+
+        let outside = tempfile::NamedTempFile::new().unwrap();
+        let link = Digest::of(b"link");
+        std::os::unix::fs::symlink(outside.path(), dir.path().join("blobs/sha256").join(link.hex())).unwrap();
+        let Err(error) = source.open(link, 0..1).await else { panic!("a link out of the layout was followed") };
+        assert!(error.one_line().contains("leads out of"), "{error:?}");
+    }
+
+    #[test]
+    fn what_is_not_a_layout_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for (content, why) in
+            [(None, "no such file"), (Some("{"), "malformed"), (Some(r#"{"imageLayoutVersion":"2.0"}"#), "its version is 2.0")]
+        {
+            if let Some(text) = content {
+                std::fs::write(dir.path().join("oci-layout"), text).unwrap();
+            }
+            let error = Layout::open(dir.path()).unwrap_err().one_line();
+            assert!(error.contains(why), "{error}");
+        }
+        assert_eq!(Layout::open(Path::new("/nowhere")).unwrap_err().outcome(), Outcome::NotFound);
+    }
+}
