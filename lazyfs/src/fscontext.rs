@@ -23,9 +23,9 @@ pub(crate) struct Refused {
 }
 
 impl Refused {
-    /// Replaces `from` by `to` in what the kernel wrote: for layers that were named by descriptor.
+    /// Replaces `from` by `to` in all of it: for layers that were named by descriptor.
     pub fn rename(&mut self, from: &str, to: &str) {
-        for line in &mut self.log {
+        for line in self.log.iter_mut().chain([&mut self.step]) {
             *line = line.replace(from, to);
         }
     }

@@ -76,9 +76,22 @@ fn mount_tree(tree: &Path) -> Result<OwnedFd> {
                 .advise("a kernel of 6.12 or later with CONFIG_EROFS_FS_BACKED_BY_FILE is needed to mount EROFS from a file")
                 .because(refused),
             Errno::NODEV => refused.into_error(what).advise("a kernel with EROFS (CONFIG_EROFS_FS, `modprobe erofs`) is needed"),
+            // EROFS writes to the kernel's log instead of the context's.
+            Errno::INVAL if has_erofs_magic(&image) => {
+                refused.into_error(what).advise("the kernel log says why; note that EROFS cannot be mounted from a file on tmpfs")
+            }
+            Errno::INVAL | Errno::UCLEAN | Errno::BADMSG => Error::new(Outcome::Integrity, what)
+                .advise("the file is damaged: remove it and pull the image again")
+                .because(refused),
             _ => refused.into_error(what),
         }
     })
+}
+
+/// `EROFS_SUPER_MAGIC_V1`, little-endian at byte 1024.
+fn has_erofs_magic(image: &OwnedFd) -> bool {
+    let mut magic = [0; 4];
+    rustix::io::pread(image, &mut magic, 1024).is_ok_and(|n| n == 4) && u32::from_le_bytes(magic) == 0xe0f5_e1e2
 }
 
 /// A mount that is attached for as long as this lives.
@@ -158,7 +171,12 @@ impl Failure {
                 .advise("overlayfs cannot write to that file system: put the store on ext4, xfs or btrfs (in a container: on a volume)")
                 .because(refused);
         }
-        refused.into_error(what)
+        match refused.errno {
+            Errno::INVAL | Errno::LOOP => {
+                refused.into_error(what).advise("the kernel log may say more (`dmesg | grep overlayfs`)")
+            }
+            _ => refused.into_error(what),
+        }
     }
 }
 

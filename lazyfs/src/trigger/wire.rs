@@ -199,9 +199,10 @@ impl Reply {
     }
 }
 
-/// The answer "failed with this errno". Numbers that the kernel would not take become EIO.
+/// The answer "failed with this errno". Numbers that the kernel would not take become EIO, and so do ECHILD and ESTALE, which make a
+/// path walk start again and ask a second time.
 pub fn error(unique: u64, errno: i32) -> Vec<u8> {
-    let errno = if (1..512).contains(&errno) { errno } else { 5 };
+    let errno = if (1..512).contains(&errno) && errno != 10 && errno != 116 { errno } else { 5 };
     Reply::new(unique, errno).finish()
 }
 
@@ -338,7 +339,7 @@ mod tests {
             assert_eq!(reply[8..16], 7u64.to_ne_bytes());
         }
         assert_eq!(error(7, 40)[4..8], (-40i32).to_ne_bytes());
-        for wild in [0, -1, 512, i32::MAX, i32::MIN] {
+        for wild in [0, -1, 10, 116, 512, i32::MAX, i32::MIN] {
             assert_eq!(error(7, wild)[4..8], (-5i32).to_ne_bytes(), "errno {wild}");
         }
         assert_eq!(init_reply(7, &offer, 0)[20..24], MINOR.to_ne_bytes());
