@@ -12,5 +12,6 @@ pub mod rootfs;
 pub mod source;
 pub mod store;
 pub mod table;
+pub mod tree;
 pub mod trigger;
 mod wire;

@@ -22,5 +22,5 @@ pub use seccomp::{SockFilter, load_seccomp};
 fn check(result: libc::c_long) -> std::io::Result<libc::c_long> {
     if result == -1 { Err(std::io::Error::last_os_error()) } else { Ok(result) }
 }
-pub mod mmap;
 pub mod bpf;
+pub mod mmap;

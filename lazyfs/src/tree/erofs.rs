@@ -1,0 +1,283 @@
+//! Writing a tree as an EROFS image (Linux, `Documentation/filesystems/erofs.rst` and `fs/erofs/erofs_fs.h`).
+//!
+//! The image is the top lower layer of a container's overlay. It has all metadata and no file content: a regular file with content is a
+//! file of one chunk that is a hole, with two attributes that make overlayfs look for the bytes in the data layers below
+//! (`Documentation/filesystems/overlayfs.rst`, "Data-only lower layers"):
+//!
+//! ```text
+//! trusted.overlay.metacopy = ""            trusted.overlay.redirect = "/ab/cdef…"   (Digest::object_path)
+//! ```
+//!
+//! Layout, in blocks of 4 KiB:
+//!
+//! ```text
+//! 0      zeros (room for a boot sector)
+//! 1024   superblock, 128 bytes, with a crc32c of the rest of block 0
+//! 1152   inodes in the order of the tree, each on a slot of 32 bytes (its nid is the offset / 32), the root first:
+//!          core 32 (compact) or 64 bytes (extended) | attributes | end of a directory, target of a link, or chunk map
+//! …      full blocks of directories, and what did not fit behind its inode
+//! ```
+//!
+//! Three things of an image would mean something to overlayfs itself. They are escaped the way overlayfs unescapes them for whoever looks
+//! through it ("Nesting overlayfs mounts"): attributes `trusted.overlay.X` become `trusted.overlay.overlay.X`, and a character device
+//! 0:0, which is a whiteout, becomes an empty file with the attribute `overlay.whiteout` in a directory that is marked to have such.
+//! A program sees such a device as a regular file; only an overlay that the program mounts itself sees a whiteout.
+
+mod directory;
+mod format;
+mod xattr;
+
+use std::collections::HashMap;
+
+use self::directory::Names;
+use self::format::{BLOCK, CoreFields, Layout, SLOT, Superblock};
+use super::{Inode, InodeId, InodeKind, Tree};
+use crate::error::{Error, Outcome, Result};
+
+/// Where the first inode is: right behind the superblock.
+const FIRST_INODE: u64 = (format::SUPERBLOCK_OFFSET + format::SUPERBLOCK) as u64;
+
+/// Makes the image. The same tree gives the same bytes.
+pub fn write(tree: &Tree) -> Result<Vec<u8>> {
+    let writer = Writer::plan(tree)?;
+    Ok(writer.write())
+}
+
+/// What stands behind the core and the attributes of an inode, or in blocks of its own.
+enum Data<'t> {
+    /// Devices, pipes, empty files.
+    Nothing,
+    /// A file with content: one chunk that is a hole.
+    Hole,
+    /// A symbolic link.
+    Target(&'t [u8]),
+    /// A directory.
+    Names(Names<'t>),
+}
+
+/// An inode that has its place.
+struct Plan<'t> {
+    offset: u64,
+    extended: bool,
+    xattrs: Vec<u8>,
+    data: Data<'t>,
+    /// First of the blocks of its own.
+    block: u64,
+    /// Whether the end of the data, or all of it, stands behind the inode.
+    inline: bool,
+}
+
+impl Plan<'_> {
+    fn data_len(&self) -> u64 {
+        match &self.data {
+            Data::Nothing | Data::Hole => 0,
+            Data::Target(target) => target.len() as u64,
+            Data::Names(names) => names.len(),
+        }
+    }
+
+    /// Length of the part that stands behind the inode.
+    fn inline_len(&self) -> u64 {
+        match &self.data {
+            Data::Hole => format::CHUNK_ADDRESS.len() as u64,
+            _ if self.inline => self.data_len() % BLOCK,
+            _ => 0,
+        }
+    }
+
+    fn blocks(&self) -> u64 {
+        match self.inline {
+            true => self.data_len() / BLOCK,
+            false => self.data_len().div_ceil(BLOCK),
+        }
+    }
+
+    fn core_len(&self) -> u64 {
+        if self.extended { format::EXTENDED } else { format::COMPACT }
+    }
+}
+
+struct Writer<'t> {
+    tree: &'t Tree,
+    plans: Vec<Plan<'t>>,
+    time: (i64, u32),
+    /// Blocks of the whole image.
+    blocks: u64,
+}
+
+impl<'t> Writer<'t> {
+    fn plan(tree: &'t Tree) -> Result<Self> {
+        let time = usual_time(tree);
+        let parents = parents(tree);
+        let mut at = FIRST_INODE;
+        let mut plans = Vec::with_capacity(tree.inodes().len());
+        for (number, inode) in tree.inodes().iter().enumerate() {
+            let mut plan = Plan {
+                offset: 0,
+                extended: !fits_compact(inode, time),
+                xattrs: xattr::encode(&xattrs(tree, inode)),
+                data: data(inode, InodeId(number as u32), parents[number]),
+                block: 0,
+                inline: true,
+            };
+            at = place(&mut plan, at);
+            plans.push(plan);
+        }
+        let mut block = at.div_ceil(BLOCK);
+        for plan in &mut plans {
+            plan.block = block;
+            block += plan.blocks();
+        }
+        if block >= u64::from(u32::MAX) {
+            let cause = format!("it would have {block} blocks");
+            return Err(Error::new(Outcome::Unsupported, "writing the EROFS image").because(cause));
+        }
+        Ok(Self { tree, plans, time, blocks: block })
+    }
+
+    fn nid(&self, id: InodeId) -> u64 {
+        self.plans[id.index()].offset / SLOT
+    }
+
+    fn write(&self) -> Vec<u8> {
+        let mut image = vec![0; (self.blocks * BLOCK) as usize];
+        for number in 0..self.plans.len() {
+            self.write_inode(&mut image, InodeId(number as u32));
+        }
+        let root = u16::try_from(self.nid(InodeId::ROOT)).expect("the root is the first inode");
+        let superblock = Superblock { root, inodes: self.plans.len() as u64, time: self.time, blocks: self.blocks as u32 };
+        superblock.write(&mut image);
+        image
+    }
+
+    fn write_inode(&self, image: &mut [u8], id: InodeId) {
+        let (plan, inode) = (&self.plans[id.index()], self.tree.inode(id));
+        let fields = CoreFields {
+            layout: match (&plan.data, plan.inline && plan.inline_len() > 0) {
+                (Data::Hole, _) => Layout::Chunks,
+                (_, true) => Layout::Inline,
+                (_, false) => Layout::Plain,
+            },
+            xattr_len: plan.xattrs.len(),
+            mode: format::mode(inode),
+            size: match inode.kind {
+                InodeKind::File { size, .. } => size,
+                _ => plan.data_len(),
+            },
+            union: match inode.kind {
+                _ if format::is_whiteout(inode) => 0,
+                InodeKind::CharDevice(major, minor) | InodeKind::BlockDevice(major, minor) => format::device(major, minor),
+                InodeKind::File { size: 0, .. } => 0,
+                InodeKind::File { size, .. } => format::chunk_format(size),
+                _ => plan.block as u32,
+            },
+            number: id.0 + 1,
+            links: inode.links,
+            meta: &inode.meta,
+        };
+        let mut at = plan.offset as usize;
+        let mut put = |bytes: &[u8]| {
+            image[at..at + bytes.len()].copy_from_slice(bytes);
+            at += bytes.len();
+        };
+        match plan.extended {
+            true => put(&fields.extended()),
+            false => put(&fields.compact()),
+        }
+        put(&plan.xattrs);
+        let data = match &plan.data {
+            Data::Nothing => return,
+            Data::Hole => return put(&format::CHUNK_ADDRESS),
+            Data::Target(target) => target.to_vec(),
+            Data::Names(names) => names.encode(|id| (self.nid(id), format::file_type(self.tree.inode(id)))),
+        };
+        let (blocks, tail) = data.split_at(data.len() - plan.inline_len() as usize);
+        put(tail);
+        let start = (plan.block * BLOCK) as usize;
+        image[start..start + blocks.len()].copy_from_slice(blocks);
+    }
+}
+
+/// Gives the inode its place at or behind `at`; yields where the next slot is.
+///
+/// What stands inline must be in one block with its inode, and a core must not cross blocks, or the kernel takes the image for damaged.
+/// Attributes may cross.
+fn place(plan: &mut Plan<'_>, at: u64) -> u64 {
+    let head = plan.core_len() + plan.xattrs.len() as u64;
+    let has_tail = !matches!(plan.data, Data::Hole) && plan.inline_len() > 0;
+    if has_tail && head + plan.inline_len() > BLOCK {
+        plan.inline = false;
+    }
+    let together = if has_tail && plan.inline { head + plan.inline_len() } else { plan.core_len() };
+    plan.offset = match at % BLOCK + together > BLOCK {
+        true => at.next_multiple_of(BLOCK),
+        false => at,
+    };
+    (plan.offset + head + plan.inline_len()).next_multiple_of(SLOT)
+}
+
+fn data<'t>(inode: &'t Inode, id: InodeId, parent: InodeId) -> Data<'t> {
+    match &inode.kind {
+        InodeKind::Directory(names) => Data::Names(Names::new(names, id, parent)),
+        InodeKind::File { size: 1.., .. } => Data::Hole,
+        InodeKind::Symlink(target) => Data::Target(target),
+        _ => Data::Nothing,
+    }
+}
+
+/// All attributes that an inode gets: its own, escaped where overlayfs would take them for its own, and those for overlayfs.
+fn xattrs(tree: &Tree, inode: &Inode) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut all: Vec<_> = inode
+        .meta
+        .xattrs
+        .iter()
+        .map(|(name, value)| (xattr::escape(name).unwrap_or_else(|| name.clone()), value.clone()))
+        .collect();
+    let mut add = |name: &[u8], value: Vec<u8>| {
+        all.retain(|(existing, _)| existing != name);
+        all.push((name.to_vec(), value));
+    };
+    match &inode.kind {
+        InodeKind::File { size: 1.., digest } => {
+            add(b"trusted.overlay.metacopy", Vec::new());
+            add(b"trusted.overlay.redirect", format!("/{}", digest.object_path()).into());
+        }
+        InodeKind::Directory(names) if names.values().any(|&id| format::is_whiteout(tree.inode(id))) => {
+            add(b"trusted.overlay.overlay.opaque", b"x".to_vec());
+        }
+        _ if format::is_whiteout(inode) => add(b"trusted.overlay.overlay.whiteout", Vec::new()),
+        _ => {}
+    }
+    all
+}
+
+/// For each inode a directory that names it; for a directory the one that does.
+fn parents(tree: &Tree) -> Vec<InodeId> {
+    let mut parents = vec![InodeId::ROOT; tree.inodes().len()];
+    for (number, inode) in tree.inodes().iter().enumerate() {
+        if let InodeKind::Directory(names) = &inode.kind {
+            names.values().for_each(|id| parents[id.index()] = InodeId(number as u32));
+        }
+    }
+    parents
+}
+
+/// A compact inode has no time of its own but that of the superblock, and narrow fields.
+fn fits_compact(inode: &Inode, time: (i64, u32)) -> bool {
+    let Inode { meta, links, kind } = inode;
+    let narrow = |field: u32| field <= u32::from(u16::MAX);
+    let size_fits = !matches!(kind, InodeKind::File { size, .. } if *size > u64::from(u32::MAX));
+    (meta.mtime, meta.mtime_nanos) == time && narrow(meta.uid) && narrow(meta.gid) && narrow(*links) && size_fits
+}
+
+/// The time that most inodes have. Images that were built reproducibly have only one.
+fn usual_time(tree: &Tree) -> (i64, u32) {
+    let mut seen: HashMap<(i64, u32), u32> = HashMap::new();
+    for inode in tree.inodes().iter().filter(|inode| inode.meta.mtime >= 0) {
+        *seen.entry((inode.meta.mtime, inode.meta.mtime_nanos)).or_default() += 1;
+    }
+    seen.into_iter().max_by_key(|&(time, count)| (count, time)).map_or((0, 0), |(time, _)| time)
+}
+
+#[cfg(test)]
+mod tests;
