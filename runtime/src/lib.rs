@@ -13,10 +13,12 @@
 //!
 //! The runtime is single-threaded and synchronous. Every wait is a `poll` on descriptors with a deadline.
 
+pub mod capabilities;
 pub mod cgroup;
 pub mod client;
 pub mod error;
 pub mod id;
+pub mod seccomp;
 
 pub use error::{Error, Outcome, Result};
 pub use id::ContainerId;
