@@ -10,3 +10,4 @@
 
 pub mod mount;
 pub mod plan;
+pub mod probe;

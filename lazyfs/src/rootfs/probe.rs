@@ -1,0 +1,199 @@
+//! Whether this machine can do it: found out by doing it once, when the daemon starts.
+//!
+//! A tree of three files is mounted as a container's root would be: one file is local, one arrives while it is opened, one cannot be
+//! had. Asking for versions would not do: kernels are built without parts, distributions move features between versions, and an
+//! overlay over a tree whose attributes are not looked at mounts without complaint and serves zeros.
+
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::mount;
+use super::plan::{RootPlan, Writable};
+use crate::digest::Digest;
+use crate::error::{Error, Outcome, Result};
+use crate::layer::{Entry, EntryKind, FileContent, LayerIndex, Meta};
+use crate::tree::{erofs, merge};
+use crate::trigger::{Resolver, Ticket, Trigger};
+
+/// Files of the tree: name and content.
+const LOCAL: (&str, &[u8]) = ("local", b"here before it was opened\n");
+const LATE: (&str, &[u8]) = ("late", b"brought while it was opened\n");
+const ABSENT: (&str, &[u8]) = ("absent", b"cannot be had\n");
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// Release of the kernel, as `uname -r` says it.
+    pub kernel: String,
+}
+
+/// Mounts a tiny lazy root from `store/.probe` at `scratch/.probe`, checks what its files read as, and takes all of it away again, also
+/// what an earlier probe left that was killed. The caller has the store's lock. The error says which part is missing and what to do.
+pub fn probe(store: &Path, scratch: &Path) -> Result<Features> {
+    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+    if !rustix::process::geteuid().is_root() {
+        return Err(Error::new(Outcome::Denied, "mounting lazy root file systems").advise("run as root (sudo); rootless is not supported yet"));
+    }
+    let site = Site { store: store.join(".probe"), mounts: scratch.join(".probe") };
+    let checked = site.clear().and_then(|()| site.prepare()).and_then(|()| site.check());
+    // First what was found, but a failure to tidy up does not go unsaid either.
+    checked.and(site.clear()).map_err(|e| {
+        e.during(format!("checking whether Linux {kernel} can mount lazy root file systems in {}", store.display()))
+    })?;
+    Ok(Features { kernel })
+}
+
+/// Where it happens.
+struct Site {
+    store: PathBuf,
+    mounts: PathBuf,
+}
+
+impl Site {
+    fn prepare(&self) -> Result<()> {
+        for path in [&self.store, &self.mounts] {
+            std::fs::create_dir(path).map_err(|e| Error::io("creating", path, e))?;
+        }
+        for path in ["cas", "late", "poison", "upper", "work"].map(|name| self.path(name)).iter().chain([&self.root()]) {
+            make_directory(path)?;
+        }
+        for content in [LOCAL.1, LATE.1, ABSENT.1] {
+            let path = Digest::of(content).object_path();
+            let (prefix, _) = path.split_once('/').expect("object paths have a directory");
+            for layer in ["cas", "late"] {
+                make_directory(&self.path(layer).join(prefix))?;
+            }
+            let poison = self.path("poison").join(prefix);
+            symlink("probe", &poison).map_err(|e| Error::io("creating", poison, e))?;
+        }
+        write(&self.path("cas").join(Digest::of(LOCAL.1).object_path()), LOCAL.1)?;
+        write(&self.path("tree.erofs"), &erofs::write(&merge::merge([&three_files()])?)?)
+    }
+
+    fn check(&self) -> Result<()> {
+        let resolver = Arc::new(Courier { late: self.path("late") });
+        let trigger = Trigger::mount(&self.trigger(), resolver)?;
+        let plan = RootPlan {
+            tree: self.path("tree.erofs"),
+            data: vec![self.path("cas"), self.trigger(), self.path("late"), self.path("poison")],
+            writable: Some(Writable { upper: self.path("upper"), work: self.path("work") }),
+        };
+        mount::mount(&plan, &self.root())?;
+        for (name, content) in [LOCAL, LATE] {
+            let wrong = || Error::new(Outcome::Unsupported, format!("reading the {name} file of a lazy root"));
+            let found = std::fs::read(self.root().join(name)).map_err(|e| wrong().because(e).advise(NEEDED))?;
+            if found != content {
+                let what = if found.iter().all(|&byte| byte == 0) { "it reads as zeros" } else { "it has other content" };
+                return Err(wrong().because(what).advise(NEEDED));
+            }
+        }
+        match std::fs::read(self.root().join(ABSENT.0)) {
+            Err(e) if Errno::from_io_error(&e) == Some(Errno::LOOP) => {}
+            other => {
+                return Err(Error::new(Outcome::Unsupported, "reading an absent file of a lazy root")
+                    .because(format!("expected ELOOP, got {:?}", other.map(|found| found.len())))
+                    .advise(NEEDED));
+            }
+        }
+        std::fs::write(self.root().join("new"), b"x").map_err(|e| Error::io("writing into a lazy root in", &self.store, e))?;
+        mount::unmount(&self.root())?;
+        trigger.unmount()
+    }
+
+    fn clear(&self) -> Result<()> {
+        mount::unmount(&self.root())?;
+        mount::unmount(&self.trigger())?;
+        for path in [&self.mounts, &self.store] {
+            match std::fs::remove_dir_all(path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("removing", path, e)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.store.join(name)
+    }
+
+    fn root(&self) -> PathBuf {
+        self.mounts.join("root")
+    }
+
+    fn trigger(&self) -> PathBuf {
+        self.mounts.join("trigger")
+    }
+}
+
+fn make_directory(path: &Path) -> Result<()> {
+    std::fs::create_dir_all(path).map_err(|e| Error::io("creating", path, e))
+}
+
+fn write(path: &Path, content: &[u8]) -> Result<()> {
+    std::fs::write(path, content).map_err(|e| Error::io("writing", path, e))
+}
+
+const NEEDED: &str = "a kernel of 6.12 or later with data-only overlayfs layers is needed";
+
+/// Brings the late file, and nothing else.
+struct Courier {
+    late: PathBuf,
+}
+
+impl Resolver for Courier {
+    fn resolve(&self, digest: Digest, ticket: Ticket) {
+        if digest == Digest::of(LATE.1) && std::fs::write(self.late.join(digest.object_path()), LATE.1).is_ok() {
+            ticket.arrived();
+        } else {
+            ticket.failed(Errno::NOENT);
+        }
+    }
+}
+
+fn three_files() -> LayerIndex {
+    let file = |(name, content): (&str, &[u8])| Entry {
+        path: name.into(),
+        kind: EntryKind::File(FileContent { size: content.len() as u64, digest: Digest::of(content), chunks: Vec::new() }),
+        meta: Meta { mode: 0o644, ..Meta::default() },
+    };
+    LayerIndex { entries: [LOCAL, LATE, ABSENT].map(file).into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::mount::MountFlags;
+
+    use super::*;
+
+    #[test]
+    fn this_machine_is_able_and_nothing_is_left() {
+        if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
+            println!("SKIP this_machine_is_able_and_nothing_is_left: needs root and /dev/fuse");
+            return;
+        }
+        // Beside the test binary, since /tmp may be a tmpfs, from which EROFS cannot be mounted.
+        let target = std::env::current_exe().unwrap();
+        let dir = tempfile::tempdir_in(target.parent().unwrap()).unwrap();
+        let [store, scratch] = ["store", "scratch"].map(|name| dir.path().join(name));
+        for dir in [&store, &scratch] {
+            std::fs::create_dir(dir).unwrap();
+        }
+        // As a probe that was killed would leave it.
+        std::fs::create_dir_all(scratch.join(".probe/root")).unwrap();
+        rustix::mount::mount("none", scratch.join(".probe/root"), "tmpfs", MountFlags::empty(), None::<&std::ffi::CStr>).unwrap();
+        let start = std::time::Instant::now();
+        let features = probe(&store, &scratch).unwrap();
+        println!("probed Linux {} in {:?}", features.kernel, start.elapsed());
+        for dir in [&store, &scratch] {
+            assert_eq!(std::fs::read_dir(dir).unwrap().count(), 0);
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(dir.path().to_str().unwrap()));
+
+        let missing = probe(&dir.path().join("nowhere"), &scratch).unwrap_err();
+        assert!(missing.one_line().contains("nowhere"), "{}", missing.one_line());
+    }
+}
