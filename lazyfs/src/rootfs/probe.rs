@@ -35,7 +35,8 @@ pub struct Features {
 pub fn probe(store: &Path, scratch: &Path) -> Result<Features> {
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     if !rustix::process::geteuid().is_root() {
-        return Err(Error::new(Outcome::Denied, "mounting lazy root file systems").advise("run as root (sudo); rootless is not supported yet"));
+        return Err(Error::new(Outcome::Denied, "mounting lazy root file systems")
+            .advise("run as root (sudo); rootless is not supported yet"));
     }
     let site = Site { store: store.join(".probe"), mounts: scratch.join(".probe") };
     let checked = site.clear().and_then(|()| site.prepare()).and_then(|()| site.check());
