@@ -1,0 +1,55 @@
+# make demo and make test do all their set-up themselves (as root, on Debian 12 with a Rust toolchain).
+
+PREFIX ?= /usr/local
+# Where images, the registry's storage and reports are kept between runs.
+export TOWLINE_WORK ?= /var/tmp/towline-demo
+CARGO ?= $(shell command -v cargo || echo $$HOME/.cargo/bin/cargo)
+export CARGO
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+STATIC_TRIPLE := $(shell uname -m)-unknown-linux-gnu
+RELEASE := $(TARGET)/release
+RELEASE_OCI := $(TARGET)/$(STATIC_TRIPLE)/release/towline-oci
+
+# towline-oci runs before any library of the host is trusted, and inside microVMs: it is static.
+OCI_STATIC := RUSTFLAGS='-C target-feature=+crt-static' LIBSECCOMP_LINK_TYPE=static \
+	LIBSECCOMP_LIB_PATH=$(shell pkg-config --variable=libdir libseccomp 2>/dev/null || echo /usr/lib/$(shell uname -m)-linux-gnu)
+
+.PHONY: help demo test build install deps images lint clean
+
+help:
+	@echo "make demo                 build, make a local registry with a real image, and show a lazy start beside a full pull"
+	@echo "make test                 lint and all tests; needs root for the end-to-end part ($(TOWLINE_WORK) keeps the images)"
+	@echo "make build                release binaries: $(RELEASE)/{towline,towlined}, $(RELEASE_OCI)"
+	@echo "make install PREFIX=DIR   install them into DIR/bin (default /usr/local)"
+	@echo "make deps                 install missing Debian packages"
+	@echo "make images               registry storage $(TOWLINE_WORK)/registry with {python,small}:{gzip,zstd};"
+	@echo "                          OCI layouts oci:$(TOWLINE_WORK)/oci/{python,small}:{gzip,zstd}"
+	@echo "make lint                 rustfmt and clippy, warnings are errors"
+
+demo: deps build images
+	@bash integration/demo/demo.sh '$(RELEASE)' '$(RELEASE_OCI)'
+
+test: deps
+	@bash integration/test.sh
+
+build:
+	$(CARGO) build --release -p towline-lazyfs -p towline-image-tools
+	$(OCI_STATIC) $(CARGO) build --release -p towline-runtime --target $(STATIC_TRIPLE)
+
+install: build
+	install -d '$(DESTDIR)$(PREFIX)/bin'
+	install -m 0755 '$(RELEASE)/towline' '$(RELEASE)/towlined' '$(RELEASE_OCI)' '$(DESTDIR)$(PREFIX)/bin/'
+
+deps:
+	@bash contrib/install-deps.sh
+
+images: deps
+	@bash integration/images/build.sh
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+clean:
+	$(CARGO) clean
