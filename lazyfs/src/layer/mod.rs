@@ -6,6 +6,8 @@
 
 pub mod name;
 mod rfc3339;
+#[cfg(test)]
+pub(crate) mod sample;
 pub mod zstd_chunked;
 
 use crate::digest::Digest;
