@@ -199,10 +199,12 @@ impl Session {
         }
     }
 
+    /// The regular end of a connection is [`Self::refuse`]; this one came from outside: unmounted and no longer used, or aborted.
     fn lost(&self, what: &str, errno: Errno) {
-        // ENODEV is the regular end: unmounted by somebody else and no longer used, or aborted.
-        tracing::warn!("the FUSE trigger has lost its connection: {what} /dev/fuse: {errno}");
-        self.refuse();
+        if self.is_connected() {
+            tracing::warn!("the FUSE trigger has lost its connection: {what} /dev/fuse: {errno}");
+            self.refuse();
+        }
     }
 
     fn serve(self: &Arc<Self>, bytes: &[u8]) {

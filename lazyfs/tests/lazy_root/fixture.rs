@@ -1,18 +1,17 @@
 //! An image in a directory, its content behind a fake fetcher, and as many roots over it as a test wants.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 use towline_lazyfs::digest::Digest;
+use towline_lazyfs::layer::{Entry, EntryKind, FileContent, LayerIndex, Meta};
 use towline_lazyfs::rootfs::mount;
 use towline_lazyfs::rootfs::plan::{RootPlan, Writable};
 use towline_lazyfs::store::cas::Cas;
+use towline_lazyfs::tree::{erofs, merge};
 use towline_lazyfs::trigger::{Resolver, Ticket, Trigger};
 
 /// Nothing that is expected to end may take longer, on however slow a machine.
@@ -24,8 +23,6 @@ pub fn needs_root(test: &str) -> bool {
         "needs root"
     } else if !Path::new("/dev/fuse").exists() {
         "needs /dev/fuse"
-    } else if Command::new("mkfs.erofs").arg("--help").output().is_err() {
-        "needs mkfs.erofs (Debian: erofs-utils)"
     } else {
         return true;
     };
@@ -101,7 +98,7 @@ impl Resolver for Fetcher {
 
 /// An entry of the image.
 pub enum Node {
-    File(Vec<u8>, u32),
+    File(Vec<u8>, u16),
     Symlink(&'static str),
     Hardlink(&'static str),
 }
@@ -129,7 +126,7 @@ impl Rig {
         let objects = dir.path().join("objects");
         fs::create_dir(&objects).unwrap();
         let tree = dir.path().join("tree.erofs");
-        make_tree(&dir.path().join("skeleton"), &objects, nodes, &tree);
+        make_tree(&objects, nodes, &tree);
         let cas = Arc::new(Cas::open(&dir.path().join("store")).unwrap());
         let remote = Remote::new(objects, Arc::clone(&cas));
         Self { remote, cas, trigger: None, tree, roots: Vec::new(), dir }
@@ -186,31 +183,28 @@ impl Drop for Rig {
         }
         drop(self.trigger.take());
         mount::unmount(&self.path("trigger")).unwrap();
-        assert_eq!(self.mounts(), [], "a test left mounts behind");
+        if !std::thread::panicking() {
+            assert_eq!(self.mounts(), [], "a test left mounts behind");
+        }
     }
 }
 
-fn make_tree(skeleton: &Path, objects: &Path, nodes: &[(&str, Node)], tree: &Path) {
-    for (name, node) in nodes {
-        let path = skeleton.join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        match node {
+/// Writes the image of `nodes`, and the content of its files into `objects`.
+fn make_tree(objects: &Path, nodes: &[(&str, Node)], tree: &Path) {
+    let entry = |(name, node): &(&str, Node)| {
+        let (kind, mode) = match node {
             Node::File(content, mode) => {
                 let digest = Digest::of(content);
                 fs::write(objects.join(digest.hex()), content).unwrap();
-                fs::File::create(&path).unwrap().set_len(content.len() as u64).unwrap();
-                let redirect = format!("/{}", digest.object_path());
-                for (key, value) in [("trusted.overlay.metacopy", ""), ("trusted.overlay.redirect", redirect.as_str())] {
-                    rustix::fs::setxattr(&path, key, value.as_bytes(), XattrFlags::empty()).unwrap();
-                }
-                fs::set_permissions(&path, fs::Permissions::from_mode(*mode)).unwrap();
+                (EntryKind::File(FileContent { size: content.len() as u64, digest, chunks: Vec::new() }), *mode)
             }
-            Node::Symlink(target) => symlink(target, &path).unwrap(),
-            Node::Hardlink(other) => fs::hard_link(skeleton.join(other), &path).unwrap(),
-        }
-    }
-    let made = Command::new("mkfs.erofs").arg("--quiet").arg(tree).arg(skeleton).output().unwrap();
-    assert!(made.status.success(), "mkfs.erofs: {}", String::from_utf8_lossy(&made.stderr));
+            Node::Symlink(target) => (EntryKind::Symlink(target.as_bytes().to_vec()), 0o777),
+            Node::Hardlink(other) => (EntryKind::Hardlink(other.as_bytes().to_vec()), 0),
+        };
+        Entry { path: name.as_bytes().to_vec(), kind, meta: Meta { mode, ..Meta::default() } }
+    };
+    let layer = LayerIndex { entries: nodes.iter().map(entry).collect() };
+    fs::write(tree, erofs::write(&merge::merge([&layer]).unwrap()).unwrap()).unwrap();
 }
 
 /// `count` small files `f0`, `f1`, ….

@@ -7,7 +7,7 @@ use towline_lazyfs::error::Outcome;
 use towline_lazyfs::rootfs::mount;
 use towline_lazyfs::rootfs::plan::RootPlan;
 
-use crate::fixture::{Rig, borrowed, needs_root, numbered, read};
+use crate::fixture::{Rig, borrowed, eventually, needs_root, numbered, read};
 
 #[test]
 fn nothing_but_trigger_and_overlay_is_mounted() {
@@ -104,4 +104,19 @@ fn a_mount_by_somebody_else_is_left_alone() {
     trigger.unmount().unwrap();
     assert_eq!(rig.mounts().last().unwrap().1, "tmpfs");
     mount::unmount(&dir).unwrap();
+}
+
+#[test]
+fn a_lost_connection_is_noticed() {
+    if !needs_root("a_lost_connection_is_noticed") {
+        return;
+    }
+    let mut rig = Rig::new(&borrowed(numbered(1)));
+    let trigger = rig.trigger.take().unwrap();
+    mount::unmount(trigger.dir()).unwrap();
+    eventually("the loss", || !trigger.is_connected());
+    trigger.unmount().unwrap();
+    rig.mount_trigger();
+    let root = rig.root("root");
+    assert_eq!(read(&root.join("f0")).unwrap(), b"content of 0\n");
 }
