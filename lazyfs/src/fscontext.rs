@@ -39,7 +39,8 @@ impl Refused {
     pub fn into_error(self, what: String) -> Error {
         let error = match self.errno {
             Errno::PERM => Error::new(Outcome::Denied, what).advise("run as root (CAP_SYS_ADMIN is needed to mount)"),
-            Errno::NODEV | Errno::NOSYS => Error::new(Outcome::Unsupported, what),
+            Errno::NODEV | Errno::NOSYS => Error::new(Outcome::Unsupported, what)
+                .advise("this kernel lacks that file system or its module is not loaded; 6.12 or later is needed"),
             Errno::BUSY => Error::new(Outcome::Busy, what),
             Errno::NOENT => Error::new(Outcome::NotFound, what),
             _ => Error::new(Outcome::Io, what),

@@ -158,7 +158,7 @@ impl Failure {
             Self::Overlay(refused) => refused,
         };
         let what = format!("mounting an overlay over {}", plan.tree.display());
-        if let (Errno::NODEV, _) | (_, true) = (refused.errno, refused.says("Unknown parameter")) {
+        if refused.errno == Errno::NODEV || refused.says("Unknown parameter") {
             return Error::new(Outcome::Unsupported, what)
                 .advise("a kernel of 6.12 or later with overlayfs (CONFIG_OVERLAY_FS, `modprobe overlay`) is needed")
                 .because(refused);

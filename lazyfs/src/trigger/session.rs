@@ -291,7 +291,8 @@ impl Session {
                     self.answer(unique, Errno::INTR);
                 }
             }
-            std::thread::sleep(WATCH_INTERVAL);
+            let closing = self.changed.wait_timeout_while(self.lock(), WATCH_INTERVAL, |state| !state.closed);
+            drop(closing.unwrap_or_else(PoisonError::into_inner));
         }
     }
 }
