@@ -1,1 +1,17 @@
-//! End-to-end tests of towline.
+//! The harness of the end-to-end tests: what stands around the installed binaries while a test drives them.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`images`] | where the built images are, and blobs of an image on disk |
+//! | [`registry`] | one `docker-registry` process on a private copy of the images' storage, and its access log |
+//! | [`link`] | a TCP proxy with a rate, a round-trip time and a switch to cut it |
+//! | [`towline`] | one sandboxed installation: store, state, daemon, containers, mounts |
+//! | [`process`] | a child process with captured output; every wait has a deadline |
+//!
+//! Everything cleans up on drop, also when the test panics; what a killed test left is swept by the next sandbox.
+
+pub mod images;
+pub mod link;
+pub mod process;
+pub mod registry;
+pub mod towline;
