@@ -117,3 +117,43 @@ fn check(index: usize, rule: &LinuxDeviceCgroup) -> Result<Rule> {
     }
     Ok(Rule { allow: rule.allow(), kind, major: number("major", rule.major())?, minor: number("minor", rule.minor())?, access })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn parse(value: Value) -> Vec<LinuxDeviceCgroup> {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn rules_become_v1_commands() {
+        let cases = [
+            (json!({ "allow": false }), vec!["a"]),
+            (json!({ "allow": true, "type": "a", "access": "rwm" }), vec!["a"]),
+            (json!({ "allow": true, "type": "a", "major": 9, "access": "r" }), vec!["b 9:* r", "c 9:* r"]),
+            (json!({ "allow": true, "type": "c", "major": 10, "minor": 229, "access": "rw" }), vec!["c 10:229 rw"]),
+            (json!({ "allow": true, "type": "b", "major": -1, "minor": -1, "access": "m" }), vec!["b *:* m"]),
+        ];
+        for (rule, lines) in cases {
+            let rules = checked(&parse(json!([rule]))).unwrap();
+            assert_eq!(rules[0].v1_text(), lines, "{rule}");
+        }
+    }
+
+    #[test]
+    fn bad_rules_are_refused_and_named() {
+        let cases = [
+            (json!({ "allow": true, "type": "p" }), "devices[0].type p"),
+            (json!({ "allow": true, "type": "c", "access": "rx" }), "devices[0].access \"rx\""),
+            (json!({ "allow": true, "type": "c", "major": -2 }), "devices[0].major -2"),
+            (json!({ "allow": true, "type": "c", "minor": 4294967296i64 }), "devices[0].minor 4294967296"),
+        ];
+        for (rule, named) in cases {
+            let error = checked(&parse(json!([rule]))).unwrap_err();
+            assert_eq!(error.outcome(), Outcome::BadInput);
+            assert!(error.one_line().contains(named), "{}", error.one_line());
+        }
+    }
+}

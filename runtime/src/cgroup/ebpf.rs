@@ -130,3 +130,87 @@ fn decision(rule: &Rule) -> Vec<u64> {
     code.extend(answer(rule.allow));
     code
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::devices::{MKNOD, READ, WRITE, initial};
+    use super::*;
+
+    /// Runs a program as the kernel does (the subset of instructions used here).
+    fn run(code: &[u64], kind: i32, access: u8, major: u32, minor: u32) -> bool {
+        let context = [(u32::from(access) << 16) | kind.cast_unsigned(), major, minor];
+        let mut registers = [0u64; 6];
+        let mut at = 0;
+        loop {
+            let [opcode, both, low, high, a, b, c, d] = code[at].to_le_bytes();
+            at += 1;
+            let (dst, src) = (usize::from(both & 15), usize::from(both >> 4));
+            let offset = i16::from_le_bytes([low, high]);
+            let imm = i64::from(i32::from_le_bytes([a, b, c, d])).cast_unsigned();
+            let jumps = match opcode {
+                LOAD_WORD => {
+                    registers[dst] = u64::from(context[offset as usize / 4]);
+                    false
+                }
+                MOV_IMM => {
+                    registers[dst] = imm;
+                    false
+                }
+                MOV_REG => {
+                    registers[dst] = registers[src];
+                    false
+                }
+                AND_IMM => {
+                    registers[dst] &= imm;
+                    false
+                }
+                SHIFT_RIGHT_IMM => {
+                    registers[dst] >>= imm;
+                    false
+                }
+                JUMP_EQ_IMM => registers[dst] == imm,
+                JUMP_NE_IMM => registers[dst] != imm,
+                EXIT => return registers[0] == 1,
+                other => panic!("opcode {other:#x}"),
+            };
+            if jumps {
+                at += offset as usize;
+            }
+        }
+    }
+
+    #[test]
+    fn later_rules_win_for_each_access_bit() {
+        let rules = |value: serde_json::Value| initial(&serde_json::from_value::<Vec<_>>(value).unwrap()).unwrap();
+        let deny_all = serde_json::json!({ "allow": false, "access": "rwm" });
+        let allow_all = serde_json::json!({ "allow": true });
+        let sda = |allow: bool, access: &str| serde_json::json!({ "allow": allow, "type": "b", "major": 8, "minor": 0, "access": access });
+        let disks = serde_json::json!({ "allow": true, "type": "b", "major": 8, "access": "r" });
+        let cases = [
+            // (rules, kind, major, minor, access, allowed)
+            (vec![], DEV_CHAR, 1, 3, READ | WRITE, true),
+            (vec![], DEV_CHAR, 1, 11, READ, false),
+            (vec![], DEV_BLOCK, 8, 0, READ, false),
+            (vec![], DEV_BLOCK, 8, 0, MKNOD, true),
+            (vec![], DEV_BLOCK, 8, 0, MKNOD | READ, false),
+            (vec![], DEV_CHAR, 136, 77, ALL, true),
+            (vec![deny_all.clone()], DEV_CHAR, 5, 2, ALL, true),
+            (vec![allow_all.clone()], DEV_BLOCK, 8, 0, ALL, true),
+            (vec![allow_all, sda(false, "w")], DEV_BLOCK, 8, 0, WRITE, false),
+            (vec![deny_all.clone(), sda(true, "r")], DEV_BLOCK, 8, 0, READ, true),
+            (vec![deny_all.clone(), sda(true, "r")], DEV_BLOCK, 8, 0, READ | WRITE, false),
+            (vec![deny_all.clone(), sda(true, "r"), sda(true, "w")], DEV_BLOCK, 8, 0, READ | WRITE, true),
+            (vec![sda(true, "rw"), deny_all.clone()], DEV_BLOCK, 8, 0, READ, false),
+            (vec![sda(true, "rw"), sda(false, "w")], DEV_BLOCK, 8, 0, READ, true),
+            (vec![sda(true, "rw"), sda(false, "w")], DEV_BLOCK, 8, 0, WRITE, false),
+            (vec![disks.clone()], DEV_BLOCK, 8, 17, READ, true),
+            (vec![disks.clone()], DEV_CHAR, 8, 17, READ, false),
+            (vec![disks], DEV_BLOCK, 9, 0, READ, false),
+        ];
+        for (list, kind, major, minor, access, allowed) in cases {
+            let text = format!("{list:?}");
+            let code = program(&rules(serde_json::Value::Array(list)));
+            assert_eq!(run(&code, kind, access, major, minor), allowed, "{text} {kind} {major}:{minor} {access}");
+        }
+    }
+}

@@ -27,6 +27,8 @@ mod mounts;
 mod need;
 mod path;
 mod process;
+#[cfg(test)]
+mod tests;
 mod v1;
 mod v2;
 mod value;
