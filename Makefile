@@ -34,7 +34,7 @@ test: deps
 	@bash integration/test.sh
 
 build:
-	$(CARGO) build --release -p towline-lazyfs -p towline-image-tools
+	$(CARGO) build --release -p towline-lazyfs -p towline-image-tools -p towline-integration --bins
 	$(OCI_STATIC) $(CARGO) build --release -p towline-runtime --target $(STATIC_TRIPLE)
 
 install: build

@@ -23,6 +23,9 @@ const CHUNK: usize = 16 * 1024;
 /// Chunks between reader and writer: more than the bandwidth-delay product of any link the tests use (4 MiB).
 const IN_FLIGHT: usize = 256;
 
+/// How far the line may be booked ahead: more than a sleep overshoots.
+const AHEAD: Duration = Duration::from_millis(4);
+
 /// What the link is like.
 #[derive(Clone, Copy, Debug)]
 pub struct Quality {
@@ -235,8 +238,8 @@ fn read_side(
         if out.send((left + quality.round_trip / 2, buffer[..n].to_vec())).is_err() {
             return;
         }
-        // Not to read ahead of the line is what makes the sender feel the rate.
-        sleep_until(left);
+        // Not to read far ahead of the line is what makes the sender feel the rate; a little, so that it never runs idle.
+        sleep_until(left - AHEAD);
     }
 }
 
