@@ -2,6 +2,7 @@
 pub mod daemon;
 pub mod digest;
 pub mod error;
+pub mod fetch;
 mod fscontext;
 pub mod layer;
 pub mod layout;

@@ -1,0 +1,128 @@
+//! How the fetcher behaves; everything that a measurement wants to vary.
+
+use std::time::Duration;
+
+use crate::error::{Error, Outcome, Result};
+
+/// Limits and sizes of the fetcher. All bytes are compressed bytes of blobs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FetchConfig {
+    /// How far a request for a file that a program waits for goes on behind that file. 0: not at all.
+    ///
+    /// A request costs a round trip whatever its size; up to about bandwidth x round trip the bytes behind the file cost little more.
+    pub readahead: u64,
+    /// How far it goes where programs keep asking for files near each other.
+    pub readahead_max: u64,
+    /// Requests for waiting programs that run at the same time.
+    pub demand_parallel: usize,
+    /// After this a program that waits gets an error.
+    pub demand_deadline: Duration,
+    /// Whether the rest of the image is fetched without being asked for.
+    pub background: bool,
+    /// How long no program must have waited before background requests run.
+    pub background_idle: Duration,
+    /// Size of a background request while programs keep waiting for files now and then.
+    pub background_first: u64,
+    /// Size that background requests grow to in quiet times.
+    pub background_max: u64,
+    /// How long no program must have waited before regions where programs just waited are fetched further.
+    pub prefetch_idle: Duration,
+    /// Size of such a prefetch; 0: none.
+    pub prefetch: u64,
+    /// Bytes between two wanted parts that are fetched along rather than starting another request.
+    pub hole: u64,
+    /// How much of a background request is still let through when a program begins to wait.
+    pub yield_bytes: u64,
+    /// Pause after the first failure; doubles with each one that follows.
+    pub backoff_first: Duration,
+    /// The longest pause.
+    pub backoff_max: Duration,
+}
+
+impl Default for FetchConfig {
+    fn default() -> Self {
+        Self {
+            readahead: 96 << 10,
+            readahead_max: 512 << 10,
+            demand_parallel: 8,
+            demand_deadline: Duration::from_secs(30),
+            background: true,
+            background_idle: Duration::from_millis(150),
+            background_first: 256 << 10,
+            background_max: 4 << 20,
+            prefetch_idle: Duration::from_millis(4),
+            prefetch: 128 << 10,
+            hole: 16 << 10,
+            yield_bytes: 64 << 10,
+            backoff_first: Duration::from_millis(100),
+            backoff_max: Duration::from_secs(20),
+        }
+    }
+}
+
+impl FetchConfig {
+    /// Changes the defaults by `name=value,name=value`. Bytes are plain numbers, times milliseconds, switches `on` or `off`; the
+    /// names are those of the fields with dashes for underscores or as they are.
+    pub fn parse(text: &str) -> Result<Self> {
+        let mut config = Self::default();
+        for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+            let tried = || format!("reading the fetch option `{item}`");
+            let (name, value) = item
+                .split_once('=')
+                .ok_or_else(|| Error::new(Outcome::BadInput, tried()).because("it is not of the form NAME=VALUE"))?;
+            config.set(&name.replace('-', "_"), value).map_err(|why| Error::new(Outcome::BadInput, tried()).because(why))?;
+        }
+        Ok(config)
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
+        let number = || value.parse::<u64>().map_err(|_| format!("`{value}` is not a number"));
+        let time = || number().map(Duration::from_millis);
+        match name {
+            "readahead" => self.readahead = number()?,
+            "readahead_max" => self.readahead_max = number()?,
+            "demand_parallel" => self.demand_parallel = usize::try_from(number()?.clamp(1, 64)).expect("at most 64"),
+            "demand_deadline" => self.demand_deadline = time()?,
+            "background" => {
+                self.background = match value {
+                    "on" => true,
+                    "off" => false,
+                    _ => return Err(format!("`{value}` is neither on nor off")),
+                }
+            }
+            "background_idle" => self.background_idle = time()?,
+            "background_first" => self.background_first = number()?.max(4096),
+            "background_max" => self.background_max = number()?.max(4096),
+            "prefetch_idle" => self.prefetch_idle = time()?,
+            "prefetch" => self.prefetch = number()?,
+            "hole" => self.hole = number()?,
+            "yield_bytes" => self.yield_bytes = number()?,
+            "backoff_first" => self.backoff_first = time()?,
+            "backoff_max" => self.backoff_max = time()?,
+            _ => return Err("there is no option of that name".to_owned()),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_read() {
+        let config = FetchConfig::parse("readahead=0, background=off,background-idle=20").unwrap();
+        let wanted =
+            FetchConfig { readahead: 0, background: false, background_idle: Duration::from_millis(20), ..FetchConfig::default() };
+        assert_eq!(config, wanted);
+        assert_eq!(FetchConfig::parse("").unwrap(), FetchConfig::default());
+        for (text, why) in [
+            ("readahead", "NAME=VALUE"),
+            ("readahead=x", "not a number"),
+            ("background=1", "neither on nor off"),
+            ("speed=1", "no option of that name"),
+        ] {
+            assert!(FetchConfig::parse(text).unwrap_err().one_line().contains(why), "{text}");
+        }
+    }
+}

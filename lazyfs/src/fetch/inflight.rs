@@ -1,0 +1,189 @@
+//! What is being fetched right now: one table for all images, keyed by content.
+//!
+//! A [`Claim`] says "I bring this file"; there is at most one per file, and dropping it without a result releases the file, so that
+//! an abandoned or failed transfer never leaves anybody waiting. Whoever finds a file claimed waits on its [`Flight`].
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use tokio::sync::{Notify, watch};
+
+use crate::digest::Digest;
+use crate::error::Error;
+
+/// Who caused a transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// A program waits for the file.
+    Demand,
+    /// It lies near a file that a program waited for.
+    Readahead,
+    /// The image is to become local.
+    Background,
+}
+
+/// Reaches a transfer from outside.
+#[derive(Debug, Default)]
+pub(super) struct Control {
+    urgent: AtomicBool,
+    urged: Notify,
+}
+
+impl Control {
+    /// A program waits for something that this transfer brings: it must not make room for others any more.
+    pub fn urge(&self) {
+        if !self.urgent.swap(true, Ordering::Relaxed) {
+            self.urged.notify_waiters();
+        }
+    }
+
+    /// Whether a program waits for it.
+    pub fn is_urgent(&self) -> bool {
+        self.urgent.load(Ordering::Relaxed)
+    }
+
+    /// Ends when it becomes urgent.
+    pub async fn urged(&self) {
+        let notified = self.urged.notified();
+        if !self.is_urgent() {
+            notified.await;
+        }
+    }
+}
+
+/// How a flight ended, or that it has not.
+#[derive(Clone, Debug)]
+pub(super) enum Landing {
+    /// On its way.
+    Pending,
+    /// The object is in the store.
+    Stored,
+    /// It could not be had.
+    Failed(Arc<Error>),
+    /// Nobody brings it any more; whoever still wants it claims it.
+    Released,
+}
+
+/// A file that somebody brings.
+#[derive(Debug)]
+pub(super) struct Flight {
+    landing: watch::Sender<Landing>,
+    /// The transfer that brings it.
+    pub control: Arc<Control>,
+}
+
+impl Flight {
+    /// Ends when the flight has ended, and says how.
+    pub async fn landed(&self) -> Landing {
+        let mut landing = self.landing.subscribe();
+        match landing.wait_for(|landing| !matches!(landing, Landing::Pending)).await {
+            Ok(landing) => landing.clone(),
+            Err(_) => Landing::Released,
+        }
+    }
+}
+
+/// The table.
+#[derive(Debug, Default)]
+pub(super) struct InFlight {
+    flights: Mutex<HashMap<Digest, Arc<Flight>>>,
+}
+
+/// What [`InFlight::claim`] found.
+pub(super) enum Claimed {
+    /// Nobody brings the file: the caller does.
+    Mine(Claim),
+    /// Somebody does.
+    Theirs(Arc<Flight>),
+}
+
+/// The right and duty to bring one file.
+#[derive(Debug)]
+pub(super) struct Claim {
+    table: Arc<InFlight>,
+    digest: Digest,
+    flight: Arc<Flight>,
+}
+
+impl InFlight {
+    /// Claims a file for the transfer with this control.
+    pub fn claim(self: &Arc<Self>, digest: Digest, control: &Arc<Control>) -> Claimed {
+        let mut flights = self.lock();
+        if let Some(flight) = flights.get(&digest) {
+            return Claimed::Theirs(Arc::clone(flight));
+        }
+        let flight = Arc::new(Flight { landing: watch::Sender::new(Landing::Pending), control: Arc::clone(control) });
+        flights.insert(digest, Arc::clone(&flight));
+        Claimed::Mine(Claim { table: Arc::clone(self), digest, flight })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Flight>>> {
+        self.flights.lock().expect("no holder of this lock panics")
+    }
+}
+
+impl Claim {
+    /// The file.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// The flight that others wait on.
+    pub fn flight(&self) -> &Arc<Flight> {
+        &self.flight
+    }
+
+    /// Ends the flight and wakes everybody who waits for it.
+    pub fn land(self, landing: Landing) {
+        self.flight.landing.send_replace(landing);
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.table.lock().remove(&self.digest);
+        self.flight.landing.send_if_modified(|landing| {
+            let open = matches!(landing, Landing::Pending);
+            if open {
+                *landing = Landing::Released;
+            }
+            open
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Outcome;
+
+    #[tokio::test]
+    async fn one_brings_and_all_others_wait() {
+        let table = Arc::new(InFlight::default());
+        let digest = Digest::of(b"a");
+        let fail = || Landing::Failed(Arc::new(Error::new(Outcome::Unavailable, "x")));
+        let ends: [(Option<Landing>, &str); 3] =
+            [(Some(Landing::Stored), "Stored"), (Some(fail()), "Failed"), (None, "Released")];
+        for (end, wanted) in ends {
+            let Claimed::Mine(claim) = table.claim(digest, &Arc::default()) else { panic!("claimed already") };
+            let Claimed::Theirs(flight) = table.claim(digest, &Arc::default()) else { panic!("claimed twice") };
+            let waiter = tokio::spawn(async move { flight.landed().await });
+            tokio::task::yield_now().await;
+            match end {
+                Some(landing) => claim.land(landing),
+                None => drop(claim),
+            }
+            assert!(format!("{:?}", waiter.await.unwrap()).starts_with(wanted), "not {wanted}");
+        }
+        assert!(table.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn urging_is_remembered() {
+        let control = Control::default();
+        control.urge();
+        control.urged().await;
+        assert!(control.is_urgent());
+    }
+}

@@ -1,0 +1,187 @@
+//! The fetcher: brings the content of attached images into the store, what programs wait for first.
+//!
+//! ```text
+//! FUSE trigger --demand--> claim --> span: the file and what lies behind it --> transfer --> Cas --> waiters wake
+//! background   --sweep---> claims -> spans in blob order, in quiet times only --^
+//! ```
+//!
+//! | module   | what |
+//! |----------|------|
+//! | schedule | who fetches what and when: demand, readahead, background |
+//! | inflight | which files are on their way, and who waits for them |
+//! | span     | planning of one request (pure) |
+//! | transfer | one span: requests, retries, making room |
+//! | decode   | bytes of a blob -> verified objects (state machine) |
+//! | gaps     | what lies between files, kept until a layer is verified |
+//! | gate     | whether a program waits |
+//! | image    | what is known of an attached image |
+//! | stream   | a whole blob in order, for layers without random access |
+//!
+//! A file becomes visible in the store only when every chunk and the whole of it have the right digest. A file that comes damaged
+//! twice is given up: whoever wants it gets an error that names image, layer and offset.
+//!
+//! Locks are held for a look or a change, never across an await; none is taken while another is held, except the gap log's, which
+//! nests in nothing.
+
+mod backoff;
+mod config;
+mod decode;
+pub mod gaps;
+mod gate;
+mod image;
+mod inflight;
+mod schedule;
+mod span;
+pub mod stream;
+mod transfer;
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use tokio::sync::{Semaphore, watch};
+
+pub use config::FetchConfig;
+pub use image::ImageContent;
+
+use crate::daemon::protocol::Progress;
+use crate::digest::Digest;
+use crate::error::{Error, Outcome, Result};
+use crate::store::Store;
+use gate::Gate;
+use image::Image;
+use inflight::InFlight;
+
+/// Fetches for all attached images. Its functions are to be called in a tokio runtime with several threads.
+pub struct Fetcher {
+    store: Arc<Store>,
+    config: FetchConfig,
+    images: Mutex<Vec<Arc<Image>>>,
+    inflight: Arc<InFlight>,
+    gate: Gate,
+    demands: Semaphore,
+}
+
+impl Fetcher {
+    /// A fetcher that brings content into `store`.
+    pub fn new(store: Arc<Store>, config: FetchConfig) -> Arc<Self> {
+        let demands = Semaphore::new(config.demand_parallel);
+        Arc::new(Self { store, config, images: Mutex::default(), inflight: Arc::default(), gate: Gate::default(), demands })
+    }
+
+    /// Makes the content of an image available to [`Fetcher::demand`]. An image that is attached already is replaced, with what was
+    /// learnt of damage in it.
+    pub fn attach(self: &Arc<Self>, content: ImageContent) {
+        let image = Arc::new(Image::new(content));
+        {
+            let mut images = self.images();
+            images.retain(|other| other.content.image != image.content.image);
+            images.push(Arc::clone(&image));
+        }
+        let fetcher = Arc::clone(self);
+        // Only progress needs this, so nobody waits for it; what is fetched is looked up in the store one by one.
+        drop(tokio::task::spawn_blocking(move || fetcher.find_local(&image)));
+    }
+
+    /// Forgets an image. Transfers for files that programs wait for end by themselves.
+    pub fn detach(&self, image: &Digest) {
+        self.images().retain(|other| other.content.image != *image);
+    }
+
+    /// How far an attached image is. For one that is not attached a receiver that never changes.
+    pub fn progress(&self, image: &Digest) -> watch::Receiver<Progress> {
+        match self.attached(image) {
+            Some(image) => image.progress.subscribe(),
+            None => watch::Sender::new(Progress::default()).subscribe(),
+        }
+    }
+
+    /// Brings a file that a program waits for; when this ends well it is in the store. Ends after
+    /// [`FetchConfig::demand_deadline`] at the latest.
+    pub async fn demand(self: &Arc<Self>, file: &Digest) -> Result<()> {
+        if self.store.cas().contains(file) {
+            return Ok(());
+        }
+        let _waiting = self.gate.enter();
+        match tokio::time::timeout(self.config.demand_deadline, self.bring(*file)).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::new(Outcome::Unavailable, format!("fetching file {file}"))
+                .because(format!("it had not come after {} s", self.config.demand_deadline.as_secs_f32()))
+                .advise("is the registry reachable? The log of towlined says more")),
+        }
+    }
+
+    /// Brings everything that is missing, behind all demands. Ends when every file is local. Goes on through failures that
+    /// may pass, for ever; a file that is damaged in the registry is [`Outcome::Integrity`] once everything else is here. Dropping
+    /// this stops it; what is local stays.
+    pub async fn background(self: &Arc<Self>, image: &Digest) -> Result<()> {
+        let image = self
+            .attached(image)
+            .ok_or_else(|| Error::new(Outcome::NotFound, format!("fetching image {image}")).because("it is not attached"))?;
+        if !self.config.background {
+            return std::future::pending().await;
+        }
+        self.sweep(&image).await;
+        self.conclude(&image)
+    }
+
+    fn conclude(&self, image: &Arc<Image>) -> Result<()> {
+        for (number, layer) in image.layers.iter().enumerate() {
+            if self.is_swept(image, number) {
+                image.count_whole(layer);
+            }
+        }
+        match image.any_damage() {
+            None => Ok(()),
+            Some((error, count)) => {
+                Err(Error::shared(format!("fetching {} ({count} damaged files)", image.content.name), &error))
+            }
+        }
+    }
+
+    /// Which of the attached images has the file, in which layer, at which place in it.
+    fn find(&self, file: &Digest) -> Result<(Arc<Image>, usize, usize)> {
+        let tried = || format!("fetching file {file}");
+        let mut damage = None;
+        let images: Vec<Arc<Image>> = self.images().clone();
+        for image in images {
+            match (image.find(file), image.damage(file)) {
+                (Some((layer, nth)), None) => return Ok((image, layer, nth)),
+                (_, Some(error)) => damage = Some(error),
+                (None, None) if image.content.table.lookup(file).is_some() => {
+                    let why = format!("its layer in {} has no random access, and it is missing in the store", image.content.name);
+                    return Err(Error::new(Outcome::NotFound, tried()).because(why).advise("pull the image again"));
+                }
+                (None, None) => {}
+            }
+        }
+        match damage {
+            Some(error) => Err(Error::shared(tried(), &error)),
+            None => Err(Error::new(Outcome::NotFound, tried()).because("no image that is being fetched has it")),
+        }
+    }
+
+    fn find_local(&self, image: &Image) {
+        match self.store.cas().list() {
+            Ok(objects) => objects.iter().filter_map(|digest| image.find(digest)).for_each(|(layer, nth)| {
+                image.mark_local(layer, nth);
+            }),
+            Err(error) => tracing::warn!("the progress shown is too low: {}", error.one_line()),
+        }
+    }
+
+    fn attached(&self, image: &Digest) -> Option<Arc<Image>> {
+        self.images().iter().find(|attached| attached.content.image == *image).cloned()
+    }
+
+    fn images(&self) -> MutexGuard<'_, Vec<Arc<Image>>> {
+        self.images.lock().expect("no holder of this lock panics")
+    }
+}
+
+impl std::fmt::Debug for Fetcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fetcher").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,318 @@
+//! Who fetches what, and when.
+//!
+//! ```text
+//! demand      at once; one request per file, extended to the files behind it; a few at a time
+//! readahead   places where programs just waited are fetched further once nobody has waited for a moment
+//! background  a sweep over all layers in blob order once nobody has waited for a while, in requests that grow in quiet times
+//! ```
+//!
+//! The reason for the second: programs open files one after the other, and between two of them the line is idle. What lies behind
+//! the files that they opened last is what they open next more often than anything else.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Fetcher;
+use super::backoff::{Backoff, may_pass};
+use super::image::Image;
+use super::inflight::{Claim, Claimed, Control, Landing, Origin};
+use super::span::{Limits, Part, plan};
+use super::transfer::Transfer;
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::layer::LayerKind;
+
+/// How long a background transfer tries to go on before it lets go of its files.
+const BACKGROUND_PATIENCE: Duration = Duration::from_millis(50);
+/// Pause before the sweep looks again at files that somebody else was bringing.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Background requests double in size after each of these without anybody waiting.
+const GROW_EVERY: Duration = Duration::from_millis(500);
+
+impl Fetcher {
+    /// Brings a file that a program waits for, or waits with it for whoever brings it.
+    pub(super) async fn bring(self: &Arc<Self>, file: Digest) -> Result<()> {
+        loop {
+            if self.store.cas().contains(&file) {
+                return Ok(());
+            }
+            let (image, layer, nth) = self.find(&file)?;
+            let control = Arc::default();
+            let flight = match self.inflight.claim(file, &control) {
+                Claimed::Theirs(flight) => {
+                    flight.control.urge();
+                    flight
+                }
+                Claimed::Mine(claim) => {
+                    let flight = Arc::clone(claim.flight());
+                    image.progress.send_modify(|progress| progress.demanded_files += 1);
+                    // A task of its own: the program may die, but others may wait for the same file by then.
+                    tokio::spawn(Arc::clone(self).demanded(image, layer, nth, claim, control));
+                    flight
+                }
+            };
+            match flight.landed().await {
+                Landing::Stored => return Ok(()),
+                Landing::Failed(error) => return Err(Error::shared(format!("fetching file {file}"), &error)),
+                Landing::Pending | Landing::Released => {}
+            }
+        }
+    }
+
+    async fn demanded(self: Arc<Self>, image: Arc<Image>, layer: usize, nth: usize, claim: Claim, control: Arc<Control>) {
+        let _permit = self.demands.acquire().await.expect("the semaphore is never closed");
+        let deadline = self.config.demand_deadline;
+        let backoff = || Backoff::new(self.config.backoff_first, self.config.backoff_max, Some(deadline));
+        let transfer = self.plan_demand(&image, layer, nth, claim, control);
+        if let Err(error) = self.deliver(transfer, backoff).await {
+            tracing::debug!("{}", error.one_line());
+        }
+    }
+
+    fn plan_demand(&self, image: &Arc<Image>, layer: usize, nth: usize, claim: Claim, control: Arc<Control>) -> Transfer {
+        let wanted = image.layers[layer].extents[nth].clone();
+        let heat = image.heat(layer, wanted.start, wanted.end);
+        let window = self.config.readahead << (heat - 1);
+        let limits = Limits {
+            budget: wanted.end - wanted.start + window.min(self.config.readahead_max.max(self.config.readahead)),
+            hole: self.config.hole,
+        };
+        let mut first = Some(claim);
+        let mut claims = Vec::new();
+        let parts = plan(&image.layers[layer].extents, image.layers[layer].gap_ranges(), wanted.start, limits, |part| {
+            match (part, first.take()) {
+                (Part::File(n), Some(claim)) if n == nth => {
+                    claims.push(claim);
+                    true
+                }
+                (_, Some(claim)) => {
+                    first = Some(claim);
+                    false
+                }
+                (part, None) => window > 0 && self.take(image, layer, part, &control, &mut claims) == Take::Mine,
+            }
+        });
+        let transfer = self.make(image, layer, parts, claims, Origin::Demand, control);
+        let end = transfer.segments.last().map_or(wanted.end, |segment| segment.range().end);
+        image.cooled(layer, wanted.end, end);
+        image.heated.notify_waiters();
+        Transfer { demand_end: wanted.end, ..transfer }
+    }
+
+    fn make(
+        &self,
+        image: &Arc<Image>,
+        layer: usize,
+        parts: Vec<Part>,
+        claims: Vec<Claim>,
+        origin: Origin,
+        control: Arc<Control>,
+    ) -> Transfer {
+        let segments = parts.into_iter().map(|part| image.segment(layer, part)).collect();
+        Transfer { image: Arc::clone(image), layer, segments, claims, origin, control, demand_end: 0 }
+    }
+
+    /// Claims a part for a transfer, if it is worth fetching.
+    fn take(&self, image: &Image, layer: usize, part: Part, control: &Arc<Control>, claims: &mut Vec<Claim>) -> Take {
+        if image.layers[layer].is_local(part) {
+            return Take::Nothing;
+        }
+        let Part::File(nth) = part else { return Take::Mine };
+        let digest = image.layers[layer].files[nth].digest;
+        if image.damage(&digest).is_some() {
+            return Take::Nothing;
+        }
+        match self.inflight.claim(digest, control) {
+            Claimed::Theirs(_) => Take::Theirs,
+            // Asked after the claim: whoever brought it a moment ago has stored it before letting go.
+            Claimed::Mine(_) if self.store.cas().contains(&digest) => {
+                image.mark_local(layer, nth);
+                Take::Nothing
+            }
+            Claimed::Mine(claim) => {
+                claims.push(claim);
+                Take::Mine
+            }
+        }
+    }
+
+    /// Carries a transfer out, and gives damaged files one more try, each with a request of its own.
+    async fn deliver(self: &Arc<Self>, transfer: Transfer, backoff: impl Fn() -> Backoff) -> Result<bool> {
+        let (image, layer, origin) = (Arc::clone(&transfer.image), transfer.layer, transfer.origin);
+        let control = Arc::clone(&transfer.control);
+        let report = self.transfer(transfer, backoff()).await?;
+        for (damage, claim) in report.damaged {
+            tracing::warn!(
+                "file {} of {} came damaged from layer {} at offset {} ({}); asking for it again",
+                damage.file,
+                image.content.name,
+                image.layers[layer].record.digest,
+                damage.offset,
+                damage.why
+            );
+            let (_, nth) = image.find(&damage.file).expect("it was planned from the table");
+            let again = self.make(&image, layer, vec![Part::File(nth)], vec![claim], origin, Arc::clone(&control));
+            for (damage, claim) in self.transfer(again, backoff()).await?.damaged {
+                let error = image.give_up(layer, &damage);
+                tracing::error!("{}", error.one_line());
+                claim.land(Landing::Failed(error));
+            }
+        }
+        Ok(report.yielded)
+    }
+
+    /// Fetches everything that is missing; ends when nothing is, but for files that are damaged.
+    pub(super) async fn sweep(self: &Arc<Self>, image: &Arc<Image>) {
+        let mut cursor = Cursor::default();
+        let mut pauses = Backoff::new(self.config.backoff_first, self.config.backoff_max, None);
+        loop {
+            let hot = self.turn(image).await;
+            let transfer = match hot.or_else(|| self.plan_sweep(image, &mut cursor)) {
+                Some(transfer) => transfer,
+                None if std::mem::take(&mut cursor).missed => {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                    continue;
+                }
+                None => return,
+            };
+            let begin = (transfer.layer, transfer.segments.first().map_or(0, |segment| segment.range().start));
+            let backoff = || Backoff::new(self.config.backoff_first, self.config.backoff_max, Some(BACKGROUND_PATIENCE));
+            match self.deliver(transfer, backoff).await {
+                Ok(false) => pauses.reset(),
+                Ok(true) => cursor.back_to(begin),
+                Err(error) => {
+                    cursor.back_to(begin);
+                    self.wait_out(image, &mut pauses, error).await;
+                }
+            }
+        }
+    }
+
+    async fn wait_out(&self, image: &Image, pauses: &mut Backoff, error: Error) {
+        let pause = match may_pass(&error) {
+            true => pauses.next(error.asked_to_wait()),
+            false => self.config.backoff_max,
+        };
+        if !pause.is_zero() {
+            tracing::warn!("fetching {} goes on in {pause:.1?}: {}", image.content.name, error.one_line());
+        }
+        tokio::time::sleep(pause).await;
+    }
+
+    /// Waits until it is the background's turn. `Some` where a place deserves to be fetched ahead of the sweep.
+    async fn turn(&self, image: &Arc<Image>) -> Option<Transfer> {
+        loop {
+            let heated = image.heated.notified();
+            if self.config.prefetch > 0 {
+                self.gate.quiet(self.config.prefetch_idle).await;
+                if let Some(transfer) = self.plan_hot(image) {
+                    return Some(transfer);
+                }
+            }
+            tokio::select! {
+                () = self.gate.quiet(self.config.background_idle) => return None,
+                () = heated => {}
+            }
+        }
+    }
+
+    fn plan_hot(&self, image: &Arc<Image>) -> Option<Transfer> {
+        while let Some(hot) = image.hottest() {
+            let (control, mut claims) = (Arc::default(), Vec::new());
+            let layer = &image.layers[hot.layer];
+            let limits = Limits { budget: self.config.prefetch, hole: self.config.hole };
+            let parts = plan(&layer.extents, layer.gap_ranges(), hot.from, limits, |part| {
+                // A large file is not what a program that reads many small ones wants next.
+                let extent = layer.extent(part);
+                let small = extent.end - extent.start <= self.config.prefetch;
+                let near = extent.start < hot.from + self.config.prefetch * 4;
+                near && small && self.take(image, hot.layer, part, &control, &mut claims) == Take::Mine
+            });
+            if let Some(last) = parts.last() {
+                image.cooled(hot.layer, hot.from, layer.extent(*last).end);
+                return Some(self.make(image, hot.layer, parts, claims, Origin::Readahead, control));
+            }
+        }
+        None
+    }
+
+    fn plan_sweep(&self, image: &Arc<Image>, cursor: &mut Cursor) -> Option<Transfer> {
+        let limits = Limits { budget: self.budget(image), hole: self.config.hole };
+        while let Some(layer) = image.layers.get(cursor.layer) {
+            let (control, mut claims) = (Arc::default(), Vec::new());
+            let mut missed = false;
+            let parts = plan(&layer.extents, layer.gap_ranges(), cursor.from, limits, |part| {
+                match self.take(image, cursor.layer, part, &control, &mut claims) {
+                    Take::Mine => true,
+                    Take::Nothing => false,
+                    Take::Theirs => {
+                        missed = true;
+                        false
+                    }
+                }
+            });
+            cursor.missed |= missed;
+            if let Some(last) = parts.last() {
+                // Parts that were passed over lie behind the first, so a later pass is for them.
+                cursor.from = layer.extent(*last).start + 1;
+                cursor.missed = true;
+                return Some(self.make(image, cursor.layer, parts, claims, Origin::Background, control));
+            }
+            (cursor.layer, cursor.from) = (cursor.layer + 1, 0);
+        }
+        None
+    }
+
+    /// How large a background request may be now.
+    pub(super) fn budget(&self, image: &Image) -> u64 {
+        let quiet = self.gate.quiet_since(image.attached);
+        let doublings = (quiet.as_millis() / GROW_EVERY.as_millis()).min(16) as u32;
+        (self.config.background_first << doublings).min(self.config.background_max.max(self.config.background_first))
+    }
+
+    /// Notes in every image that has the file that it is here now.
+    pub(super) fn stored(&self, file: &Digest) {
+        for image in self.images().iter() {
+            if let Some((layer, nth)) = image.find(file) {
+                image.mark_local(layer, nth);
+            }
+        }
+    }
+
+    /// Whether anything that could be fetched is missing in a layer, for [`Image::count_whole`].
+    pub(super) fn is_swept(&self, image: &Image, layer: usize) -> bool {
+        let layer = &image.layers[layer];
+        let files = (0..layer.files.len()).map(Part::File);
+        let gaps = (0..layer.gap_ranges().len()).map(Part::Gap);
+        layer.record.kind == LayerKind::Stream || files.chain(gaps).all(|part| layer.is_local(part))
+    }
+}
+
+/// What [`Fetcher::take`] did.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Take {
+    /// The part is this transfer's.
+    Mine,
+    /// Somebody else brings it.
+    Theirs,
+    /// There is nothing to bring.
+    Nothing,
+}
+
+/// How far the sweep has come.
+#[derive(Default)]
+struct Cursor {
+    layer: usize,
+    from: u64,
+    /// Whether something was left out, so that another pass is due.
+    missed: bool,
+}
+
+impl Cursor {
+    fn back_to(&mut self, (layer, from): (usize, u64)) {
+        if (layer, from) < (self.layer, self.from) {
+            (self.layer, self.from) = (layer, from);
+        }
+        self.missed = true;
+    }
+}

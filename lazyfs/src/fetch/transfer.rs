@@ -1,0 +1,277 @@
+//! Carries out one span: range requests into the decoder, and every file to whoever waits for it the moment it is complete.
+//!
+//! ```text
+//! source --pieces--> transfer task --bounded channel--> blocking thread: decoder -> Cas -> claims land
+//! ```
+//!
+//! A connection that breaks is taken up where it broke; the decoder just waits. A background transfer makes room when a program
+//! begins to wait: it ends behind the file that is arriving, lets go of the others, and pauses until it is quiet again or until the
+//! program turns out to wait for that very file.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use tokio::sync::mpsc;
+
+use super::Fetcher;
+use super::backoff::Backoff;
+use super::decode::{Damage, Decoder, Event, Segment};
+use super::image::Image;
+use super::inflight::{Claim, Control, Landing, Origin};
+use super::span::cut;
+use crate::digest::Digest;
+use crate::error::{Error, Outcome, Result};
+use crate::source::ByteStream;
+
+/// Pieces between network and decoder. A piece is what one read from a connection gave, some tens of kilobytes.
+const AHEAD: usize = 8;
+
+/// A span that is to be fetched.
+pub(super) struct Transfer {
+    pub image: Arc<Image>,
+    pub layer: usize,
+    /// Ascending, not overlapping, not empty.
+    pub segments: Vec<Segment>,
+    /// The right to bring each of the files in `segments`.
+    pub claims: Vec<Claim>,
+    pub origin: Origin,
+    pub control: Arc<Control>,
+    /// Where the part ends that a program waits for; what follows counts as readahead.
+    pub demand_end: u64,
+}
+
+/// What became of a transfer that ended without an error.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    /// Files that came damaged; their claims are still held.
+    pub damaged: Vec<(Damage, Claim)>,
+    /// Whether it made room before its end.
+    pub yielded: bool,
+}
+
+/// What the task and the decoding thread share.
+struct Arrivals {
+    image: Arc<Image>,
+    layer: usize,
+    claims: Mutex<HashMap<Digest, Claim>>,
+    damaged: Mutex<Vec<Damage>>,
+}
+
+/// The task's side.
+struct Course<'a> {
+    fetcher: &'a Fetcher,
+    transfer: &'a Transfer,
+    files: Vec<Range<u64>>,
+    position: u64,
+    end: u64,
+    yielded: bool,
+}
+
+impl Fetcher {
+    /// Carries a transfer out. On an error all its claims end with it: that of a demand as failed, others released.
+    pub(super) async fn transfer(self: &Arc<Self>, mut transfer: Transfer, mut backoff: Backoff) -> Result<Report> {
+        let claims = std::mem::take(&mut transfer.claims);
+        let arrivals = Arc::new(Arrivals {
+            image: Arc::clone(&transfer.image),
+            layer: transfer.layer,
+            claims: Mutex::new(claims.into_iter().map(|claim| (*claim.digest(), claim)).collect()),
+            damaged: Mutex::default(),
+        });
+        let (sender, pieces) = mpsc::channel(AHEAD);
+        let thread = {
+            let (fetcher, arrivals, segments) = (Arc::clone(self), Arc::clone(&arrivals), transfer.segments.clone());
+            tokio::task::spawn_blocking(move || arrivals.decode(&fetcher, segments, pieces))
+        };
+        let mut course = Course::new(self, &transfer);
+        let fetched = course.run(&sender, &arrivals, &mut backoff).await;
+        drop(sender);
+        let decoded = match thread.await {
+            Ok(decoded) => decoded,
+            Err(e) => Err(Error::new(Outcome::Io, "decoding a layer").because(e)),
+        };
+        // The local failure is the cause where there is one: it ends the reading too.
+        match decoded.and(fetched) {
+            Ok(()) => Ok(Report { damaged: arrivals.take_damaged(), yielded: course.yielded }),
+            Err(error) => Err(arrivals.fail(&transfer, error)),
+        }
+    }
+}
+
+impl<'a> Course<'a> {
+    fn new(fetcher: &'a Fetcher, transfer: &'a Transfer) -> Self {
+        let is_file = |segment: &&Segment| matches!(segment, Segment::File(_));
+        let files = transfer.segments.iter().filter(is_file).map(Segment::range).collect();
+        let position = transfer.segments.first().map_or(0, |segment| segment.range().start);
+        let end = transfer.segments.last().map_or(position, |segment| segment.range().end);
+        Self { fetcher, transfer, files, position, end, yielded: false }
+    }
+
+    async fn run(&mut self, sender: &mpsc::Sender<Bytes>, arrivals: &Arrivals, backoff: &mut Backoff) -> Result<()> {
+        let image = &self.transfer.image;
+        let blob = image.layers[self.transfer.layer].record.digest;
+        while self.position < self.end {
+            if self.may_yield() {
+                tokio::select! {
+                    () = self.fetcher.gate.quiet(self.idle()) => {}
+                    () = self.transfer.control.urged() => {}
+                }
+            }
+            let before = self.position;
+            let stop = if self.may_yield() { self.end.min(self.position + self.fetcher.budget(image)) } else { self.end };
+            let failure = match image.content.source.open(blob, self.position..stop).await {
+                Ok(stream) => self.receive(stream, stop, sender, arrivals).await,
+                Err(error) => Err(error),
+            };
+            if self.position > before {
+                backoff.reset();
+            }
+            if let Err(error) = failure {
+                if sender.is_closed() {
+                    return Ok(());
+                }
+                backoff.pause(error).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads one response.
+    async fn receive(
+        &mut self,
+        mut stream: ByteStream,
+        stop: u64,
+        sender: &mpsc::Sender<Bytes>,
+        arrivals: &Arrivals,
+    ) -> Result<()> {
+        while self.position < stop.min(self.end) {
+            let Some(piece) = stream.next().await.transpose()? else {
+                let tried = format!("reading {}", self.transfer.image.content.source.name());
+                return Err(Error::new(Outcome::Unavailable, tried).because("the response ended early"));
+            };
+            let start = self.position;
+            self.position += piece.len() as u64;
+            self.count(start, piece.len() as u64);
+            if sender.send(piece).await.is_err() {
+                let tried = "storing what was received";
+                return Err(Error::new(Outcome::Io, tried).because("the decoder has stopped"));
+            }
+            let left = stop.min(self.end).saturating_sub(self.position);
+            let in_the_way = left > self.fetcher.config.yield_bytes && self.fetcher.gate.is_busy();
+            if self.transfer.origin != Origin::Demand && in_the_way {
+                self.make_room(arrivals);
+                // The rest of the response would hold the line: whoever waits needs it now.
+                if self.may_yield() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn may_yield(&self) -> bool {
+        self.transfer.origin != Origin::Demand && !self.transfer.control.is_urgent()
+    }
+
+    fn idle(&self) -> std::time::Duration {
+        match self.transfer.origin {
+            Origin::Readahead => self.fetcher.config.prefetch_idle,
+            Origin::Demand | Origin::Background => self.fetcher.config.background_idle,
+        }
+    }
+
+    fn make_room(&mut self, arrivals: &Arrivals) {
+        let end = cut(&self.files, self.position, self.fetcher.config.yield_bytes, self.end);
+        if end < self.end {
+            (self.end, self.yielded) = (end, true);
+            let kept = self.transfer.segments.iter().filter(|segment| segment.range().start < end);
+            arrivals.keep_only(kept);
+        }
+    }
+
+    fn count(&self, start: u64, len: u64) {
+        let image = &self.transfer.image;
+        let demanded = self.transfer.demand_end.saturating_sub(start).min(len);
+        match self.transfer.origin {
+            Origin::Demand => {
+                image.count_fetched(Origin::Demand, demanded);
+                image.count_fetched(Origin::Readahead, len - demanded);
+            }
+            other => image.count_fetched(other, len),
+        }
+    }
+}
+
+impl Arrivals {
+    /// Runs on a blocking thread until the pieces end.
+    fn decode(&self, fetcher: &Fetcher, segments: Vec<Segment>, mut pieces: mpsc::Receiver<Bytes>) -> Result<()> {
+        let mut decoder = Decoder::new(fetcher.store.cas(), segments)
+            .map_err(|e| Error::new(Outcome::Io, "setting up the decompressor").because(e))?;
+        let mut gap_failed = Ok(());
+        while let Some(piece) = pieces.blocking_recv() {
+            decoder.push(&piece, &mut |event| match event {
+                Event::Stored(file) => {
+                    fetcher.stored(&file);
+                    if let Some(claim) = self.claims().remove(&file) {
+                        claim.land(Landing::Stored);
+                    }
+                }
+                Event::Damaged(damage) => self.damaged().push(damage),
+                Event::Gap(offset, bytes) => {
+                    let layer = &self.image.layers[self.layer];
+                    match layer.keep_gap(offset, &bytes) {
+                        Ok(()) => self.image.count_local(layer, bytes.len() as u64),
+                        Err(e) => gap_failed = Err(e),
+                    }
+                }
+            })?;
+            std::mem::replace(&mut gap_failed, Ok(()))?;
+        }
+        Ok(())
+    }
+
+    /// Lets go of all files but these.
+    fn keep_only<'a>(&self, segments: impl Iterator<Item = &'a Segment>) {
+        let kept: Vec<Digest> = segments
+            .filter_map(|segment| match segment {
+                Segment::File(plan) => Some(plan.digest),
+                Segment::Gap(_) => None,
+            })
+            .collect();
+        self.claims().retain(|digest, _| kept.contains(digest));
+    }
+
+    fn take_damaged(&self) -> Vec<(Damage, Claim)> {
+        let mut claims = self.claims();
+        self.damaged().drain(..).filter_map(|damage| Some((claims.remove(&damage.file)?, damage))).map(|(c, d)| (d, c)).collect()
+    }
+
+    /// Ends all flights after an error. The first file is the one that a demand is about.
+    fn fail(&self, transfer: &Transfer, error: Error) -> Error {
+        let mut claims = self.claims();
+        if transfer.origin != Origin::Demand {
+            claims.clear();
+            return error;
+        }
+        let shared = Arc::new(error);
+        let wanted = transfer.segments.iter().find_map(|segment| match segment {
+            Segment::File(plan) => Some(plan.digest),
+            Segment::Gap(_) => None,
+        });
+        if let Some(claim) = wanted.and_then(|file| claims.remove(&file)) {
+            claim.land(Landing::Failed(Arc::clone(&shared)));
+        }
+        claims.clear();
+        Error::shared(format!("fetching from {}", transfer.image.content.source.name()), &shared)
+    }
+
+    fn claims(&self) -> MutexGuard<'_, HashMap<Digest, Claim>> {
+        self.claims.lock().expect("no holder of this lock panics")
+    }
+
+    fn damaged(&self) -> MutexGuard<'_, Vec<Damage>> {
+        self.damaged.lock().expect("no holder of this lock panics")
+    }
+}
