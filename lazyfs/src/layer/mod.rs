@@ -8,6 +8,10 @@ pub mod name;
 mod rfc3339;
 #[cfg(test)]
 pub(crate) mod sample;
+pub mod saved;
+pub mod stream;
+pub mod tar;
+pub mod verify;
 pub mod zstd_chunked;
 
 use crate::digest::Digest;

@@ -17,7 +17,7 @@
 
 mod toc;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::ops::Range;
 
@@ -53,7 +53,7 @@ impl TocLocation {
     pub fn from_annotations(
         layer: &Digest,
         blob_size: u64,
-        annotations: &HashMap<String, String>,
+        annotations: &BTreeMap<String, String>,
     ) -> Result<Option<TocLocation>> {
         let annotation = |name: &str| {
             PREFIXES.iter().find_map(|prefix| {

@@ -1,0 +1,243 @@
+//! Checking a complete zstd:chunked layer against its diffID, and its table of contents against the tar.
+//!
+//! A container runs on what the table of contents says, long before the layer is complete. The diffID, which the image's configuration
+//! vouches for, is of the uncompressed tar. So when all files of the layer are here, the tar is put together again: its headers come
+//! from the *gaps* of the blob, which are the frames between the payloads of files, its contents from the content store. What results
+//! is hashed, and on the way read as a tar again, since a table of contents that tells other names, modes or digests than the
+//! tar is a lie that no digest shows.
+//!
+//! Gaps are whole frames: the compressor starts a new one before and behind each payload, since payloads must decompress alone. So a
+//! gap decompresses without what stands before it. Where a tool should ever do otherwise, the check fails instead of passing.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::ops::Range;
+
+use crate::digest::{Digest, Hasher};
+use crate::error::{Error, Outcome, Result};
+use crate::layer::tar::{self, HashSink};
+use crate::layer::{Entry, EntryKind, FileContent, LayerIndex, Meta};
+use crate::store::cas::Cas;
+
+const CHECKING: &str = "checking a layer";
+/// A gap is asked for in pieces of at most this many bytes.
+const MAX_PIECE: u64 = 4 << 20;
+
+/// The parts of a blob that are no payload of a file, in ascending order: together with the payloads they make up the first `tar_end`
+/// bytes. There is one more than files with content, before each and behind the last; ranges may be empty.
+///
+/// An index whose payloads overlap or leave the tar is [`Outcome::Integrity`].
+pub fn gap_ranges(index: &LayerIndex, tar_end: u64) -> Result<Vec<Range<u64>>> {
+    let mut gaps = Vec::new();
+    let mut at = 0;
+    for (entry, content) in files(index) {
+        let payload = content.chunks.first().zip(content.chunks.last()).and_then(|(first, last)| {
+            let end = last.blob_offset.checked_add(last.blob_len)?;
+            (first.blob_offset >= at && first.blob_offset < end && end <= tar_end).then_some(first.blob_offset..end)
+        });
+        let payload = payload.ok_or_else(|| disagrees(entry, "its chunks overlap those of another file or leave the tar"))?;
+        gaps.push(at..payload.start);
+        at = payload.end;
+    }
+    gaps.push(at..tar_end);
+    Ok(gaps)
+}
+
+/// Checks a layer whose files are all in `cas`.
+///
+/// `gap` yields the bytes of the blob in a range; it is asked for all of [`gap_ranges`], piece by piece in ascending order.
+/// A layer that differs from its diffID, or an index that differs from the layer, is [`Outcome::Integrity`] and names path and field
+/// where there is one. A file that is not in the store is [`Outcome::NotFound`].
+pub fn verify(
+    index: &LayerIndex,
+    tar_end: u64,
+    diff_id: &Digest,
+    cas: &Cas,
+    gap: impl FnMut(Range<u64>) -> Result<Vec<u8>>,
+) -> Result<()> {
+    let gaps = gap_ranges(index, tar_end)?;
+    let source = RefCell::new(gap);
+    let mut rebuilt = Rebuilt {
+        source: &source,
+        cas,
+        gaps: gaps.into_iter(),
+        files: files(index).collect::<Vec<_>>().into_iter(),
+        part: Part::Between { gap_is_next: true },
+        hasher: Hasher::default(),
+    };
+    let found = tar::read(&mut rebuilt, &mut HashSink::default()).map_err(|e| match e.outcome() {
+        Outcome::BadInput | Outcome::Unsupported => {
+            let cause = e.during("reading the tar that its frames and its table of contents make up");
+            Error::new(Outcome::Integrity, CHECKING).because(cause)
+        }
+        _ => e.during(CHECKING),
+    })?;
+    let digest = rebuilt.hasher.finish();
+    compare(index, &found)?;
+    if digest != *diff_id {
+        let cause = format!("its tar has the digest {digest}, but the image's configuration says {diff_id}");
+        return Err(Error::new(Outcome::Integrity, CHECKING).because(cause));
+    }
+    Ok(())
+}
+
+/// The files that have a payload.
+fn files(index: &LayerIndex) -> impl Iterator<Item = (&Entry, &FileContent)> {
+    index.entries.iter().filter_map(|entry| match &entry.kind {
+        EntryKind::File(content) if content.size > 0 => Some((entry, content)),
+        _ => None,
+    })
+}
+
+fn disagrees(entry: &Entry, text: &str) -> Error {
+    let path = String::from_utf8_lossy(&entry.path);
+    Error::new(Outcome::Integrity, CHECKING).because(format!("`{}`: {text}", path.escape_debug()))
+}
+
+/// Compares what the table of contents says with what the tar says.
+fn compare(index: &LayerIndex, tar: &LayerIndex) -> Result<()> {
+    for (said, found) in index.entries.iter().zip(&tar.entries) {
+        if said.path != found.path {
+            let text = format!("the index has it where the layer has `{}`", String::from_utf8_lossy(&found.path).escape_debug());
+            return Err(disagrees(said, &text));
+        }
+        if let Some((field, said_value, found_value)) = difference(said, found) {
+            return Err(disagrees(
+                said,
+                &format!("field `{field}` is {said_value} in the index, but {found_value} in the layer"),
+            ));
+        }
+    }
+    let (said, found) = (index.entries.len(), tar.entries.len());
+    if said == found {
+        return Ok(());
+    }
+    let text = format!("is the first entry too many: the index has {said} entries, the layer {found}");
+    let first = if said > found { &index.entries[found] } else { &tar.entries[said] };
+    Err(disagrees(first, &text))
+}
+
+/// The first field in which two entries of one path differ, and both values.
+fn difference(said: &Entry, found: &Entry) -> Option<(&'static str, String, String)> {
+    fn differ<T: PartialEq + std::fmt::Debug>(
+        field: &'static str,
+        said: &T,
+        found: &T,
+    ) -> Option<(&'static str, String, String)> {
+        (said != found).then(|| (field, short(said), short(found)))
+    }
+    let kind = match (&said.kind, &found.kind) {
+        (EntryKind::File(said), EntryKind::File(found)) => {
+            differ("size", &said.size, &found.size).or_else(|| differ("digest", &said.digest, &found.digest))
+        }
+        (said, found) => differ("type", said, found),
+    };
+    let (Meta { mode, uid, gid, mtime, mtime_nanos, xattrs }, other) = (&said.meta, &found.meta);
+    kind.or_else(|| differ("mode", mode, &other.mode))
+        .or_else(|| differ("uid", uid, &other.uid))
+        .or_else(|| differ("gid", gid, &other.gid))
+        .or_else(|| differ("mtime", &(mtime, mtime_nanos), &(&other.mtime, &other.mtime_nanos)))
+        .or_else(|| differ("xattrs", xattrs, &other.xattrs))
+}
+
+fn short(value: &impl std::fmt::Debug) -> String {
+    let text = format!("{value:?}");
+    text.chars().take(120).collect()
+}
+
+/// The tar of a layer, put together from gaps and files.
+struct Rebuilt<'a, F> {
+    source: &'a RefCell<F>,
+    cas: &'a Cas,
+    gaps: std::vec::IntoIter<Range<u64>>,
+    files: std::vec::IntoIter<(&'a Entry, &'a FileContent)>,
+    part: Part<'a, F>,
+    hasher: Hasher,
+}
+
+enum Part<'a, F> {
+    Between { gap_is_next: bool },
+    Gap(zstd::stream::read::Decoder<'static, Gap<'a, F>>),
+    Payload(std::io::Take<BufReader<File>>),
+}
+
+impl<F: FnMut(Range<u64>) -> Result<Vec<u8>>> Rebuilt<'_, F> {
+    /// Starts the next part. `false` at the end.
+    fn next(&mut self, gap_is_next: bool) -> std::io::Result<bool> {
+        if gap_is_next {
+            let Some(left) = self.gaps.next() else { return Ok(false) };
+            let gap = Gap { source: self.source, left, piece: Vec::new(), used: 0 };
+            self.part = Part::Gap(zstd::stream::read::Decoder::with_buffer(gap)?);
+        } else {
+            let Some((entry, content)) = self.files.next() else { return Ok(false) };
+            let file = self.cas.get(&content.digest).map_err(std::io::Error::other)?;
+            let len = file.metadata()?.len();
+            if len != content.size {
+                let text = format!("field `size` is {} in the index, but its content has {len} bytes", content.size);
+                return Err(std::io::Error::other(disagrees(entry, &text)));
+            }
+            self.part = Part::Payload(BufReader::with_capacity(128 * 1024, file).take(content.size));
+        }
+        Ok(true)
+    }
+}
+
+impl<F: FnMut(Range<u64>) -> Result<Vec<u8>>> Read for Rebuilt<'_, F> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            let (n, gap_is_next) = match &mut self.part {
+                Part::Between { gap_is_next } => (0, *gap_is_next),
+                Part::Gap(gap) => (gap.read(buffer)?, false),
+                Part::Payload(file) => (file.read(buffer)?, true),
+            };
+            if n > 0 {
+                self.hasher.update(&buffer[..n]);
+                return Ok(n);
+            }
+            if !self.next(gap_is_next)? {
+                self.part = Part::Between { gap_is_next };
+                return Ok(0);
+            }
+        }
+    }
+}
+
+/// The compressed bytes of a gap, fetched as they are needed.
+struct Gap<'a, F> {
+    source: &'a RefCell<F>,
+    left: Range<u64>,
+    piece: Vec<u8>,
+    used: usize,
+}
+
+impl<F: FnMut(Range<u64>) -> Result<Vec<u8>>> BufRead for Gap<'_, F> {
+    fn fill_buf(&mut self) -> std::io::Result<&[u8]> {
+        if self.used == self.piece.len() && !self.left.is_empty() {
+            let range = self.left.start..self.left.end.min(self.left.start + MAX_PIECE);
+            self.left.start = range.end;
+            self.piece = (self.source.borrow_mut())(range.clone()).map_err(std::io::Error::other)?;
+            self.used = 0;
+            if self.piece.len() as u64 != range.end - range.start {
+                let text = format!("bytes {}..{} of the blob were asked for, {} came", range.start, range.end, self.piece.len());
+                return Err(std::io::Error::other(Error::new(Outcome::Unavailable, "reading a gap of a layer").because(text)));
+            }
+        }
+        Ok(&self.piece[self.used..])
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.used += amount;
+    }
+}
+
+impl<F: FnMut(Range<u64>) -> Result<Vec<u8>>> Read for Gap<'_, F> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.fill_buf()?.read(buffer)?;
+        self.consume(n);
+        Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests;
