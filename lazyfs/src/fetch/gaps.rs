@@ -24,8 +24,8 @@ use crate::error::{Error, Outcome, Result};
 
 const MAGIC: &[u8; 8] = b"TLGAPS1\n";
 const HEADER: usize = 8 + 4 + 8;
-/// The longest part, bytes: gaps are headers, but a layer may have a large stretch of entries without content.
-const MAX_PART: u32 = 64 << 20;
+/// The longest part, bytes. Most gaps are one header; a long one, of many entries without content, is kept in several parts.
+const MAX_PART: u32 = 1 << 20;
 
 /// The gaps of one layer.
 #[derive(Debug)]
@@ -104,16 +104,31 @@ impl GapLog {
         Ok(())
     }
 
-    /// Reads a part.
-    pub fn read(&self, range: &Range<u64>) -> Result<Vec<u8>> {
-        let tried = || format!("reading bytes {} to {} of a layer from {}", range.start, range.end, self.path.display());
-        if !self.contains(range) {
-            return Err(Error::new(Outcome::NotFound, tried()));
+    /// Reads bytes of the blob, from one part or several.
+    pub fn read(&self, range: Range<u64>) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let mut position = range.start;
+        while position < range.end {
+            let found =
+                self.parts.range(..=position).next_back().filter(|(start, (_, len))| **start + u64::from(*len) > position);
+            let Some((start, (at, len))) = found else {
+                let tried = format!("reading bytes {} to {} of a layer from {}", range.start, range.end, self.path.display());
+                return Err(Error::new(Outcome::NotFound, tried).because(format!("byte {position} is not there")));
+            };
+            let end = (start + u64::from(*len)).min(range.end);
+            let old = bytes.len();
+            bytes.resize(old + usize::try_from(end - position).expect("a part fits into memory"), 0);
+            let at = at + (position - start);
+            self.file.read_exact_at(&mut bytes[old..], at).map_err(|e| Error::io("reading", &self.path, e))?;
+            position = end;
         }
-        let (at, len) = self.parts[&range.start];
-        let mut bytes = vec![0; len as usize];
-        self.file.read_exact_at(&mut bytes, at).map_err(|e| Error::io("reading", &self.path, e))?;
         Ok(bytes)
+    }
+
+    /// Cuts a gap into the parts that it is kept in.
+    pub fn parts_of(gap: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+        let step = u64::from(MAX_PART);
+        (gap.start..gap.end).step_by(MAX_PART as usize).map(move |start| start..gap.end.min(start + step))
     }
 
     /// Removes the log of a layer; none being there is fine.
@@ -169,15 +184,22 @@ mod tests {
         ] {
             std::fs::write(&path, content).unwrap();
             let mut log = GapLog::open(dir.path(), &layer).unwrap();
-            assert_eq!(log.read(&(100..106)).unwrap(), b"header", "{name}");
+            assert_eq!(log.read(100..106).unwrap(), b"header", "{name}");
             assert_eq!(log.contains(&(900..1900)), second, "{name}");
-            assert!(!log.contains(&(100..107)) && log.read(&(100..107)).is_err(), "{name}");
+            assert!(!log.contains(&(100..107)) && log.read(100..107).is_err(), "{name}");
             log.append(5000, b"more").unwrap();
             drop(log);
             let log = GapLog::open(dir.path(), &layer).unwrap();
-            assert_eq!(log.read(&(5000..5004)).unwrap(), b"more", "{name}");
+            assert_eq!(log.read(5000..5004).unwrap(), b"more", "{name}");
             assert_eq!(log.contains(&(900..1900)), second, "{name}");
         }
+
+        let mut log = GapLog::open(dir.path(), &layer).unwrap();
+        log.append(5004, b"and more").unwrap();
+        assert_eq!(log.read(5001..5010).unwrap(), b"oreand mo");
+        let parts: Vec<Range<u64>> = GapLog::parts_of(10..(2 << 20) + 11).collect();
+        assert_eq!(parts, [10..(1 << 20) + 10, (1 << 20) + 10..(2 << 20) + 10, (2 << 20) + 10..(2 << 20) + 11]);
+        assert_eq!(GapLog::parts_of(7..7).count(), 0);
 
         std::fs::write(&path, b"TLGAPS9\nxxxx").unwrap();
         assert_eq!(GapLog::open(dir.path(), &layer).unwrap().bytes(), 0);

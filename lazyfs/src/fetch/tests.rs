@@ -1,1 +1,399 @@
+//! The fetcher against a source that misbehaves on command.
 
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::stream as streams;
+
+use super::*;
+use crate::layer::{Chunk, Entry, EntryKind, FileContent, LayerIndex, LayerKind, Meta};
+use crate::source::{BoxFuture, ByteStream, RawManifest, Source};
+use crate::table::{LayerSource, Table, build};
+
+/// What the next request meets.
+enum Fault {
+    Refuse,
+    /// The connection breaks after so many bytes.
+    Break(u64),
+}
+
+struct Fake {
+    blob: Vec<u8>,
+    /// Time to the first byte.
+    delay: Duration,
+    /// Time per 16 KiB.
+    pace: Duration,
+    faults: Mutex<VecDeque<Fault>>,
+    /// A byte that comes wrong so many times.
+    flipped: Mutex<Option<(u64, u32)>>,
+    down: std::sync::atomic::AtomicBool,
+    requests: Mutex<Vec<Range<u64>>>,
+}
+
+impl Fake {
+    fn requests(&self) -> Vec<Range<u64>> {
+        self.requests.lock().unwrap().clone()
+    }
+
+    fn set_down(&self, down: bool) {
+        self.down.store(down, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    fn piece(&self, range: Range<u64>) -> Bytes {
+        let mut bytes = self.blob[range.start as usize..range.end as usize].to_vec();
+        if let Some((at, times)) = &mut *self.flipped.lock().unwrap()
+            && range.contains(at)
+            && *times > 0
+        {
+            *times -= 1;
+            bytes[(*at - range.start) as usize] ^= 0x40;
+        }
+        bytes.into()
+    }
+}
+
+struct Shared(Arc<Fake>);
+
+impl Source for Shared {
+    fn name(&self) -> String {
+        "fake/image".to_owned()
+    }
+
+    fn manifest<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<RawManifest>> {
+        unreachable!("the fetcher asks for blobs only")
+    }
+
+    fn open(&self, _: Digest, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream>> {
+        let fake = Arc::clone(&self.0);
+        Box::pin(async move {
+            fake.requests.lock().unwrap().push(range.clone());
+            tokio::time::sleep(fake.delay).await;
+            let down = || Err(Error::new(Outcome::Unavailable, "connecting to fake").because("connection refused"));
+            if fake.down.load(std::sync::atomic::Ordering::Relaxed) {
+                return down();
+            }
+            let breaks = match fake.faults.lock().unwrap().pop_front() {
+                Some(Fault::Refuse) => return down(),
+                Some(Fault::Break(after)) => range.start + after,
+                None => u64::MAX,
+            };
+            let steps = streams::try_unfold(range, move |rest| {
+                let fake = Arc::clone(&fake);
+                async move {
+                    if rest.is_empty() {
+                        return Ok(None);
+                    }
+                    if rest.start >= breaks {
+                        return Err(Error::new(Outcome::Unavailable, "reading from fake").because("connection reset"));
+                    }
+                    tokio::time::sleep(fake.pace).await;
+                    let end = rest.end.min(rest.start + 16384).min(breaks);
+                    Ok(Some((fake.piece(rest.start..end), end..rest.end)))
+                }
+            });
+            Ok(Box::pin(steps) as ByteStream)
+        })
+    }
+}
+
+/// A store, an image with these files in one layer, and a fetcher.
+struct Rig {
+    _dir: tempfile::TempDir,
+    store: Arc<Store>,
+    fetcher: Arc<Fetcher>,
+    fake: Arc<Fake>,
+    files: Vec<(Digest, Range<u64>)>,
+    table: Arc<Table>,
+}
+
+const IMAGE: Digest = Digest::from_bytes([1; 32]);
+const HEADER: usize = 100;
+
+fn noise(len: usize, seed: usize) -> Vec<u8> {
+    let mut state = (seed as u32).wrapping_mul(2_654_435_761) | 1;
+    (0..len)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state as u8
+        })
+        .collect()
+}
+
+/// Files of these lengths, incompressible, with a header before each.
+fn rig(lengths: &[usize], config: &str) -> Rig {
+    rig_with(lengths, config, |_| {})
+}
+
+fn rig_with(lengths: &[usize], config: &str, adjust: impl FnOnce(&mut Fake)) -> Rig {
+    let (mut blob, mut files, mut index) = (Vec::new(), Vec::new(), LayerIndex::default());
+    for (n, len) in lengths.iter().enumerate() {
+        blob.extend(noise(HEADER, 1000 + n));
+        let content = noise(*len, n + 1);
+        let (start, mut chunks) = (blob.len() as u64, Vec::new());
+        for (nth, piece) in content.chunks(100_000).enumerate() {
+            let frame = zstd::encode_all(piece, 1).unwrap();
+            chunks.push(Chunk {
+                file_offset: nth as u64 * 100_000,
+                len: piece.len() as u64,
+                blob_offset: blob.len() as u64,
+                blob_len: frame.len() as u64,
+                digest: Digest::of(piece),
+                zeros: false,
+            });
+            blob.extend(frame);
+        }
+        let digest = Digest::of(&content);
+        files.push((digest, start..blob.len() as u64));
+        let kind = EntryKind::File(FileContent { size: *len as u64, digest, chunks });
+        index.entries.push(Entry { path: format!("f{n}").into_bytes(), kind, meta: Meta::default() });
+    }
+    let (digest, size) = (Digest::of(&blob), blob.len() as u64);
+    let layer = LayerSource { digest, diff_id: digest, size, kind: LayerKind::ZstdChunked, index: &index };
+    let table = Arc::new(Table::from_bytes(build(&[layer]).unwrap()).unwrap());
+    let mut fake = Fake {
+        blob,
+        delay: Duration::ZERO,
+        pace: Duration::ZERO,
+        faults: Mutex::default(),
+        flipped: Mutex::default(),
+        down: false.into(),
+        requests: Mutex::default(),
+    };
+    adjust(&mut fake);
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::open(dir.path()).unwrap());
+    let fetcher = Fetcher::new(Arc::clone(&store), FetchConfig::parse(config).unwrap());
+    let rig = Rig { _dir: dir, store, fetcher, fake: Arc::new(fake), files, table };
+    rig.attach(IMAGE);
+    rig
+}
+
+impl Rig {
+    fn attach(&self, image: Digest) {
+        let source = Arc::new(Shared(Arc::clone(&self.fake)));
+        self.fetcher.attach(ImageContent { image, name: "fake/image:1".to_owned(), table: Arc::clone(&self.table), source });
+    }
+
+    async fn demand(&self, file: usize) -> Result<()> {
+        self.fetcher.demand(&self.files[file].0).await
+    }
+
+    fn local(&self) -> Vec<usize> {
+        (0..self.files.len()).filter(|n| self.store.cas().contains(&self.files[*n].0)).collect()
+    }
+
+    async fn background(&self) -> Result<()> {
+        let all = self.fetcher.background(&IMAGE);
+        tokio::time::timeout(Duration::from_secs(20), all).await.expect("the background fetch does not end")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_request_brings_a_file_and_what_lies_behind_it() {
+    let rig = rig(&[1000, 2000, 3000, 500_000, 10], "readahead=4000,prefetch=0,hole=200");
+    rig.demand(1).await.unwrap();
+    while rig.local() != [1, 2] {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    rig.demand(2).await.unwrap();
+    assert_eq!(rig.fake.requests(), [rig.files[1].1.start..rig.files[2].1.end]);
+    let progress = rig.fetcher.progress(&IMAGE).borrow().clone();
+    let len = |n: usize| rig.files[n].1.end - rig.files[n].1.start;
+    assert_eq!((progress.demanded_files, progress.fetched_demand), (1, len(1)));
+    assert_eq!(progress.fetched_readahead, len(2) + HEADER as u64);
+    assert_eq!(progress.bytes_local, len(1) + len(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_readahead_only_the_file_is_fetched() {
+    let rig = rig(&[1000, 250_000, 3000], "readahead=0,prefetch=0");
+    rig.demand(1).await.unwrap();
+    assert_eq!((rig.fake.requests(), rig.local()), (vec![rig.files[1].1.clone()], vec![1]));
+    let unknown = rig.fetcher.demand(&Digest::of(b"unknown")).await.unwrap_err();
+    assert_eq!(unknown.outcome(), Outcome::NotFound);
+    rig.fetcher.detach(&IMAGE);
+    assert_eq!(rig.demand(0).await.unwrap_err().outcome(), Outcome::NotFound);
+    rig.demand(1).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_waiters_make_one_request_even_if_the_first_gives_up() {
+    let rig = rig_with(&[1000, 1000], "readahead=0,prefetch=0", |fake| fake.delay = Duration::from_millis(100));
+    let first = tokio::time::timeout(Duration::from_millis(20), rig.demand(0)).await;
+    assert!(first.is_err());
+    let (a, b, c) = tokio::join!(rig.demand(0), rig.demand(0), rig.demand(1));
+    (a.unwrap(), b.unwrap(), c.unwrap());
+    assert_eq!(rig.fake.requests().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_connection_is_taken_up_where_it_broke() {
+    let rig = rig(&[300_000], "readahead=0,prefetch=0,backoff_first=1");
+    rig.fake.faults.lock().unwrap().extend([Fault::Break(40_000), Fault::Refuse, Fault::Break(100_000), Fault::Break(0)]);
+    rig.demand(0).await.unwrap();
+    let all = rig.files[0].1.clone();
+    let starts = [0, 40_000, 40_000, 140_000, 140_000].map(|n| all.start + n..all.end);
+    assert_eq!(rig.fake.requests(), starts);
+    assert_eq!(rig.local(), [0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_demand_ends_with_the_reason_when_the_registry_is_gone_and_works_when_it_is_back() {
+    let rig = rig(&[1000, 1000], "readahead=5000,prefetch=0,demand_deadline=300,backoff_first=10,backoff_max=50");
+    rig.fake.set_down(true);
+    let begin = Instant::now();
+    let error = rig.demand(0).await.unwrap_err();
+    assert!(begin.elapsed() < Duration::from_secs(2));
+    assert_eq!(error.outcome(), Outcome::Unavailable);
+    assert!(error.one_line().contains("connection refused") || error.one_line().contains("had not come"), "{error:?}");
+    assert!(rig.fake.requests().len() > 2, "it was not tried again");
+    rig.fake.set_down(false);
+    rig.demand(1).await.unwrap();
+    rig.demand(0).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_byte_is_asked_for_again_and_never_stored() {
+    let config = "readahead=4000,prefetch=0,background_idle=1";
+    let rig = rig(&[1000, 300_000, 1000], config);
+    let bad = rig.files[1].1.start + 250_000;
+    *rig.fake.flipped.lock().unwrap() = Some((bad, 1));
+    rig.demand(1).await.unwrap();
+    assert!(rig.local().contains(&1));
+
+    let rig = rig_with(&[1000, 300_000, 1000], config, |fake| *fake.flipped.lock().unwrap() = Some((bad, u32::MAX)));
+    let error = rig.demand(1).await.unwrap_err();
+    assert_eq!(error.outcome(), Outcome::Integrity);
+    let line = error.one_line();
+    let layer = rig.table.layers().next().unwrap().digest.to_string();
+    let chunk = rig.table.chunks(&rig.table.lookup(&rig.files[1].0).unwrap()).nth(2).unwrap();
+    for part in ["fake/image:1", &layer, &format!("offset {}", chunk.blob_offset)] {
+        assert!(line.contains(part), "{line} does not name {part}");
+    }
+    let requests = rig.fake.requests().len();
+    assert_eq!(rig.demand(1).await.unwrap_err().outcome(), Outcome::Integrity);
+    assert_eq!(rig.fake.requests().len(), requests, "a poisoned file was asked for again");
+
+    assert_eq!(rig.background().await.unwrap_err().outcome(), Outcome::Integrity);
+    assert_eq!(rig.local(), [0, 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_background_brings_the_rest_once_and_goes_on_after_a_restart() {
+    let lengths: Vec<usize> = (0..200).map(|n| (n * 7919) % 20_000 + 1).chain([900_000]).collect();
+    let rig = rig(&lengths, "background_idle=1,background_first=65536,background_max=65536");
+    rig.demand(100).await.unwrap();
+    rig.background().await.unwrap();
+    assert_eq!(rig.local().len(), lengths.len());
+    let progress = rig.fetcher.progress(&IMAGE).borrow().clone();
+    assert_eq!((progress.bytes_local, progress.percent()), (progress.bytes_total, 100));
+    assert!(progress.fetched() <= progress.bytes_total, "{progress:?}");
+    let longest = rig.fake.requests().iter().map(|r| r.end - r.start).max().unwrap();
+    assert!(longest <= 65_536 || longest <= (96 << 10) + 20_000, "a request of {longest} bytes");
+
+    let before = rig.fake.requests().len();
+    rig.store.cas().remove(&rig.files[50].0).unwrap();
+    let restarted = Fetcher::new(Arc::clone(&rig.store), FetchConfig::default());
+    let source = Arc::new(Shared(Arc::clone(&rig.fake)));
+    restarted.attach(ImageContent { image: IMAGE, name: String::new(), table: Arc::clone(&rig.table), source });
+    restarted.background(&IMAGE).await.unwrap();
+    assert_eq!(rig.fake.requests()[before..], [rig.files[50].1.clone()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_background_outlasts_failures() {
+    let config = "background_idle=1,backoff_first=5,backoff_max=20,background_first=8192,background_max=8192";
+    let rig = rig(&[5000; 40], config);
+    rig.fake.faults.lock().unwrap().extend((0..12).map(|n| if n % 3 == 0 { Fault::Break(n * 300) } else { Fault::Refuse }));
+    rig.fake.set_down(true);
+    let (done, ()) = tokio::join!(rig.background(), async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        rig.fake.set_down(false);
+    });
+    done.unwrap();
+    assert_eq!(rig.local().len(), 40);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_background_makes_room_for_a_demand() {
+    // 16 KiB take 5 ms: the whole layer some two seconds, one background request over a second.
+    let lengths: Vec<usize> = [20_000; 320].to_vec();
+    let config = "background_first=4194304,background_idle=50,readahead=0,prefetch=0,yield_bytes=32768";
+    let rig = rig_with(&lengths, config, |fake| fake.pace = Duration::from_millis(5));
+    let fetcher = Arc::clone(&rig.fetcher);
+    let background = tokio::spawn(async move { fetcher.background(&IMAGE).await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    for file in [150, 319, 10] {
+        let begin = Instant::now();
+        rig.demand(file).await.unwrap();
+        assert!(begin.elapsed() < Duration::from_millis(400), "file {file} took {:?}", begin.elapsed());
+    }
+    background.await.unwrap().unwrap();
+    assert_eq!(rig.local().len(), lengths.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_demand_for_what_the_background_is_bringing_waits_for_it() {
+    let config = "background_first=65536,background_max=65536,background_idle=30,prefetch=0";
+    let rig = rig_with(&[3_000_000, 1000], config, |fake| fake.pace = Duration::from_millis(2));
+    let fetcher = Arc::clone(&rig.fetcher);
+    let background = tokio::spawn(async move { fetcher.background(&IMAGE).await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let (large, small) = tokio::join!(rig.demand(0), rig.demand(1));
+    (large.unwrap(), small.unwrap());
+    background.await.unwrap().unwrap();
+    let fetched = rig.fetcher.progress(&IMAGE).borrow().fetched();
+    assert!(fetched < rig.fake.blob.len() as u64 * 11 / 10, "{fetched} bytes came");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_share_what_is_local() {
+    let rig = rig(&[1000, 2000], "readahead=0,prefetch=0,background_idle=1");
+    let other = Digest::of(b"other");
+    rig.attach(other);
+    rig.demand(0).await.unwrap();
+    rig.fetcher.background(&other).await.unwrap();
+    let before = rig.fake.requests().len();
+    rig.background().await.unwrap();
+    assert_eq!(rig.fake.requests().len(), before);
+    let progress = rig.fetcher.progress(&IMAGE).borrow().clone();
+    assert_eq!(progress.percent(), 100);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn places_where_programs_wait_are_fetched_ahead() {
+    let rig = rig(&[2000; 100], "readahead=2200,prefetch=20000,prefetch_idle=5,background_idle=60000");
+    rig.demand(30).await.unwrap();
+    let fetcher = Arc::clone(&rig.fetcher);
+    let background = tokio::spawn(async move { fetcher.background(&IMAGE).await });
+    let near = || rig.local() == (30..=40).collect::<Vec<_>>();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !near() && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // One place, one step: not the whole layer.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(near(), "{:?} are local", rig.local());
+    background.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_is_read_in_order_through_broken_connections() {
+    let rig = rig(&[400_000], "");
+    rig.fake.faults.lock().unwrap().extend([Fault::Break(100_000), Fault::Refuse]);
+    let (digest, size) = (rig.table.layers().next().unwrap().digest, rig.fake.blob.len() as u64);
+    let seen = Arc::new(Mutex::new(0));
+    let report = {
+        let seen = Arc::clone(&seen);
+        move |bytes| *seen.lock().unwrap() = bytes
+    };
+    let mut reader = stream::reader(Arc::new(Shared(Arc::clone(&rig.fake))), digest, size, report);
+    let read = move || Digest::of_reader(&mut reader).unwrap();
+    assert_eq!(tokio::task::spawn_blocking(read).await.unwrap(), (digest, size));
+    assert_eq!(*seen.lock().unwrap(), size);
+}
