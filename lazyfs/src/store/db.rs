@@ -186,6 +186,16 @@ impl Db {
         })
     }
 
+    /// Gives an image a further name.
+    pub fn name_image(&mut self, image: &Digest, name: &str, reference: &str) -> Result<()> {
+        self.write("naming an image", |transaction| {
+            let query = "UPDATE image SET reference = ?2, last_used = ?3 WHERE digest = ?1";
+            transaction.execute(query, params![image.as_bytes(), reference, now()])?;
+            let query = "INSERT INTO name VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET image = ?2";
+            transaction.execute(query, params![name, image.as_bytes()]).map(drop)
+        })
+    }
+
     /// Sets how much of an image is local.
     pub fn set_local(&mut self, image: &Digest, bytes_local: u64) -> Result<()> {
         self.write("recording progress", |transaction| {

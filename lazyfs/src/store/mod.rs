@@ -1,15 +1,33 @@
 //! What is kept on disk.
+//!
+//! ```text
+//! ROOT/cas, late, poison       content (cas)
+//! ROOT/images/<digest>/        tree.erofs, table, image.json (image)
+//! ROOT/indexes/<layer digest>  what a layer contains, kept so that the next image with that layer need not ask for it
+//! ROOT/gaps/<layer digest>     parts of a blob that belong to no file, kept until the layer is verified (fetch::gaps)
+//! ROOT/db                      names, states, pins (db)
+//! ```
+//!
+//! One daemon writes content; the command line reads all of it, and pins complete images by itself so that a container whose image
+//! is local needs no daemon. Lock order: the database's transactions are the only lock between processes, and no file is
+//! changed while one is open.
 
 pub mod cas;
 pub mod db;
+pub mod image;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use crate::daemon::protocol::Prepared;
 use crate::digest::Digest;
-use crate::error::{Error, Result};
+use crate::error::{Error, Outcome, Result};
+use crate::table::Table;
 use cas::Cas;
+use db::{Db, ImageRow, ImageState};
+use image::ImageFiles;
 
-/// A store's files; its database is opened apart ([`db::Db::open`]).
+/// A store's files; its database is opened apart ([`Db::open`]).
 #[derive(Debug)]
 pub struct Store {
     root: PathBuf,
@@ -37,6 +55,11 @@ impl Store {
         &self.cas
     }
 
+    /// The files of an image.
+    pub fn image(&self, image: &Digest) -> ImageFiles {
+        ImageFiles::of(&self.root, image)
+    }
+
     /// Where the index of a layer is kept.
     pub fn index_path(&self, layer: &Digest) -> PathBuf {
         self.indexes_dir().join(layer.hex())
@@ -47,7 +70,85 @@ impl Store {
         self.root.join("gaps")
     }
 
+    /// Pins an image that is complete and says what a container's root consists of.
+    pub fn prepare_complete(&self, db: &mut Db, image: &ImageRow, container: &str) -> Result<Prepared> {
+        let data = vec![self.cas.objects_dir(), self.cas.poison_dir()];
+        self.prepare(db, image, container, data, false)
+    }
+
+    /// Pins an image whose content may be missing; files that are asked for come through the trigger mounted at `trigger`.
+    pub fn prepare_lazy(&self, db: &mut Db, image: &ImageRow, container: &str, trigger: &Path) -> Result<Prepared> {
+        let data = vec![self.cas.objects_dir(), trigger.to_owned(), self.cas.late_dir(), self.cas.poison_dir()];
+        self.prepare(db, image, container, data, true)
+    }
+
+    fn prepare(&self, db: &mut Db, image: &ImageRow, container: &str, data: Vec<PathBuf>, lazy: bool) -> Result<Prepared> {
+        let files = self.image(&image.digest);
+        let record = files.record()?;
+        db.pin(container, &image.digest)?;
+        let name = image.names.first().cloned().unwrap_or_else(|| image.digest.to_string());
+        Ok(Prepared { image: image.digest, name, tree: files.tree(), data, lazy, config: record.config })
+    }
+
+    /// Removes everything that no image of the database names, and returns how many bytes became free. The caller makes sure that
+    /// no pull is under way: the content of an image is stored before its row.
+    pub fn collect_garbage(&self, db: &Db) -> Result<u64> {
+        let mut images = HashSet::new();
+        let mut layers = HashSet::new();
+        let mut objects = HashSet::new();
+        for row in db.images()? {
+            let table = Table::open(&self.image(&row.digest).table())?;
+            layers.extend(table.layers().map(|layer| layer.digest.hex()));
+            objects.extend(table.files().map(|file| file.digest));
+            images.insert(row.digest);
+        }
+        let mut freed = 0;
+        for digest in self.cas.list()? {
+            if !objects.contains(&digest) {
+                freed += self.cas.size(&digest).unwrap_or(0);
+                self.cas.remove(&digest)?;
+            }
+        }
+        for digest in image::list_and_tidy(&self.root)? {
+            if !images.contains(&digest) {
+                self.image(&digest).remove()?;
+            }
+        }
+        for dir in [self.indexes_dir(), self.gaps_dir()] {
+            freed += remove_unnamed(&dir, &layers)?;
+        }
+        Ok(freed)
+    }
+
+    /// Whether all content of an image is here. Only says that every object has its name; an object gets its name once it is right.
+    pub fn is_local(&self, table: &Table) -> bool {
+        table.files().all(|file| self.cas.contains(&file.digest))
+    }
+
     fn indexes_dir(&self) -> PathBuf {
         self.root.join("indexes")
     }
+}
+
+/// Removes the files in `dir` whose names are not in `keep`; returns their size in bytes.
+fn remove_unnamed(dir: &Path, keep: &HashSet<String>) -> Result<u64> {
+    let mut freed = 0;
+    for entry in std::fs::read_dir(dir).map_err(|e| Error::io("listing", dir, e))? {
+        let entry = entry.map_err(|e| Error::io("listing", dir, e))?;
+        if !keep.contains(entry.file_name().to_string_lossy().as_ref()) {
+            freed += entry.metadata().map_err(|e| Error::io("reading", entry.path(), e))?.len();
+            std::fs::remove_file(entry.path()).map_err(|e| Error::io("removing", entry.path(), e))?;
+        }
+    }
+    Ok(freed)
+}
+
+/// Refuses an image that cannot be started.
+pub fn check_startable(image: &ImageRow) -> Result<()> {
+    if image.state == ImageState::Poisoned {
+        return Err(Error::new(Outcome::Integrity, format!("starting a container from {}", image.reference))
+            .because(image.reason.clone())
+            .advise("remove the image and pull it again, from another registry if that is possible"));
+    }
+    Ok(())
 }

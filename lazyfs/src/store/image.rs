@@ -1,0 +1,171 @@
+//! The files of an image: `images/<manifest digest>/` with the tree, the mapping table and the record.
+//!
+//! They are written once, into a directory of another name that is renamed when it is complete, and never changed.
+
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::error::{Error, Outcome, Result};
+
+/// Version of the record; one with another version is refused.
+const VERSION: u32 = 1;
+
+/// Longest record in bytes that is read: a configuration of 4 MiB and what surrounds it.
+const MAX_RECORD: u64 = 16 * 1024 * 1024;
+
+/// What is kept of an image beside tree and table: `image.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageRecord {
+    version: u32,
+    /// Where it was pulled from, in canonical form.
+    pub reference: String,
+    /// Whether plain HTTP was asked for.
+    pub plain_http: bool,
+    /// The image configuration document, verbatim.
+    pub config: String,
+}
+
+impl ImageRecord {
+    /// A record of the current version.
+    pub fn new(reference: String, plain_http: bool, config: String) -> Self {
+        Self { version: VERSION, reference, plain_http, config }
+    }
+}
+
+/// Paths of one image's files.
+#[derive(Clone, Debug)]
+pub struct ImageFiles {
+    dir: PathBuf,
+}
+
+impl ImageFiles {
+    /// The files of an image in the store at `root`, whether they exist or not.
+    pub fn of(root: &Path, image: &Digest) -> Self {
+        Self { dir: images_dir(root).join(image.hex()) }
+    }
+
+    /// The EROFS image with all metadata.
+    pub fn tree(&self) -> PathBuf {
+        self.dir.join("tree.erofs")
+    }
+
+    /// The mapping table.
+    pub fn table(&self) -> PathBuf {
+        self.dir.join("table")
+    }
+
+    /// Reads the record.
+    pub fn record(&self) -> Result<ImageRecord> {
+        let path = self.dir.join("image.json");
+        let size = std::fs::metadata(&path).map_err(|e| Error::io("reading", &path, e))?.len();
+        let tried = || Error::new(Outcome::Integrity, format!("reading {}", path.display())).advise("pull the image again");
+        if size > MAX_RECORD {
+            return Err(tried().because(format!("it has {size} bytes, at most {MAX_RECORD} are possible")));
+        }
+        let text = std::fs::read(&path).map_err(|e| Error::io("reading", &path, e))?;
+        let record: ImageRecord = serde_json::from_slice(&text).map_err(|e| tried().because(e))?;
+        if record.version != VERSION {
+            return Err(tried().because(format!("it has version {}, this program knows {VERSION}", record.version)));
+        }
+        Ok(record)
+    }
+
+    /// Whether the image was written completely.
+    pub fn exist(&self) -> bool {
+        self.dir.exists()
+    }
+
+    /// Writes all files of an image and makes them durable. Replaces those of an earlier pull: a running container has the old
+    /// tree mounted and keeps it.
+    pub fn write(&self, tree: &[u8], table: &[u8], record: &ImageRecord) -> Result<()> {
+        let parent = self.dir.parent().expect("images have a parent directory");
+        std::fs::create_dir_all(parent).map_err(|e| Error::io("creating", parent, e))?;
+        let new = tempfile::Builder::new()
+            .prefix(NEW_PREFIX)
+            .tempdir_in(parent)
+            .map_err(|e| Error::io("creating a directory in", parent, e))?;
+        let record = serde_json::to_vec(record).expect("a record has only string keys");
+        for (name, content) in [("tree.erofs", tree), ("table", table), ("image.json", &record)] {
+            let path = new.path().join(name);
+            std::fs::write(&path, content).map_err(|e| Error::io("writing", &path, e))?;
+        }
+        let dir = std::fs::File::open(new.path()).map_err(|e| Error::io("opening", new.path(), e))?;
+        rustix::fs::syncfs(&dir).map_err(|e| Error::io("syncing", new.path(), e))?;
+        // After an exchange the temporary directory holds the old files and goes with its guard.
+        let flags = if self.exist() { RenameFlags::EXCHANGE } else { RenameFlags::NOREPLACE };
+        rustix::fs::renameat_with(CWD, new.path(), CWD, &self.dir, flags).map_err(|e| Error::io("naming", &self.dir, e))?;
+        if flags == RenameFlags::NOREPLACE {
+            // It has another name now: nothing to remove.
+            drop(new.keep());
+        }
+        Ok(())
+    }
+
+    /// Removes the files.
+    pub fn remove(&self) -> Result<()> {
+        match std::fs::remove_dir_all(&self.dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("removing", &self.dir, e)),
+            _ => Ok(()),
+        }
+    }
+}
+
+const NEW_PREFIX: &str = ".new-";
+
+fn images_dir(root: &Path) -> PathBuf {
+    root.join("images")
+}
+
+/// Digests of all images that have files, and removes what a killed writer left. Only for the one daemon of a store.
+pub fn list_and_tidy(root: &Path) -> Result<Vec<Digest>> {
+    let dir = images_dir(root);
+    std::fs::create_dir_all(&dir).map_err(|e| Error::io("creating", &dir, e))?;
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(&dir).map_err(|e| Error::io("listing", &dir, e))? {
+        let entry = entry.map_err(|e| Error::io("listing", &dir, e))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(NEW_PREFIX) {
+            std::fs::remove_dir_all(entry.path()).map_err(|e| Error::io("removing", entry.path(), e))?;
+        } else if let Ok(digest) = Digest::from_hex(&name) {
+            found.push(digest);
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_replaced_as_a_whole_and_leftovers_go() {
+        let root = tempfile::tempdir().unwrap();
+        let digest = Digest::of(b"image");
+        let files = ImageFiles::of(root.path(), &digest);
+        let record = ImageRecord::new("localhost:5000/a:1".into(), false, "{}".into());
+        for content in [b"one", b"two"] {
+            files.write(content, b"table", &record).unwrap();
+            assert_eq!(std::fs::read(files.tree()).unwrap(), content);
+        }
+        assert_eq!(files.record().unwrap(), record);
+        std::fs::create_dir(root.path().join("images/.new-killed")).unwrap();
+        assert_eq!(list_and_tidy(root.path()).unwrap(), [digest]);
+        assert_eq!(std::fs::read_dir(root.path().join("images")).unwrap().count(), 1);
+        files.remove().unwrap();
+        assert!(!files.exist());
+    }
+
+    #[test]
+    fn a_record_of_another_version_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let files = ImageFiles::of(root.path(), &Digest::of(b"image"));
+        let record = ImageRecord { version: 9, ..ImageRecord::new("a".into(), false, "{}".into()) };
+        files.write(b"", b"", &record).unwrap();
+        assert_eq!(files.record().unwrap_err().outcome(), Outcome::Integrity);
+    }
+}
