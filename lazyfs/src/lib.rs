@@ -7,6 +7,7 @@ mod fscontext;
 pub mod layer;
 pub mod layout;
 pub mod manifest;
+pub mod pull;
 pub mod reference;
 pub mod registry;
 pub mod rootfs;

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 
 use serde::Deserialize;
 
@@ -263,6 +264,25 @@ impl Platform {
             (None | Some(""), "arm") => Some("v7"),
             (Some(""), _) => None,
             (variant, _) => variant,
+        }
+    }
+}
+
+impl FromStr for Platform {
+    type Err = Error;
+
+    /// Reads `os/architecture[/variant]`.
+    fn from_str(text: &str) -> Result<Self> {
+        let parts: Vec<&str> = text.split('/').collect();
+        match parts[..] {
+            [os, architecture, ref variant @ ..] if variant.len() < 2 && parts.iter().all(|part| !part.is_empty()) => Ok(Self {
+                os: os.to_owned(),
+                architecture: architecture.to_owned(),
+                variant: variant.first().map(|&variant| variant.to_owned()),
+            }),
+            _ => Err(Error::new(Outcome::BadInput, format!("reading platform `{text}`"))
+                .because("it is not os/architecture[/variant]")
+                .advise("write for example linux/amd64 or linux/arm64/v8")),
         }
     }
 }

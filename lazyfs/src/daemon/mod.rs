@@ -1,4 +1,21 @@
-//! The daemon of a store: its protocol and its client.
+//! The daemon of a store, its protocol and its client.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`protocol`] | what both sides say |
+//! | [`client`] | typed, blocking client; starts the daemon |
+//! | [`server`] | start, accept, leave; what requests do to the store |
+//! | `connection` | one client's requests and events |
+//! | [`active`] | images on their way to be complete |
+//! | `demand` | from the FUSE trigger to the fetcher |
+//! | [`life`] | when to leave |
 
+pub mod active;
 pub mod client;
+mod connection;
+pub mod credentials;
+pub mod database;
+mod demand;
+pub mod life;
 pub mod protocol;
+pub mod server;

@@ -27,6 +27,16 @@ pub struct LayerIndex {
     pub entries: Vec<Entry>,
 }
 
+impl LayerIndex {
+    /// The content of every regular file, in the order of the tar.
+    pub fn files(&self) -> impl Iterator<Item = &FileContent> {
+        self.entries.iter().filter_map(|entry| match &entry.kind {
+            EntryKind::File(content) => Some(content),
+            _ => None,
+        })
+    }
+}
+
 /// One tar entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {

@@ -1,0 +1,64 @@
+//! From a program that waits in the FUSE trigger to the fetcher and back.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use tokio::runtime::Handle;
+
+use crate::digest::Digest;
+use crate::fetch::Fetcher;
+use crate::store::Store;
+use crate::trigger::{Resolver, Ticket};
+
+/// How long the same failure of the same file is not logged again.
+const LOG_AGAIN: Duration = Duration::from_secs(10);
+
+/// Fetches what the trigger is asked for.
+pub struct Demand {
+    runtime: Handle,
+    fetcher: Arc<Fetcher>,
+    store: Arc<Store>,
+    logged: Mutex<Vec<(Digest, Instant)>>,
+}
+
+impl Demand {
+    /// A resolver that fetches on `runtime`.
+    pub fn new(runtime: Handle, fetcher: Arc<Fetcher>, store: Arc<Store>) -> Arc<Self> {
+        Arc::new(Self { runtime, fetcher, store, logged: Mutex::default() })
+    }
+
+    async fn answer(&self, digest: Digest, ticket: Ticket) {
+        let local = match self.fetcher.demand(&digest).await {
+            Ok(()) => self.store.cas().link_late(&digest),
+            Err(error) => Err(error),
+        };
+        match local {
+            Ok(()) => ticket.arrived(),
+            Err(error) => {
+                if self.is_news(digest) {
+                    tracing::error!(file = %digest, "the program gets ELOOP: {}", error.one_line());
+                }
+                ticket.failed(Errno::IO);
+            }
+        }
+    }
+
+    /// Programs try again and again; one line per file and [`LOG_AGAIN`] is enough.
+    fn is_news(&self, digest: Digest) -> bool {
+        let mut logged = self.logged.lock().expect("no holder of this lock panics");
+        logged.retain(|(_, at)| at.elapsed() < LOG_AGAIN);
+        if logged.iter().any(|(known, _)| *known == digest) {
+            return false;
+        }
+        logged.push((digest, Instant::now()));
+        true
+    }
+}
+
+impl Resolver for Arc<Demand> {
+    fn resolve(&self, digest: Digest, ticket: Ticket) {
+        let this = self.clone();
+        self.runtime.spawn(async move { this.answer(digest, ticket).await });
+    }
+}

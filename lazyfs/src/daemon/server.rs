@@ -1,0 +1,293 @@
+//! The daemon: one per store, serving clients until nothing is lazy any more.
+//!
+//! ```text
+//! lock -> probe -> resume lazy images -> serve -> (last reason to stay goes, or SIGTERM) -> unmount trigger -> exit
+//! ```
+//!
+//! Locks, in the order in which they are taken: `pulls` (shared by pulls, alone for garbage collection), `trigger`, the
+//! database. None is held while a client is waited for.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Mutex, RwLock, watch};
+use tokio::task::JoinSet;
+
+use super::active::Active;
+use super::client::Paths;
+use super::connection::Connection;
+use super::database::Database;
+use super::demand::Demand;
+use super::life::{Life, Stay};
+use super::protocol::{Prepared, Reply};
+use crate::error::{Error, Outcome, Result};
+use crate::fetch::{FetchConfig, Fetcher};
+use crate::pull::{self, LayerLocks, Sources};
+use crate::rootfs::probe;
+use crate::store::db::{Db, ImageRow, ImageState};
+use crate::store::{Store, check_startable};
+use crate::trigger::Trigger;
+
+/// How long a new daemon waits for the previous one to leave.
+const LOCK_DEADLINE: Duration = Duration::from_secs(15);
+
+/// How long clients are given to read the last message.
+const GOODBYE_DEADLINE: Duration = Duration::from_secs(1);
+
+/// How long a removal waits for pulls to end.
+const REMOVE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// The daemon of a store.
+#[derive(Debug)]
+pub struct Daemon {
+    pub(crate) paths: Paths,
+    pub(crate) store: Arc<Store>,
+    pub(crate) database: Arc<Database>,
+    pub(crate) fetcher: Arc<Fetcher>,
+    pub(crate) active: Arc<Active>,
+    pub(crate) sources: Sources,
+    pub(crate) life: Life,
+    pub(crate) layer_locks: LayerLocks,
+    /// Set once the trigger is unmounted for good.
+    pub(crate) handed_off: watch::Sender<bool>,
+    pulls: RwLock<()>,
+    trigger: Mutex<Option<Trigger>>,
+}
+
+/// A daemon that is ready to serve.
+#[derive(Debug)]
+pub struct Ready {
+    daemon: Arc<Daemon>,
+    listener: UnixListener,
+    beginning: Stay,
+    /// Held until the process ends.
+    _lock: std::fs::File,
+}
+
+impl Ready {
+    /// Makes everything that can fail: after this, clients can connect.
+    pub async fn prepare(paths: Paths, config: FetchConfig) -> Result<Self> {
+        std::fs::create_dir_all(&paths.state).map_err(|e| Error::io("creating", &paths.state, e))?;
+        let lock = lock(&paths).await?;
+        let store = Arc::new(Store::open(&paths.root)?);
+        crate::store::image::list_and_tidy(&paths.root)?;
+        let features = probe::probe(&paths.root, &paths.state)?;
+        tracing::info!("serving {} with {features:?}", paths.root.display());
+        store.cas().clear_late()?;
+        let database = Database::new(Db::open(&paths.root)?);
+        let fetcher = Fetcher::new(store.clone(), config);
+        let (life, beginning) = Life::begin();
+        let daemon = Arc::new(Daemon {
+            active: Active::new(store.clone(), database.clone(), fetcher.clone()),
+            sources: Sources::open(&paths.state)?,
+            store,
+            database,
+            fetcher,
+            life,
+            layer_locks: LayerLocks::default(),
+            handed_off: watch::Sender::new(false),
+            pulls: RwLock::default(),
+            trigger: Mutex::default(),
+            paths,
+        });
+        daemon.resume().await?;
+        let listener = listen(&daemon.paths.socket())?;
+        Ok(Self { daemon, listener, beginning, _lock: lock })
+    }
+
+    /// Serves until nothing is lazy any more, or until a signal says to end.
+    pub async fn serve(self) -> Result<()> {
+        let Self { daemon, listener, beginning, _lock } = self;
+        let mut clients = JoinSet::new();
+        let signals = |kind| signal(kind).map_err(|e| Error::io("watching for", "signals", e));
+        let (mut terminate, mut interrupt) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
+        // Whoever started us connects at once; without a client in this time nobody needs us.
+        let beginning = async move {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            drop(beginning);
+        };
+        let beginning = tokio::spawn(beginning);
+        loop {
+            tokio::select! {
+                () = daemon.life.ended() => break,
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => daemon.clone().greet(stream, &mut clients),
+                    Err(error) => {
+                        // Out of descriptors, most likely: the next attempt after a pause.
+                        tracing::warn!("accepting a client: {error}");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                },
+                Some(_) = clients.join_next(), if !clients.is_empty() => {}
+                _ = terminate.recv() => daemon.life.end(),
+                _ = interrupt.recv() => daemon.life.end(),
+            }
+        }
+        beginning.abort();
+        drop(listener);
+        std::fs::remove_file(daemon.paths.socket()).map_err(|e| Error::io("removing", daemon.paths.socket(), e))?;
+        let unmounted = daemon.unmount_trigger().await;
+        daemon.handed_off.send_replace(true);
+        let goodbye = async { while clients.join_next().await.is_some() {} };
+        if tokio::time::timeout(GOODBYE_DEADLINE, goodbye).await.is_err() {
+            tracing::warn!("leaving although {} clients are still connected", clients.len());
+        }
+        tracing::info!("leaving");
+        unmounted
+    }
+}
+
+impl Daemon {
+    fn greet(self: Arc<Self>, stream: UnixStream, clients: &mut JoinSet<()>) {
+        // Too late where this is none: closing the connection makes the client start the next daemon.
+        if let Some(stay) = self.life.stay() {
+            clients.spawn(async move {
+                if let Err(error) = Connection::new(self, stream, stay).serve().await {
+                    tracing::debug!("a client: {}", error.one_line());
+                }
+            });
+        }
+    }
+
+    /// Goes on with the images that an earlier daemon left lazy.
+    async fn resume(self: &Arc<Self>) -> Result<()> {
+        for row in self.database.with(|db| db.images()).await? {
+            if row.state != ImageState::Lazy {
+                continue;
+            }
+            let stay = self.life.stay().expect("a beginning daemon is not leaving");
+            match pull::reopen(&self.store, &row, &self.sources) {
+                Ok(content) => drop(self.active.attach(content, stay)),
+                // One damaged image must not keep the others from being served.
+                Err(error) => tracing::error!("cannot go on with {}: {}", row.reference, error.one_line()),
+            }
+        }
+        Ok(())
+    }
+
+    /// [`super::protocol::Request::Prepare`].
+    pub(crate) async fn prepare(self: &Arc<Self>, image: String, container: String) -> Result<Prepared> {
+        let tried = format!("preparing a root from {image}");
+        let row = self.find(&image).await.map_err(|e| e.during(&tried))?;
+        check_startable(&row)?;
+        let store = self.store.clone();
+        if row.state == ImageState::Complete {
+            return self.database.with(move |db| store.prepare_complete(db, &row, &container)).await;
+        }
+        self.mount_trigger().await?;
+        let trigger = self.paths.trigger();
+        self.database.with(move |db| store.prepare_lazy(db, &row, &container, &trigger)).await
+    }
+
+    /// [`super::protocol::Request::RemoveImage`].
+    pub(crate) async fn remove_image(&self, image: String) -> Result<Reply> {
+        let tried = format!("removing image {image}");
+        let alone = tokio::time::timeout(REMOVE_DEADLINE, self.pulls.write()).await.map_err(|_| {
+            Error::new(Outcome::Busy, tried.clone())
+                .because(format!("a pull is under way for longer than {REMOVE_DEADLINE:?}"))
+                .advise("try again when it has ended")
+        })?;
+        let (digest, image_removed) = self.database.with(move |db| db.remove_name(&image)).await?;
+        let mut bytes_freed = 0;
+        if image_removed {
+            self.active.detach(&digest).await;
+            let store = self.store.clone();
+            bytes_freed = self.database.with(move |db| store.collect_garbage(db)).await?;
+        }
+        drop(alone);
+        Ok(Reply::Removed { image_removed, bytes_freed })
+    }
+
+    /// Keeps garbage collection away while content is stored that no image names yet.
+    pub(crate) async fn pulling(&self) -> tokio::sync::RwLockReadGuard<'_, ()> {
+        self.pulls.read().await
+    }
+
+    /// Removes what no image names, unless a pull is under way, which will do it if it fails.
+    pub(crate) async fn collect_garbage_if_alone(&self) {
+        let Ok(_alone) = self.pulls.try_write() else { return };
+        let store = self.store.clone();
+        match self.database.with(move |db| store.collect_garbage(db)).await {
+            Ok(freed) => tracing::info!("removed {freed} bytes that no image needs"),
+            Err(error) => tracing::error!("{}", error.one_line()),
+        }
+    }
+
+    /// Makes everything that was stored so far durable.
+    pub(crate) async fn sync(&self) -> Result<()> {
+        let store = self.store.clone();
+        let synced = tokio::task::spawn_blocking(move || store.cas().sync()).await;
+        synced.map_err(|e| Error::new(Outcome::Io, "making objects durable").because(e))?
+    }
+
+    pub(crate) async fn find(&self, image: &str) -> Result<ImageRow> {
+        let name = pull::canonical_name(image);
+        self.database.with(move |db| db.resolve(&name)).await?.ok_or_else(|| {
+            Error::new(Outcome::NotFound, format!("looking up image {image}"))
+                .because("it was not pulled")
+                .advise("see `towline images ls`, or pull it")
+        })
+    }
+
+    async fn mount_trigger(&self) -> Result<()> {
+        let mut trigger = self.trigger.lock().await;
+        if trigger.is_none() {
+            let resolver = Demand::new(tokio::runtime::Handle::current(), self.fetcher.clone(), self.store.clone());
+            *trigger = Some(Trigger::mount(&self.paths.trigger(), Arc::new(resolver))?);
+        }
+        Ok(())
+    }
+
+    async fn unmount_trigger(&self) -> Result<()> {
+        match self.trigger.lock().await.take() {
+            None => Ok(()),
+            Some(trigger) => tokio::task::spawn_blocking(move || trigger.unmount())
+                .await
+                .map_err(|e| Error::io("unmounting", self.paths.trigger(), std::io::Error::other(e)))?,
+        }
+    }
+}
+
+/// One daemon a store: the lock is free when the previous one has ended, however it ended.
+async fn lock(paths: &Paths) -> Result<std::fs::File> {
+    let path = paths.lock();
+    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(|e| Error::io("opening", &path, e))?;
+    let give_up = tokio::time::Instant::now() + LOCK_DEADLINE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(std::fs::TryLockError::WouldBlock) if tokio::time::Instant::now() < give_up => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            Err(std::fs::TryLockError::WouldBlock) => {
+                return Err(Error::new(Outcome::Busy, format!("locking {}", path.display()))
+                    .because("another towlined serves this store")
+                    .advise("connect to that one, or end it"));
+            }
+            Err(std::fs::TryLockError::Error(e)) => return Err(Error::io("locking", &path, e)),
+        }
+    }
+}
+
+/// Only the owner may connect: a client can read every image and pin any.
+fn listen(socket: &Path) -> Result<UnixListener> {
+    match std::fs::remove_file(socket) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("removing", socket, e)),
+        _ => {}
+    }
+    // Bound under another name until its mode is right.
+    let new = socket.with_extension("new");
+    match std::fs::remove_file(&new) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("removing", &new, e)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&new).map_err(|e| Error::io("listening on", &new, e))?;
+    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600)).map_err(|e| Error::io("protecting", &new, e))?;
+    std::fs::rename(&new, socket).map_err(|e| Error::io("naming", socket, e))?;
+    Ok(listener)
+}

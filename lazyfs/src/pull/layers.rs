@@ -1,0 +1,274 @@
+//! The index of every layer of an image, from wherever it can be had soonest: kept from an earlier pull, from the table of contents
+//! in the layer, or from the layer itself.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use futures_util::StreamExt as _;
+use futures_util::future::try_join_all;
+
+use super::{Events, send};
+use crate::daemon::protocol::Event;
+use crate::daemon::server::Daemon;
+use crate::digest::Digest;
+use crate::error::{Error, Outcome, Result};
+use crate::fetch::stream;
+use crate::layer::tar::CasSink;
+use crate::layer::zstd_chunked::{self, TocLocation};
+use crate::layer::{LayerIndex, LayerKind, saved};
+use crate::manifest::{Compression, Descriptor, Manifest};
+use crate::source::Source;
+use crate::table::LayerSource;
+
+/// How many layers may stream past at once: each takes a connection and decompresses on a thread of its own.
+const STREAMS: usize = 3;
+
+/// How often a blob that is needed before anything can start is asked for.
+const ATTEMPTS: u32 = 4;
+
+/// One pull at a time works on a layer; the others find what it made.
+#[derive(Debug, Default)]
+pub struct LayerLocks {
+    locks: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl LayerLocks {
+    fn of(&self, layer: &Digest) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.locks.lock().expect("no holder of this lock panics");
+        locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+        locks.entry(*layer).or_default().clone()
+    }
+}
+
+/// A layer and how its index can be had.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub digest: Digest,
+    pub size: u64,
+    compression: Compression,
+    toc: Option<TocLocation>,
+}
+
+impl Plan {
+    pub fn kind(&self) -> LayerKind {
+        if self.toc.is_some() { LayerKind::ZstdChunked } else { LayerKind::Stream }
+    }
+}
+
+/// A layer whose index is known.
+#[derive(Debug)]
+pub struct Indexed {
+    digest: Digest,
+    size: u64,
+    pub kind: LayerKind,
+    pub index: LayerIndex,
+    /// Known where the layer streamed past just now.
+    diff_id: Option<Digest>,
+}
+
+impl Indexed {
+    /// The layer as the mapping table records it.
+    pub fn describe(&self, diff_id: Digest) -> LayerSource<'_> {
+        LayerSource { digest: self.digest, diff_id, kind: self.kind, size: self.size, index: &self.index }
+    }
+}
+
+/// How the index of each layer can be had.
+pub fn plan(manifest: &Manifest) -> Result<Vec<Plan>> {
+    let one = |layer: &crate::manifest::Layer| {
+        let toc = match layer.compression {
+            Compression::Zstd => TocLocation::from_annotations(&layer.digest, layer.size, &layer.annotations)?,
+            Compression::Gzip | Compression::None => None,
+        };
+        Ok(Plan { digest: layer.digest, size: layer.size, compression: layer.compression, toc })
+    };
+    manifest.layers.iter().map(one).collect()
+}
+
+/// The indexes of all layers, fetched side by side.
+pub async fn index_all(daemon: &Arc<Daemon>, source: &Arc<dyn Source>, plans: &[Plan], events: &Events) -> Result<Vec<Indexed>> {
+    let streams = tokio::sync::Semaphore::new(STREAMS);
+    try_join_all(plans.iter().enumerate().map(|(position, plan)| index(daemon, source, plan, position, events, &streams))).await
+}
+
+async fn index(
+    daemon: &Arc<Daemon>,
+    source: &Arc<dyn Source>,
+    plan: &Plan,
+    position: usize,
+    events: &Events,
+    streams: &tokio::sync::Semaphore,
+) -> Result<Indexed> {
+    let lock = daemon.layer_locks.of(&plan.digest);
+    let _alone = lock.lock().await;
+    let indexed = |index, kind, diff_id| Indexed { digest: plan.digest, size: plan.size, kind, index, diff_id };
+    if let Some((index, kind)) = read_kept(daemon, &plan.digest, plan.kind()).await? {
+        send(events, Event::LayerIndexed { layer: position, bytes: 0 });
+        return Ok(indexed(index, kind, None));
+    }
+    if let Some(location) = &plan.toc {
+        match from_toc(source.as_ref(), &plan.digest, location).await {
+            Ok((index, bytes)) => {
+                keep(daemon, &plan.digest, &index).await?;
+                send(events, Event::LayerIndexed { layer: position, bytes });
+                return Ok(indexed(index, LayerKind::ZstdChunked, None));
+            }
+            Err(error) if error.outcome() == Outcome::Unsupported => {
+                send(
+                    events,
+                    Event::Warning { text: format!("layer {position} starts only when it is here: {}", error.one_line()) },
+                );
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let _permit = streams.acquire().await.expect("the semaphore is never closed");
+    let ingested = stream_past(daemon, source, plan, position, events).await?;
+    keep(daemon, &plan.digest, &ingested.index).await?;
+    send(events, Event::LayerIndexed { layer: position, bytes: plan.size });
+    Ok(indexed(ingested.index, LayerKind::Stream, Some(ingested.diff_id)))
+}
+
+async fn from_toc(source: &dyn Source, layer: &Digest, location: &TocLocation) -> Result<(LayerIndex, u64)> {
+    let length = location.range.end - location.range.start;
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let compressed = read_range(source, layer, location.range.clone()).await?;
+        match zstd_chunked::parse(layer, location, &compressed) {
+            Err(error) if error.outcome() == Outcome::Integrity && attempt < ATTEMPTS => {
+                tracing::warn!("asking again: {}", error.one_line());
+            }
+            Err(error) => return Err(at_offset(error, source, layer, location.range.start)),
+            Ok(index) => return Ok((index, length)),
+        }
+    }
+}
+
+fn at_offset(error: Error, source: &dyn Source, layer: &Digest, offset: u64) -> Error {
+    error.during(format!("reading layer {layer} of {} at offset {offset}", source.name()))
+}
+
+async fn stream_past(
+    daemon: &Arc<Daemon>,
+    source: &Arc<dyn Source>,
+    plan: &Plan,
+    position: usize,
+    events: &Events,
+) -> Result<crate::layer::stream::Ingested> {
+    let (digest, total, compression) = (plan.digest, plan.size, plan.compression);
+    let progress = events.clone();
+    let report = move |bytes| send(&progress, Event::LayerStreaming { layer: position, bytes, total });
+    let reader = stream::reader(source.clone(), digest, total, report);
+    let store = daemon.store.clone();
+    let ingested =
+        tokio::task::spawn_blocking(move || crate::layer::stream::ingest(reader, compression, &mut CasSink::new(store.cas())))
+            .await;
+    let ingested = ingested
+        .map_err(|e| Error::new(Outcome::Io, format!("reading layer {digest}")).because(e))?
+        .map_err(|e| e.during(format!("reading layer {digest} of {}", source.name())))?;
+    if ingested.blob_digest != digest {
+        return Err(Error::new(Outcome::Integrity, format!("reading layer {digest} of {}", source.name()))
+            .because(format!("its {} bytes from offset 0 have digest {}", ingested.blob_size, ingested.blob_digest))
+            .advise("the registry's copy is damaged: push the image again"));
+    }
+    Ok(ingested)
+}
+
+/// A layer that streamed past must be the one that the configuration means; the others are checked when they are complete.
+pub fn check_diff_ids(indexed: &[Indexed], diff_ids: &[Digest]) -> Result<()> {
+    for (layer, expected) in indexed.iter().zip(diff_ids) {
+        if let Some(found) = layer.diff_id
+            && found != *expected
+        {
+            return Err(Error::new(Outcome::Integrity, format!("checking layer {}", layer.digest))
+                .because(format!("its uncompressed digest is {found}, the image's configuration says {expected}"))
+                .advise("the image is inconsistent: push it again"));
+        }
+    }
+    Ok(())
+}
+
+/// A blob that is read as a whole, such as a configuration. Verified.
+pub async fn read_blob(source: &dyn Source, blob: &Descriptor, limit: u64) -> Result<Vec<u8>> {
+    let tried = || format!("reading blob {} of {}", blob.digest, source.name());
+    if blob.size > limit {
+        return Err(Error::new(Outcome::BadInput, tried()).because(format!("it has {} bytes, the limit is {limit}", blob.size)));
+    }
+    let bytes = read_range(source, &blob.digest, 0..blob.size).await?;
+    let digest = Digest::of(&bytes);
+    if digest != blob.digest {
+        return Err(Error::new(Outcome::Integrity, tried())
+            .because(format!("its bytes 0 to {} have digest {digest}", blob.size))
+            .advise("the registry's copy is damaged: push the image again"));
+    }
+    Ok(bytes)
+}
+
+async fn read_range(source: &dyn Source, blob: &Digest, range: std::ops::Range<u64>) -> Result<Vec<u8>> {
+    let mut attempt = 1;
+    loop {
+        match read_range_once(source, blob, range.clone()).await {
+            Err(error) if error.outcome() == Outcome::Unavailable && attempt < ATTEMPTS => {
+                tracing::warn!("asking again: {}", error.one_line());
+                tokio::time::sleep(std::time::Duration::from_millis(200 << attempt)).await;
+                attempt += 1;
+            }
+            other => return other,
+        }
+    }
+}
+
+async fn read_range_once(source: &dyn Source, blob: &Digest, range: std::ops::Range<u64>) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut pieces = source.open(*blob, range).await?;
+    while let Some(piece) = pieces.next().await {
+        bytes.extend_from_slice(&piece?);
+    }
+    Ok(bytes)
+}
+
+/// What an earlier pull kept of a layer, unless its content has gone since. `kind` is how the layer could be reached; one with a table
+/// of contents that was of no use was streamed, and its files have no chunks.
+async fn read_kept(daemon: &Arc<Daemon>, layer: &Digest, kind: LayerKind) -> Result<Option<(LayerIndex, LayerKind)>> {
+    let (store, path) = (daemon.store.clone(), daemon.store.index_path(layer));
+    blocking("reading a kept index", move || {
+        let index = match std::fs::read(&path) {
+            Ok(bytes) => match saved::load(&bytes) {
+                Ok(index) => index,
+                Err(error) => {
+                    tracing::warn!("asking for the index of a layer again, {}: {}", path.display(), error.one_line());
+                    return Ok(None);
+                }
+            },
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::io("reading", &path, e)),
+        };
+        let random_access = index.files().all(|file| file.size == 0 || !file.chunks.is_empty());
+        if kind == LayerKind::ZstdChunked && random_access {
+            return Ok(Some((index, kind)));
+        }
+        // Without random access all content came with the index; it must still be there.
+        let local = index.files().all(|file| file.size == 0 || store.cas().contains(&file.digest));
+        Ok(local.then_some((index, LayerKind::Stream)))
+    })
+    .await
+}
+
+async fn keep(daemon: &Arc<Daemon>, layer: &Digest, index: &LayerIndex) -> Result<()> {
+    let path = daemon.store.index_path(layer);
+    let bytes = saved::save(index);
+    blocking("keeping an index", move || {
+        let dir = path.parent().expect("indexes have a directory");
+        let mut new = tempfile::NamedTempFile::new_in(dir).map_err(|e| Error::io("creating a file in", dir, e))?;
+        std::io::Write::write_all(&mut new, &bytes).map_err(|e| Error::io("writing", &path, e))?;
+        new.as_file().sync_data().map_err(|e| Error::io("syncing", &path, e))?;
+        new.persist(&path).map_err(|e| Error::io("naming", &path, e.error))?;
+        Ok(())
+    })
+    .await
+}
+
+async fn blocking<T: Send + 'static>(tried: &str, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| Error::new(Outcome::Io, tried.to_owned()).because(e))?
+}

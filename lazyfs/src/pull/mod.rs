@@ -1,0 +1,243 @@
+//! From a reference to an image that containers can start from.
+//!
+//! ```text
+//! reference -> manifest -> { configuration, index of every layer } -> tree + mapping table -> row in the database -> attached
+//!                                                    |
+//!            table of contents in the layer, or the whole layer as it streams past (layers::index)
+//! ```
+//!
+//! Nothing has a name before it is complete: a pull that fails or is killed leaves at most content under right digests, which the
+//! next garbage collection removes and the next pull of the same image uses.
+
+mod layers;
+pub mod sources;
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::daemon::active::End;
+use crate::daemon::protocol::{Event, LayerSummary, PullPolicy, PullRequest, PullUntil, Reply};
+use crate::daemon::server::Daemon;
+use crate::digest::Digest;
+use crate::error::{Error, Outcome, Result};
+use crate::fetch::ImageContent;
+use crate::layer::LayerKind;
+use crate::manifest::{self, Config, Document, Manifest, Platform};
+use crate::reference::Reference;
+use crate::source::{RawManifest, Source};
+use crate::store::Store;
+use crate::store::db::{ImageRow, ImageState, NewImage};
+use crate::store::image::ImageRecord;
+use crate::table::{self, Table};
+use crate::tree::{erofs, merge};
+
+pub use layers::LayerLocks;
+pub use sources::Sources;
+
+/// The events of one pull. Nobody listening is no reason to stop.
+type Events = UnboundedSender<Event>;
+
+/// Serves [`crate::daemon::protocol::Request::Pull`].
+pub async fn pull(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Result<Reply> {
+    let tried = format!("pulling {}", request.reference);
+    let result = serve(daemon, request, events).await;
+    if let Err(error) = &result
+        && error.outcome() != Outcome::Unavailable
+    {
+        // What a failed pull stored is of no use; what a broken connection interrupted is.
+        daemon.collect_garbage_if_alone().await;
+    }
+    result.map_err(|error| error.during(tried))
+}
+
+async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Result<Reply> {
+    let reference: Reference = request.reference.parse().map_err(|e| {
+        Error::new(Outcome::BadInput, "reading the reference").because(e).advise("write HOST/NAME:TAG or oci:DIR:TAG")
+    })?;
+    let name = reference.to_string();
+    if request.policy == PullPolicy::Missing
+        && let Some(row) = known(daemon, &name).await?
+    {
+        return finish(daemon, row, name, request.until, false, &events).await;
+    }
+    if let (Some(credentials), Reference::Registry(registry)) = (&request.credentials, &reference) {
+        daemon.sources.keep(registry, credentials.clone())?;
+    }
+    let source = daemon.sources.source(&reference, request.plain_http)?;
+    let platform = match &request.platform {
+        Some(text) => text.parse()?,
+        None => Platform::host(),
+    };
+    let pulling = daemon.pulling().await;
+    let (raw, manifest) = resolve(source.as_ref(), &reference.selector(), &platform).await?;
+    let row = match daemon.database.with(move |db| db.image(&raw.digest)).await? {
+        Some(row) if row.state != ImageState::Poisoned && daemon.store.image(&row.digest).exist() => {
+            let (digest, name, reference) = (row.digest, name.clone(), reference.to_string());
+            daemon.database.with(move |db| db.name_image(&digest, &name, &reference)).await?;
+            row
+        }
+        _ => add(daemon, &source, raw.digest, &manifest, &request, &reference, &events).await?,
+    };
+    drop(pulling);
+    finish(daemon, row, name, request.until, true, &events).await
+}
+
+async fn known(daemon: &Arc<Daemon>, name: &str) -> Result<Option<ImageRow>> {
+    let name = name.to_owned();
+    let row = daemon.database.with(move |db| db.resolve(&name)).await?;
+    Ok(row.filter(|row| row.state != ImageState::Poisoned && daemon.store.image(&row.digest).exist()))
+}
+
+/// Fetches a manifest, through an index where there is one.
+async fn resolve(source: &dyn Source, selector: &str, platform: &Platform) -> Result<(RawManifest, Manifest)> {
+    let mut raw = source.manifest(selector).await?;
+    // An index may name an index; more than one such step is nobody's image.
+    for _ in 0..3 {
+        match Document::parse(&raw)? {
+            Document::Image(manifest) => return Ok((raw, manifest)),
+            Document::Index(index) => {
+                let selected = index.select(platform)?;
+                raw = source.manifest(&selected.digest.to_string()).await?;
+            }
+        }
+    }
+    Err(Error::new(Outcome::BadInput, format!("resolving {} of {}", selector, source.name()))
+        .because("its indexes name indexes, three deep")
+        .advise("ask for the manifest by its digest"))
+}
+
+/// Makes a new image of a manifest: everything but its content.
+async fn add(
+    daemon: &Arc<Daemon>,
+    source: &Arc<dyn Source>,
+    image: Digest,
+    manifest: &Manifest,
+    request: &PullRequest,
+    reference: &Reference,
+    events: &Events,
+) -> Result<ImageRow> {
+    let plans = layers::plan(manifest)?;
+    let summary = |plan: &layers::Plan| LayerSummary { digest: plan.digest, size: plan.size, kind: plan.kind() };
+    send(events, Event::Resolved { image, layers: plans.iter().map(summary).collect() });
+    let config = layers::read_blob(source.as_ref(), &manifest.config, manifest::MAX_CONFIG);
+    let indexes = layers::index_all(daemon, source, &plans, events);
+    let (config, indexed) = tokio::try_join!(config, indexes)?;
+    let checked = Config::parse(&config, plans.len())?;
+    let text = String::from_utf8(config.to_vec())
+        .map_err(|e| Error::new(Outcome::BadInput, format!("reading configuration {}", manifest.config.digest)).because(e))?;
+    layers::check_diff_ids(&indexed, &checked.diff_ids)?;
+
+    let record = ImageRecord::new(reference.to_string(), request.plain_http, text);
+    let kinds: Vec<LayerKind> = indexed.iter().map(|layer| layer.kind).collect();
+    let store = daemon.store.clone();
+    let built = tokio::task::spawn_blocking(move || build(&store, image, indexed, &checked.diff_ids, &record)).await;
+    let (entries, content_bytes) = built.map_err(|e| Error::new(Outcome::Io, "building the image's tree").because(e))??;
+
+    // Streamed layers are local and verified; the others still have to be.
+    let complete = kinds.iter().all(|kind| *kind == LayerKind::Stream);
+    let state = if complete { ImageState::Complete } else { ImageState::Lazy };
+    let bytes_total = plans.iter().map(|plan| plan.size).sum();
+    let name = reference.to_string();
+    if complete {
+        daemon.sync().await?;
+    }
+    daemon
+        .database
+        .with(move |db| {
+            let reference = &name;
+            db.add_image(&NewImage { digest: image, name: &name, reference, state, bytes_total, content_bytes, entries })?;
+            db.image(&image)
+        })
+        .await?
+        .ok_or_else(|| Error::new(Outcome::NotFound, format!("recording image {image}")).because("it was removed at once"))
+        .inspect(|_| send(events, Event::Startable { entries, content_bytes }))
+}
+
+/// Makes tree and mapping table, and stores them. Returns the number of inodes and the bytes of all files.
+fn build(
+    store: &Store,
+    image: Digest,
+    indexed: Vec<layers::Indexed>,
+    diff_ids: &[Digest],
+    record: &ImageRecord,
+) -> Result<(u64, u64)> {
+    let layers: Vec<_> = indexed.iter().zip(diff_ids).map(|(layer, diff_id)| layer.describe(*diff_id)).collect();
+    let table = table::build(&layers)?;
+    let tree = merge::merge(indexed.iter().map(|layer| &layer.index))?;
+    let image_bytes = erofs::write(&tree)?;
+    store.image(&image).write(&image_bytes, &table, record)?;
+    let counts = tree.counts();
+    Ok((counts.entries, counts.bytes))
+}
+
+/// Attaches an image that is not complete, and waits until it is where that was asked for.
+async fn finish(
+    daemon: &Arc<Daemon>,
+    row: ImageRow,
+    name: String,
+    until: PullUntil,
+    fetched: bool,
+    events: &Events,
+) -> Result<Reply> {
+    let image = row.digest;
+    let pulled = |complete| Ok(Reply::Pulled { name: name.clone(), image, complete, fetched });
+    if row.state == ImageState::Complete {
+        return pulled(true);
+    }
+    let stay =
+        daemon.life.stay().ok_or_else(|| Error::new(Outcome::Unavailable, "serving a pull").because("towlined is leaving"))?;
+    let mut view = daemon.active.attach(reopen(&daemon.store, &row, &daemon.sources)?, stay);
+    if until == PullUntil::Startable {
+        return pulled(false);
+    }
+    loop {
+        if let Some(end) = view.end.borrow_and_update().clone() {
+            return match end {
+                End::Complete => {
+                    send(events, Event::Complete(view.progress.borrow().clone()));
+                    pulled(true)
+                }
+                End::Poisoned(reason) => Err(Error::new(Outcome::Integrity, format!("completing {name}")).because(reason)),
+                End::Removed => Err(Error::new(Outcome::NotFound, format!("completing {name}")).because("it was removed")),
+            };
+        }
+        send(events, Event::Progress(view.progress.borrow_and_update().clone()));
+        tokio::select! {
+            _ = view.end.changed() => {}
+            () = tokio::time::sleep(std::time::Duration::from_millis(100)) => {}
+        }
+    }
+}
+
+/// What the fetcher needs of an image that is in the store.
+pub fn reopen(store: &Store, row: &ImageRow, sources: &Sources) -> Result<ImageContent> {
+    let files = store.image(&row.digest);
+    let record = files.record()?;
+    let reference: Reference =
+        record.reference.parse().map_err(|e| Error::new(Outcome::Integrity, "reading an image's record").because(e))?;
+    Ok(ImageContent {
+        image: row.digest,
+        name: reference.to_string(),
+        table: Arc::new(Table::open(&files.table())?),
+        source: sources.source(&reference, record.plain_http)?,
+    })
+}
+
+/// How an image is called in the database; text that is no reference (such as a digest) stays as it is.
+pub fn canonical_name(text: &str) -> String {
+    match text.parse::<Reference>() {
+        Ok(reference) if !looks_like_digest(text) => reference.to_string(),
+        _ => text.to_owned(),
+    }
+}
+
+fn looks_like_digest(text: &str) -> bool {
+    let hex = text.strip_prefix("sha256:").unwrap_or(text);
+    (6..=64).contains(&hex.len()) && hex.bytes().all(|c| c.is_ascii_hexdigit())
+}
+
+fn send(events: &Events, event: Event) {
+    // A closed channel means that the client has gone; the connection gives the pull up.
+    drop(events.send(event));
+}
