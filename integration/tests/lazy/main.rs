@@ -1,0 +1,31 @@
+//! Lazy start from end to end: the installed binaries against a real registry behind a link that can be slow or cut.
+//!
+//! One module a topic; `start` also writes the measured table to `reports/lazy-start.txt` in the images' work directory.
+//! Every test has a store of its own, so each is a first start on an empty machine.
+
+#[cfg(test)]
+mod bad_input;
+#[cfg(test)]
+mod content;
+#[cfg(test)]
+mod crash;
+#[cfg(test)]
+mod damage;
+#[cfg(test)]
+mod failure;
+#[cfg(test)]
+mod hand_off;
+#[cfg(test)]
+mod hosts;
+#[cfg(test)]
+mod metadata;
+#[cfg(test)]
+mod outage;
+#[cfg(test)]
+mod rig;
+#[cfg(test)]
+mod signals;
+#[cfg(test)]
+mod start;
+#[cfg(test)]
+mod truth;
