@@ -8,17 +8,30 @@
 //! | [`process`] | the clone, and the messages between the runtime and the process it made |
 //! | [`init`] | what the new process does, as a list of named steps |
 //! | [`rootfs`] | mounts, devices, masked paths: descriptors only, never a path into the image |
+//! | [`procfs`] | the one verified descriptor of /proc |
+//! | [`exe`] | the protection of the runtime's own binary |
 //! | [`cgroup`], [`seccomp`], [`capabilities`] | limits and privileges |
 //! | [`client`] | a typed wrapper with which the other crates drive the binary |
 //!
 //! The runtime is single-threaded and synchronous. Every wait is a `poll` on descriptors with a deadline.
 
+pub mod bundle;
 pub mod capabilities;
 pub mod cgroup;
 pub mod client;
+pub mod container;
 pub mod error;
+pub mod exe;
+pub mod hooks;
 pub mod id;
+pub mod init;
+pub mod process;
+pub mod procfs;
+pub mod rootfs;
 pub mod seccomp;
+pub mod signal;
+pub mod state;
+pub mod time;
 
 pub use error::{Error, Outcome, Result};
 pub use id::ContainerId;

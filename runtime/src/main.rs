@@ -1,2 +1,9 @@
 //! `towline-oci`: the command line of the OCI runtime.
-fn main() {}
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

@@ -1,0 +1,166 @@
+//! The bundle: `config.json`, read once at create, and checked for what this version cannot do.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Process, Spec};
+use serde::de::DeserializeOwned;
+
+use crate::capabilities::take_unknown;
+use crate::error::{Error, Outcome, Result};
+
+/// The largest `config.json` that is read, in bytes.
+const MAX_CONFIG: u64 = 8 << 20;
+
+/// A bundle's directory and configuration.
+#[derive(Debug)]
+pub struct Bundle {
+    /// Absolute, without symlinks.
+    pub dir: PathBuf,
+    /// The root file system on the host, absolute.
+    pub rootfs: PathBuf,
+    /// `config.json`, typed.
+    pub spec: Spec,
+    /// `config.json` as it was read: kept in the state for exec, delete and the hooks.
+    pub json: Vec<u8>,
+    /// What was left out, with the reason.
+    pub warnings: Vec<String>,
+}
+
+impl Bundle {
+    /// Reads and checks `dir/config.json`.
+    pub fn load(dir: &Path) -> Result<Self> {
+        let dir = fs::canonicalize(dir).map_err(|cause| Error::io("finding bundle", dir, cause))?;
+        let path = dir.join("config.json");
+        let json = read_limited(&path)?;
+        Self::parse(dir, json).map_err(|error| error.during(format!("reading {}", path.display())))
+    }
+
+    /// Checks `json` as the configuration of the bundle in `dir` (absolute).
+    pub fn parse(dir: PathBuf, json: Vec<u8>) -> Result<Self> {
+        let (spec, warnings) = parse_lenient::<Spec>(&json, "/process")?;
+        check_supported(&spec)?;
+        let root = spec.root().as_ref().ok_or_else(|| missing("root"))?;
+        let rootfs = dir.join(root.path());
+        Ok(Self { rootfs, dir, spec, json, warnings })
+    }
+}
+
+/// Reads a process description (`exec --process`).
+pub fn load_process(path: &Path) -> Result<(Process, Vec<String>)> {
+    let json = read_limited(path)?;
+    parse_lenient(&json, "").map_err(|error| error.during(format!("reading {}", path.display())))
+}
+
+fn read_limited(path: &Path) -> Result<Vec<u8>> {
+    let size = fs::metadata(path).map_err(|cause| Error::io("reading", path, cause))?.len();
+    if size > MAX_CONFIG {
+        return Err(Error::new(Outcome::BadInput, format!("reading {}", path.display()))
+            .because(format!("it has {size} bytes, and {MAX_CONFIG} is the limit")));
+    }
+    fs::read(path).map_err(|cause| Error::io("reading", path, cause))
+}
+
+/// Parses JSON. Capability names that the typed form does not know are left out with a warning; looking for them costs a second
+/// pass, so it is made only when the first one fails.
+fn parse_lenient<T: DeserializeOwned>(json: &[u8], process_at: &str) -> Result<(T, Vec<String>)> {
+    let malformed = |cause: serde_json::Error| Error::new(Outcome::BadInput, "parsing JSON").because(cause);
+    let first = match serde_json::from_slice(json) {
+        Ok(value) => return Ok((value, Vec::new())),
+        Err(cause) => cause,
+    };
+    let mut value: serde_json::Value = serde_json::from_slice(json).map_err(malformed)?;
+    let warnings = value.pointer_mut(process_at).map(take_unknown).unwrap_or_default();
+    if warnings.is_empty() {
+        return Err(malformed(first));
+    }
+    Ok((serde_json::from_value(value).map_err(malformed)?, warnings))
+}
+
+fn missing(field: &str) -> Error {
+    Error::new(Outcome::BadInput, format!("checking {field}")).because("it is missing")
+}
+
+/// Refuses what this version would otherwise silently not do.
+fn check_supported(spec: &Spec) -> Result<()> {
+    let unsupported = |field: &str| {
+        Err(Error::new(Outcome::Unsupported, format!("checking {field}")).because("not supported by this version of towline-oci"))
+    };
+    let version = spec.version();
+    if !version.starts_with("1.") {
+        return Err(Error::new(Outcome::Unsupported, "checking ociVersion").because(format!("{version:?} is not a version 1")));
+    }
+    let linux = spec.linux().as_ref().ok_or_else(|| missing("linux"))?;
+    if linux.intel_rdt().is_some() {
+        return unsupported("linux.intelRdt");
+    }
+    if linux.memory_policy().is_some() {
+        return unsupported("linux.memoryPolicy");
+    }
+    if linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty()) {
+        return unsupported("linux.netDevices");
+    }
+    if linux.personality().is_some() {
+        return unsupported("linux.personality");
+    }
+    if linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()) {
+        return unsupported("linux.mountLabel");
+    }
+    if let Some(process) = spec.process() {
+        check_process_supported(process)?;
+    }
+    Ok(())
+}
+
+/// [`check_supported`] for a process, which `exec` brings too.
+pub fn check_process_supported(process: &Process) -> Result<()> {
+    let unsupported = |field: &str| {
+        Err(Error::new(Outcome::Unsupported, format!("checking {field}")).because("not supported by this version of towline-oci"))
+    };
+    if process.io_priority().is_some() {
+        return unsupported("process.ioPriority");
+    }
+    if process.scheduler().is_some() {
+        return unsupported("process.scheduler");
+    }
+    if process.exec_cpu_affinity().is_some() {
+        return unsupported("process.execCPUAffinity");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: &str) -> Result<Bundle> {
+        Bundle::parse("/b".into(), json.as_bytes().to_vec())
+    }
+
+    #[test]
+    fn bad_configurations_name_the_field() {
+        for (json, names) in [
+            ("", "parsing JSON"),
+            ("[]", "ociVersion"),
+            (r#"{"ociVersion":"2.0.0","root":{"path":"r"},"linux":{}}"#, "ociVersion"),
+            (r#"{"ociVersion":"1.0.0","root":{"path":"r"}}"#, "linux"),
+            (r#"{"ociVersion":"1.0.0","linux":{}}"#, "root"),
+            (r#"{"ociVersion":"1.0.0","root":{"path":"r"},"linux":{"mountLabel":"x"}}"#, "linux.mountLabel"),
+            (r#"{"ociVersion":"1.0.0","root":{"path":"r"},"linux":{"namespaces":[{"type":"moon"}]}}"#, "moon"),
+        ] {
+            let error = parse(json).unwrap_err();
+            assert!(error.one_line().contains(names), "{json}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn unknown_capabilities_are_left_out() {
+        let bundle = parse(
+            r#"{"ociVersion":"1.0.0","root":{"path":"r"},"linux":{},
+                "process":{"user":{},"cwd":"/","capabilities":{"bounding":["CAP_KILL","CAP_FLYING"]}}}"#,
+        )
+        .unwrap();
+        assert_eq!(bundle.warnings.len(), 1);
+        assert_eq!(bundle.rootfs, Path::new("/b/r"));
+    }
+}

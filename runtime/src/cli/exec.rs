@@ -1,0 +1,75 @@
+//! `exec`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use towline_runtime::container::Context;
+use towline_runtime::container::exec::{ExecOptions, exec};
+use towline_runtime::{ContainerId, Result};
+
+#[derive(Debug, Args)]
+pub struct Exec {
+    /// File with the process as JSON
+    #[arg(short, long, value_name = "FILE")]
+    process: Option<PathBuf>,
+    /// Return when the program runs
+    #[arg(short, long)]
+    detach: bool,
+    /// File that gets the pid
+    #[arg(long, value_name = "FILE")]
+    pid_file: Option<PathBuf>,
+    /// Unix socket that gets the terminal
+    #[arg(long, value_name = "SOCKET")]
+    console_socket: Option<PathBuf>,
+    /// Give the process a terminal
+    #[arg(short, long)]
+    tty: bool,
+    /// Working directory in the container
+    #[arg(long, value_name = "DIR")]
+    cwd: Option<PathBuf>,
+    /// Set a variable (NAME=VALUE)
+    #[arg(short, long, value_name = "VARIABLE")]
+    env: Vec<String>,
+    /// UID[:GID]
+    #[arg(short, long, value_name = "USER")]
+    user: Option<String>,
+    /// More groups
+    #[arg(short = 'g', long, value_name = "GID")]
+    additional_gids: Vec<u32>,
+    /// More capabilities
+    #[arg(short, long, value_name = "CAP")]
+    cap: Vec<String>,
+    /// Set no_new_privs
+    #[arg(long)]
+    no_new_privs: bool,
+    /// Hand on this many descriptors from 3 up
+    #[arg(long, value_name = "N", default_value = "0")]
+    preserve_fds: u32,
+    /// Id of the container
+    id: ContainerId,
+    /// Program and arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<String>,
+}
+
+impl Exec {
+    pub fn run(&self, context: &Context) -> Result<u8> {
+        let options = ExecOptions {
+            process: self.process.clone(),
+            args: self.args.clone(),
+            cwd: self.cwd.clone(),
+            env: self.env.clone(),
+            user: self.user.clone(),
+            additional_gids: self.additional_gids.clone(),
+            caps: self.cap.clone(),
+            no_new_privileges: self.no_new_privs,
+            tty: self.tty,
+            detach: self.detach,
+            pid_file: self.pid_file.clone(),
+            console_socket: self.console_socket.clone(),
+            preserve_fds: self.preserve_fds,
+        };
+        // Exit codes are 0 to 255; of a signal it is 128 and the signal.
+        exec(context, &self.id, &options).map(|code| code as u8)
+    }
+}

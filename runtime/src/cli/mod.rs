@@ -1,0 +1,172 @@
+//! The command line: runc's verbs and flags. Each verb is a file with one `run`.
+
+mod create;
+mod delete;
+mod exec;
+mod kill;
+mod list;
+mod log;
+mod pause;
+mod ps;
+mod resume;
+mod run;
+mod spec;
+mod start;
+mod state;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use towline_runtime::container::Context;
+use towline_runtime::{Error, Outcome, Result, exe};
+
+use log::Log;
+
+/// Verbs that enter a container, and so run from a protected copy of the binary.
+const ENTERING: [&str; 3] = ["create", "run", "exec"];
+
+/// An OCI runtime with runc's command line.
+#[derive(Debug, Parser)]
+#[command(name = "towline-oci", version = VERSION, disable_version_flag = true, subcommand_required = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+    /// Print the version
+    #[arg(short = 'v', long, action = clap::ArgAction::Version)]
+    version: Option<bool>,
+}
+
+const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.2.0");
+
+/// Flags before the verb.
+#[derive(Debug, Args)]
+struct Global {
+    /// Directory of the containers' state
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Log to this file instead of standard error
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// Format of the log
+    #[arg(long, value_name = "FORMAT", value_enum, default_value = "text")]
+    log_format: log::Format,
+    /// Log more
+    #[arg(long)]
+    debug: bool,
+    /// Let systemd manage the cgroups (not supported yet)
+    #[arg(long)]
+    systemd_cgroup: bool,
+    /// Who manages the cgroups
+    #[arg(long, value_name = "MANAGER", value_enum, default_value = "cgroupfs")]
+    cgroup_manager: Manager,
+    /// Do without what needs root: true, false, or auto (by the caller's user)
+    #[arg(long, value_name = "WHEN", value_enum, default_value = "auto")]
+    rootless: When,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Manager {
+    Cgroupfs,
+    Systemd,
+    Disabled,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum When {
+    Auto,
+    True,
+    False,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Create a container; its program waits for start
+    Create(create::Create),
+    /// Run the program of a created container
+    Start(start::Start),
+    /// Print the state of a container as JSON
+    State(state::State),
+    /// Send a signal to a container
+    Kill(kill::Kill),
+    /// Delete a container
+    Delete(delete::Delete),
+    /// Create and start a container, and wait for its end
+    Run(run::Run),
+    /// Run a process in a container
+    Exec(exec::Exec),
+    /// List containers
+    #[command(alias = "ls")]
+    List(list::List),
+    /// Write a config.json to start from
+    Spec(spec::Spec),
+    /// List the processes of a container
+    Ps(ps::Ps),
+    /// Freeze the processes of a container
+    Pause(pause::Pause),
+    /// Let a paused container go on
+    Resume(resume::Resume),
+}
+
+/// Parses, runs the verb, reports a failure, and says with which code to leave.
+pub fn main() -> ExitCode {
+    if std::env::args_os().any(|arg| ENTERING.iter().any(|verb| arg == *verb))
+        && let Err(error) = exe::protect(std::env::args_os().collect(), std::env::vars_os().collect())
+    {
+        return Log::stderr().fail(&error);
+    }
+    let cli = Cli::parse();
+    let log = match Log::open(&cli.global) {
+        Ok(log) => log,
+        Err(error) => return Log::stderr().fail(&error),
+    };
+    match dispatch(&cli, &log) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => log.fail(&error),
+    }
+}
+
+fn dispatch(cli: &Cli, log: &Log) -> Result<u8> {
+    log.debug(&format!("{:?}", cli.verb));
+    if let Verb::Spec(spec) = &cli.verb {
+        return spec.run();
+    }
+    let context = open(&cli.global)?;
+    let result = match &cli.verb {
+        Verb::Create(verb) => verb.run(&context),
+        Verb::Start(verb) => verb.run(&context),
+        Verb::State(verb) => verb.run(&context),
+        Verb::Kill(verb) => verb.run(&context),
+        Verb::Delete(verb) => verb.run(&context),
+        Verb::Run(verb) => verb.run(&context),
+        Verb::Exec(verb) => verb.run(&context),
+        Verb::List(verb) => verb.run(&context),
+        Verb::Ps(verb) => verb.run(&context),
+        Verb::Pause(verb) => verb.run(&context),
+        Verb::Resume(verb) => verb.run(&context),
+        Verb::Spec(verb) => verb.run(),
+    };
+    context.take_warnings().iter().for_each(|warning| log.warn(warning));
+    result
+}
+
+fn open(global: &Global) -> Result<Context> {
+    if global.systemd_cgroup || global.cgroup_manager == Manager::Systemd {
+        return Err(Error::new(Outcome::Unsupported, "choosing a cgroup manager")
+            .because("systemd is not supported by this version of towline-oci")
+            .advise("use cgroupfs (podman: --cgroup-manager=cgroupfs; containerd: SystemdCgroup = false)"));
+    }
+    let rootless = match global.rootless {
+        When::Auto => !rustix::process::geteuid().is_root(),
+        When::True => true,
+        When::False => false,
+    };
+    let root = match (&global.root, std::env::var_os("XDG_RUNTIME_DIR").filter(|_| rootless)) {
+        (Some(root), _) => std::path::absolute(root).map_err(|cause| Error::io("finding", root, cause))?,
+        (None, Some(runtime)) => PathBuf::from(runtime).join("towline-oci"),
+        (None, None) => PathBuf::from("/run/towline-oci"),
+    };
+    Context::open(&root, global.cgroup_manager != Manager::Disabled, rootless)
+}

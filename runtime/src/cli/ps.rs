@@ -1,0 +1,57 @@
+//! `ps`.
+#![allow(clippy::print_stdout, reason = "this verb's result is what it prints")]
+
+use std::process::Command;
+
+use clap::Args;
+use towline_runtime::container::{Context, list};
+use towline_runtime::{ContainerId, Error, Outcome, Result};
+
+use super::list::Format;
+
+#[derive(Debug, Args)]
+pub struct Ps {
+    /// Format of the list
+    #[arg(short, long, value_enum, default_value = "table")]
+    format: Format,
+    /// Id of the container
+    id: ContainerId,
+    /// Options of ps(1), for the table
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    options: Vec<String>,
+}
+
+impl Ps {
+    pub fn run(&self, context: &Context) -> Result<u8> {
+        let pids = list::pids(context, &self.id)?;
+        if self.format == Format::Json {
+            let json =
+                serde_json::to_string(&pids).map_err(|cause| Error::new(Outcome::Io, "printing the pids").because(cause))?;
+            println!("{json}");
+            return Ok(0);
+        }
+        print!("{}", table(&self.options, &pids)?);
+        Ok(0)
+    }
+}
+
+/// What ps(1) says, with only the lines of `pids`: it cannot be asked for pids together with options such as -e.
+fn table(options: &[String], pids: &[i32]) -> Result<String> {
+    let default = ["-ef".to_owned()];
+    let options = if options.is_empty() { &default } else { options };
+    let output = Command::new("ps").args(options).output().map_err(|cause| Error::sys("running ps", cause))?;
+    if !output.status.success() {
+        return Err(Error::new(Outcome::BadInput, format!("running ps {}", options.join(" ")))
+            .because(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut lines = text.lines();
+    let head = lines.next().unwrap_or_default();
+    let column = head.split_whitespace().position(|name| name == "PID").ok_or_else(|| {
+        Error::new(Outcome::BadInput, format!("reading what ps {} prints", options.join(" "))).because("it has no column PID")
+    })?;
+    let of_container = |line: &&str| {
+        line.split_whitespace().nth(column).and_then(|pid| pid.parse().ok()).is_some_and(|pid: i32| pids.contains(&pid))
+    };
+    Ok(std::iter::once(head).chain(lines.filter(of_container)).map(|line| format!("{line}\n")).collect())
+}

@@ -1,0 +1,293 @@
+//! Building a container up to the point where its init waits for the word to run the program. What `create` and `run` share.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use oci_spec::runtime::Spec;
+use rustix::process::Pid;
+
+use super::Context;
+use super::console::Receiver;
+use super::prepare::{linux, plan_container};
+use crate::bundle::Bundle;
+use crate::cgroup::{CgroupManager, Mode};
+use crate::client::Status;
+use crate::error::{Error, Outcome, Result};
+use crate::hooks;
+use crate::id::ContainerId;
+use crate::init;
+use crate::init::plan::{ContainerPlan, Plan, ProcessPlan};
+use crate::process::mappings;
+use crate::process::message::Message;
+use crate::process::namespaces::{Kind, Namespaces};
+use crate::process::spawn::{Spawned, reap, spawn};
+use crate::procfs::{ProcFs, start_time};
+use crate::seccomp;
+use crate::state::{ContainerDir, Record};
+
+/// What the caller of `create` or `run` wants.
+#[derive(Clone, Debug, Default)]
+pub struct BuildOptions {
+    /// The bundle's directory.
+    pub bundle: PathBuf,
+    /// Where to write init's pid.
+    pub pid_file: Option<PathBuf>,
+    /// Where to send the terminal's master.
+    pub console_socket: Option<PathBuf>,
+    /// chroot instead of pivot_root.
+    pub no_pivot: bool,
+    /// Leave the container in the caller's session keyring.
+    pub no_new_keyring: bool,
+    /// Descriptors from 3 up that the program gets.
+    pub preserve_fds: u32,
+    /// The caller stays and takes the terminal itself.
+    pub foreground: bool,
+}
+
+/// Who says when the program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Starter {
+    /// A later `start`.
+    Later,
+    /// The caller, over the channel it has.
+    Caller,
+}
+
+/// A container whose init waits. Dropped before [`Built::keep`], nothing of it is left.
+pub struct Built<'a> {
+    context: &'a Context,
+    /// Its directory.
+    pub dir: ContainerDir,
+    /// Its first process; `None` only while dropping.
+    pub init: Option<Spawned>,
+    /// What is recorded.
+    pub record: Record,
+    /// The configuration.
+    pub bundle: Bundle,
+    /// The terminal's master, when the caller did not name a console socket.
+    pub console: Option<OwnedFd>,
+    kept: bool,
+}
+
+impl Built<'_> {
+    /// From now on the container outlives this value.
+    pub fn keep(&mut self) {
+        self.kept = true;
+        if let Some(init) = &mut self.init {
+            init.keep();
+        }
+    }
+
+    /// Init, which is there until the value is dropped.
+    pub fn init(&self) -> &Spawned {
+        self.init.as_ref().expect("init is taken only by drop")
+    }
+}
+
+impl Drop for Built<'_> {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        // Kills and reaps; with it goes its pid namespace.
+        drop(self.init.take());
+        undo(self.context, self.dir.id(), self.record.cgroup.as_ref());
+    }
+}
+
+/// Removes what a failed create made. The failure itself is what the caller reports, so these can only be warnings.
+fn undo(context: &Context, id: &ContainerId, cgroup: Option<&CgroupManager>) {
+    if let Some(cgroup) = cgroup {
+        for result in [cgroup.kill_all(), cgroup.remove()] {
+            if let Err(error) = result {
+                context.warn(error.one_line());
+            }
+        }
+    }
+    if let Err(error) = context.root.remove(id) {
+        context.warn(error.one_line());
+    }
+}
+
+/// Builds container `id`.
+pub fn build<'a>(context: &'a Context, id: &ContainerId, options: &BuildOptions, starter: Starter) -> Result<Built<'a>> {
+    let mut bundle = Bundle::load(&options.bundle)?;
+    bundle.warnings.drain(..).for_each(|warning| context.warn(warning));
+    let process = bundle.spec.process().as_ref().ok_or_else(|| {
+        Error::new(Outcome::BadInput, "checking process").because("it is missing, and without it there is nothing to run")
+    })?;
+    let (process, warnings) = ProcessPlan::new(process)?;
+    warnings.into_iter().for_each(|warning| context.warn(warning));
+    let receiver = Receiver::new(process.terminal, options.console_socket.as_deref(), options.foreground)?;
+    let namespaces = Namespaces::from_config(linux(&bundle.spec).namespaces().as_deref().unwrap_or_default())?;
+    let seccomp = compile_seccomp(&bundle.spec)?;
+    let keyring = if options.no_new_keyring { None } else { CString::new(format!("_ses.{id}")).ok() };
+    let plan = Plan { process, namespaces, proc: ProcFs::open()?, seccomp, keyring, preserve_fds: options.preserve_fds };
+    let record = new_record(id, &bundle, &plan);
+    let mut container = plan_container(&bundle, options, &plan.namespaces, record.to_state(Status::Creating))?;
+
+    let dir = context.root.create(id)?;
+    let mut built = Built { context, dir, init: None, record, bundle, console: None, kept: false };
+    built.dir.save_config(&built.bundle.json)?;
+    built.record.cgroup = make_cgroup(context, &built.bundle.spec, id)?;
+    built.dir.save(&built.record)?;
+    if starter == Starter::Later {
+        container.start_socket = Some(built.dir.listen_start()?);
+    }
+    let own_cgroup_view = plan.namespaces.makes(Kind::CGROUP);
+    container.cgroup_mount = built.record.cgroup.as_ref().map(|cgroup| cgroup.mount_parts(own_cgroup_view));
+    start_init(&mut built, &plan, &mut container)?;
+    built.console = converse(&mut built, receiver)?;
+    finish(&mut built, options)?;
+    Ok(built)
+}
+
+fn compile_seccomp(spec: &Spec) -> Result<Option<seccomp::Filter>> {
+    let filter = linux(spec).seccomp().as_ref().map(seccomp::compile).transpose()?;
+    if filter.as_ref().is_some_and(|filter| filter.wants_listener()) {
+        return Err(Error::new(Outcome::Unsupported, "checking linux.seccomp")
+            .because("SCMP_ACT_NOTIFY is not supported by this version of towline-oci"));
+    }
+    Ok(filter)
+}
+
+/// Clones init and puts it into its user namespace and cgroup.
+fn start_init(built: &mut Built<'_>, plan: &Plan, container: &mut ContainerPlan) -> Result<()> {
+    let cgroup = built.record.cgroup.as_ref();
+    let clone_into = match cgroup {
+        Some(cgroup) if cgroup.mode() == Mode::V2 => cgroup.dir_fd_for_clone()?,
+        _ => None,
+    };
+    let clone_fd = clone_into.as_ref().map(AsFd::as_fd);
+    let spawned = spawn(&plan.namespaces, clone_fd, |channel| init::run(plan, Some(container), channel))?;
+    // The copies made for init are init's now.
+    container.start_socket = None;
+    let pid = spawned.pid;
+    let spawned = built.init.insert(spawned);
+    if plan.namespaces.makes(Kind::USER) {
+        let linux = linux(&built.bundle.spec);
+        let map = |list: &Option<Vec<_>>| list.clone().unwrap_or_default();
+        mappings::write(&plan.proc, pid, &map(linux.uid_mappings()), &map(linux.gid_mappings()))?;
+        spawned.channel.send(&Message::Mapped, None)?;
+    }
+    if let (Some(cgroup), None) = (cgroup, &clone_into) {
+        cgroup.join(Pid::from_raw(pid).expect("a child has a positive pid"))?;
+    }
+    set_oom_score(built.context, &plan.proc, pid, plan.process.oom_score_adj)?;
+    spawned.channel.send(&Message::InCgroup, None)
+}
+
+/// `process.oomScoreAdj`. Lowering it is the privilege of CAP_SYS_RESOURCE: without that the process keeps the runtime's.
+pub(super) fn set_oom_score(context: &Context, proc: &ProcFs, pid: i32, score: Option<i32>) -> Result<()> {
+    let Some(score) = score else { return Ok(()) };
+    let file = format!("{pid}/oom_score_adj");
+    match proc.try_write(&file, &score.to_string()) {
+        Err(cause) if cause.kind() == std::io::ErrorKind::PermissionDenied => {
+            let now = proc.read(&file).unwrap_or_default();
+            if now.trim().parse() != Ok(score) {
+                context.warn(format!(
+                    "process.oomScoreAdj {score} is lower than the runtime's own ({}), and lowering it needs CAP_SYS_RESOURCE, \
+                     which the runtime does not have: the process keeps the runtime's value",
+                    now.trim()
+                ));
+            }
+            Ok(())
+        }
+        written => written.map_err(|cause| Error::sys(format!("setting process.oomScoreAdj to {score}"), cause)),
+    }
+}
+
+/// Answers init until it is ready. Returns the terminal's master if nobody else got it.
+fn converse(built: &mut Built<'_>, mut receiver: Receiver) -> Result<Option<OwnedFd>> {
+    let init = built.init.as_ref().expect("start_init made it");
+    loop {
+        match init.channel.receive("the container's init")? {
+            Some((Message::Ready, _)) => return Ok(receiver.kept()),
+            Some((Message::Console, Some(master))) => receiver.take(master)?,
+            Some((Message::Warning(text), _)) => built.context.warn(text),
+            Some((Message::MountsDone, _)) => {
+                run_early_hooks(built, init.pid)?;
+                init.channel.send(&Message::HooksDone, None)?;
+            }
+            Some((Message::Failed(outcome, text), _)) => {
+                return Err(Error::new(outcome, format!("creating container {}", built.dir.id())).because(text));
+            }
+            Some((other, _)) => {
+                return Err(Error::new(Outcome::Io, "waiting for the container's init").because(format!("it sent {other:?}")));
+            }
+            None => return Err(init_died(built)),
+        }
+    }
+}
+
+fn init_died(built: &mut Built<'_>) -> Error {
+    let status = built.init.as_ref().and_then(|init| reap(init.pidfd.as_fd()).ok().flatten());
+    let error = Error::new(Outcome::Io, format!("creating container {}", built.dir.id()));
+    match status {
+        Some(137) => error.because("init was killed").advise("is the memory limit too small to start in?"),
+        Some(code) => error.because(format!("init ended with exit code {code} and said nothing")),
+        None => error.because("init ended and said nothing"),
+    }
+}
+
+/// prestart and createRuntime: in the runtime's namespaces, when the container's exist and before the pivot.
+fn run_early_hooks(built: &Built<'_>, pid: i32) -> Result<()> {
+    let Some(hooks) = built.bundle.spec.hooks() else { return Ok(()) };
+    let state = super::hook_state(&built.record, Status::Creating, pid)?;
+    let prestart = hooks.prestart();
+    hooks::run("prestart", prestart.as_deref().unwrap_or_default(), &state)?;
+    hooks::run("createRuntime", hooks.create_runtime().as_deref().unwrap_or_default(), &state)
+}
+
+/// Records the container and writes the pid file.
+fn finish(built: &mut Built<'_>, options: &BuildOptions) -> Result<()> {
+    let pid = built.init().pid;
+    built.record.init_process_pid = pid;
+    built.record.init_process_start = start_time(&built.context.proc, pid).ok_or_else(|| init_died(built))?;
+    built.dir.save(&built.record)?;
+    options.pid_file.as_deref().map_or(Ok(()), |path| super::write_pid_file(path, pid))
+}
+
+fn new_record(id: &ContainerId, bundle: &Bundle, plan: &Plan) -> Record {
+    let annotations: BTreeMap<String, String> =
+        bundle.spec.annotations().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
+    Record {
+        version: Record::VERSION,
+        id: id.to_string(),
+        oci_version: bundle.spec.version().clone(),
+        init_process_pid: 0,
+        init_process_start: 0,
+        created: crate::time::now_rfc3339(),
+        bundle: bundle.dir.clone(),
+        rootfs: bundle.rootfs.clone(),
+        annotations,
+        owner: owner(),
+        namespaces: plan.namespaces.flags(),
+        cgroup: None,
+        seccomp: plan.seccomp.clone(),
+        keyring: plan.keyring.as_ref().map(|name| name.to_string_lossy().into_owned()),
+    }
+}
+
+fn owner() -> String {
+    let uid = rustix::process::getuid();
+    if uid.is_root() { "root".to_owned() } else { uid.as_raw().to_string() }
+}
+
+fn make_cgroup(context: &Context, spec: &Spec, id: &ContainerId) -> Result<Option<CgroupManager>> {
+    if !context.cgroups {
+        return Ok(None);
+    }
+    let linux = linux(spec);
+    let made = CgroupManager::create(linux.cgroups_path().as_deref(), id.as_str(), linux.resources().as_ref());
+    match made {
+        Ok(cgroup) => Ok(Some(cgroup)),
+        Err(error) if context.rootless && error.outcome() == Outcome::Denied => {
+            context.warn(format!("the container runs without a cgroup: {}", error.one_line()));
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,148 @@
+//! The verbs of the runtime, each in its own file.
+//!
+//! ```text
+//!            create                start               the program ends
+//! (nothing) --------> created ---------------> running ----------------> stopped
+//!    ^     failed: all is undone   | kill        | pause/resume: paused      |
+//!    |                             v             |                           |
+//!    +---------------------- delete <------------+-- delete --force ---------+
+//! ```
+//! The status is never stored: it follows from the state directory (is there a record, a start socket), from init (is it alive,
+//! by pid and start time) and from its cgroup (is it frozen).
+
+pub mod build;
+mod console;
+pub mod create;
+pub mod delete;
+pub mod exec;
+pub mod foreground;
+pub mod kill;
+pub mod list;
+pub mod pause;
+mod prepare;
+pub mod run;
+pub mod spec;
+pub mod start;
+pub mod terminal;
+
+use std::cell::RefCell;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::client::{State, Status};
+use crate::error::{Error, Outcome, Result};
+use crate::id::ContainerId;
+use crate::procfs::{ProcFs, start_time};
+use crate::state::{ContainerDir, Record, StateRoot};
+
+/// What every verb works with.
+#[derive(Debug)]
+pub struct Context {
+    /// The state directory.
+    pub root: StateRoot,
+    /// The verified /proc.
+    pub proc: ProcFs,
+    /// False: containers get no cgroup (`--cgroup-manager disabled`).
+    pub cgroups: bool,
+    /// True: what needs real root may be missing.
+    pub rootless: bool,
+    warnings: RefCell<Vec<String>>,
+}
+
+impl Context {
+    /// Opens the state directory `root` and /proc.
+    pub fn open(root: &Path, cgroups: bool, rootless: bool) -> Result<Self> {
+        Ok(Self { root: StateRoot::open(root)?, proc: ProcFs::open()?, cgroups, rootless, warnings: RefCell::default() })
+    }
+
+    /// Keeps something the user should know for [`Context::take_warnings`].
+    pub fn warn(&self, text: impl Into<String>) {
+        self.warnings.borrow_mut().push(text.into());
+    }
+
+    /// The warnings so far.
+    pub fn take_warnings(&self) -> Vec<String> {
+        self.warnings.take()
+    }
+
+    /// A container that create has finished with.
+    pub fn load(&self, id: &ContainerId) -> Result<Container> {
+        let dir = self.root.find(id)?;
+        let record = dir.load()?.ok_or_else(|| {
+            Error::new(Outcome::WrongState, format!("finding container {id}"))
+                .because("it is still being created, or creating it was interrupted")
+                .advise("`delete --force` clears it away")
+        })?;
+        Ok(Container { dir, record })
+    }
+
+    /// The state of a container.
+    pub fn state(&self, id: &ContainerId) -> Result<State> {
+        let container = self.load(id)?;
+        let status = container.status(self)?;
+        Ok(container.record.to_state(status))
+    }
+}
+
+/// A known container.
+#[derive(Debug)]
+pub struct Container {
+    /// Its directory.
+    pub dir: ContainerDir,
+    /// What is recorded.
+    pub record: Record,
+}
+
+impl Container {
+    /// Its status now.
+    pub fn status(&self, context: &Context) -> Result<Status> {
+        if self.record.init_process_pid == 0 {
+            return Ok(Status::Creating);
+        }
+        if !self.record.is_alive(&context.proc) {
+            return Ok(Status::Stopped);
+        }
+        if self.dir.waits_for_start() {
+            return Ok(Status::Created);
+        }
+        let frozen = self.record.cgroup.as_ref().map_or(Ok(false), |cgroup| cgroup.is_frozen())?;
+        Ok(if frozen { Status::Paused } else { Status::Running })
+    }
+
+    /// A pidfd of init; `None` when init is gone.
+    pub fn pidfd(&self, context: &Context) -> Result<Option<OwnedFd>> {
+        let Some(pid) = Pid::from_raw(self.record.init_process_pid) else { return Ok(None) };
+        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => pidfd,
+            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            Err(cause) => return Err(Error::sys(format!("opening a pidfd of container {}", self.dir.id()), cause)),
+        };
+        // Asked after the pidfd is there: if the start time still fits, the pidfd is of init and not of a later process.
+        let same = start_time(&context.proc, self.record.init_process_pid) == Some(self.record.init_process_start);
+        Ok(same.then_some(pidfd))
+    }
+
+    fn wrong_state(&self, tried: &str, why: &str) -> Error {
+        Error::new(Outcome::WrongState, format!("{tried} container {}", self.dir.id())).because(why.to_owned())
+    }
+}
+
+/// The state a hook gets, with the pid the host knows init by.
+fn hook_state(record: &Record, status: Status, pid: i32) -> Result<String> {
+    let state = State { pid, ..record.to_state(status) };
+    serde_json::to_string(&state).map_err(|cause| Error::new(Outcome::Io, "writing the state for hooks").because(cause))
+}
+
+/// Writes `pid` to `path`, whole or not at all: callers watch for the file to appear.
+fn write_pid_file(path: &Path, pid: i32) -> Result<()> {
+    let failed = |cause: std::io::Error| Error::io("writing pid file", path, cause);
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().ok_or_else(|| failed(std::io::ErrorKind::IsADirectory.into()))?);
+    let temporary = path.with_file_name(name);
+    let mut file = std::fs::File::create(&temporary).map_err(failed)?;
+    file.write_all(pid.to_string().as_bytes()).map_err(failed)?;
+    std::fs::rename(&temporary, path).map_err(failed)
+}

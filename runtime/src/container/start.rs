@@ -1,0 +1,55 @@
+//! `start`: the word to run the program.
+
+use std::time::Duration;
+
+use super::Context;
+use crate::bundle::Bundle;
+use crate::client::Status;
+use crate::error::{Error, Outcome, Result};
+use crate::hooks;
+use crate::id::ContainerId;
+use crate::process::message::{Channel, Message};
+use crate::process::wait::Deadline;
+
+/// How long the program may take to come up, startContainer hooks included: its pages may have to come over a network.
+const LAUNCH: Duration = Duration::from_secs(1800);
+
+/// Starts a created container. Returns when the program runs, and fails when it could not be executed.
+pub fn start(context: &Context, id: &ContainerId) -> Result<()> {
+    let container = context.load(id)?;
+    match container.status(context)? {
+        Status::Created => {}
+        Status::Stopped => return Err(container.wrong_state("starting", "cannot start a container that has stopped")),
+        Status::Paused | Status::Running => {
+            return Err(container.wrong_state("starting", "cannot start an already running container"));
+        }
+        Status::Creating => return Err(container.wrong_state("starting", "it is still being created")),
+    }
+    let channel = Channel::from_socket(container.dir.connect_start()?);
+    channel.send(&Message::Start, None)?;
+    // Whatever comes of it, it cannot be started twice.
+    container.dir.started()?;
+    await_program(&channel, id)?;
+    let bundle = Bundle::parse(container.record.bundle.clone(), container.dir.load_config()?)?;
+    run_poststart(context, &bundle, &container.record)
+}
+
+/// Waits until init has become the program: execve closes its end of the channel.
+pub(super) fn await_program(channel: &Channel, id: &ContainerId) -> Result<()> {
+    let tried = || format!("starting container {id}");
+    match channel.receive_until(Deadline::after(LAUNCH), "the container's program to be executed")? {
+        None => Ok(()),
+        Some((Message::Failed(outcome, text), _)) => Err(Error::new(outcome, tried()).because(text)),
+        Some((other, _)) => Err(Error::new(Outcome::Io, tried()).because(format!("init sent {other:?}"))),
+    }
+}
+
+/// poststart hooks. The spec wants their failure logged and nothing else done.
+pub(super) fn run_poststart(context: &Context, bundle: &Bundle, record: &crate::state::Record) -> Result<()> {
+    let Some(poststart) = bundle.spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_ref()) else { return Ok(()) };
+    let state = super::hook_state(record, Status::Running, record.init_process_pid)?;
+    if let Err(error) = hooks::run("poststart", poststart, &state) {
+        context.warn(error.one_line());
+    }
+    Ok(())
+}

@@ -1,0 +1,219 @@
+//! What the container's first process, and a process that joins a container, do before they become the user's program.
+//!
+//! Each is a list of steps of one signature, run in order; the first that fails is reported to the runtime, which undoes
+//! everything. The order is the design: descriptors of the host are taken before any image is touched; all mounts are made
+//! while the host's tree is still there; privileges go last.
+//!
+//! ```text
+//! create:  prepare -> mounts -> [runtime's hooks] -> pivot -> settings -> check program -> Ready
+//!          ... Recorded, then `start` connects (or the runtime itself says Start) ...
+//!          startContainer hooks -> privileges -> execve
+//! exec:    prepare -> check program -> Ready ... Start -> privileges -> execve
+//! ```
+
+mod console;
+mod launch;
+pub mod plan;
+mod settings;
+mod start;
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use crate::error::{Error, Outcome, Result};
+use crate::hooks;
+use crate::process::message::{Channel, Message};
+use crate::process::namespaces::Kind;
+use crate::rootfs::resolve::{Kind as DirectoryOrFile, Root};
+use crate::rootfs::{devices, mask, open_null};
+use plan::{ContainerPlan, Plan};
+
+/// The process's own state while it goes through the steps.
+pub struct Init<'a> {
+    plan: &'a Plan,
+    container: Option<&'a mut ContainerPlan>,
+    /// To the runtime that made us; replaced by the one that starts us.
+    channel: Channel,
+    /// The host's verified /dev/null.
+    null: Option<OwnedFd>,
+    /// The container's root, until the pivot.
+    root: Option<Root>,
+    /// Where the program was found.
+    program: PathBuf,
+}
+
+/// One step. Its name is what an error says was being done.
+type Step = (&'static str, fn(&mut Init<'_>) -> Result<()>);
+
+const CREATE: &[Step] = &[
+    ("becoming root of the user namespace", settings::become_mapped_root),
+    ("starting a session", settings::new_session),
+    ("opening the host's /dev/null", take_null),
+    ("setting time offsets", settings::time_namespace),
+    ("hiding from the container", settings::hide),
+    ("setting host and domain name", settings::names),
+    ("entering the cgroup namespace", settings::cgroup_namespace),
+    ("isolating the mount namespace", isolate_mounts),
+    ("attaching the root file system", attach_root),
+    ("making the mounts", make_mounts),
+    ("making the devices", make_devices),
+    ("making the console", console::in_new_root),
+    ("waiting for the runtime's hooks", runtime_hooks),
+    ("running createContainer hooks", create_container_hooks),
+    ("masking paths", mask_paths),
+    ("entering the root file system", enter_root),
+    ("setting sysctls", settings::sysctls),
+    ("joining a session keyring", settings::keyring),
+    ("setting rlimits", settings::rlimits),
+    ("finding the program", launch::find_program),
+    ("reporting to the runtime", report_ready),
+    ("waiting for start", start::wait),
+    ("running startContainer hooks", start_container_hooks),
+    ("entering the working directory", launch::enter_cwd),
+    ("giving up privileges", launch::drop_privileges),
+];
+
+const EXEC: &[Step] = &[
+    ("becoming root of the user namespace", settings::become_joined_root),
+    ("starting a session", settings::new_session),
+    ("making the console", console::in_joined_root),
+    ("joining the session keyring", settings::keyring),
+    ("setting rlimits", settings::rlimits),
+    ("finding the program", launch::find_program),
+    ("reporting to the runtime", report_ready),
+    ("waiting for start", start::wait),
+    ("entering the working directory", launch::enter_cwd),
+    ("giving up privileges", launch::drop_privileges),
+];
+
+/// Runs in the clone. Returns only with an error, which belongs to whoever waits on the channel at that time.
+pub fn run(plan: &Plan, container: Option<&mut ContainerPlan>, channel: Channel) -> Result<()> {
+    // Modes of what we make are meant as they are written; the program's own umask is set last.
+    rustix::process::umask(rustix::fs::Mode::empty());
+    let steps = if container.is_some() { CREATE } else { EXEC };
+    let mut init = Init { plan, container, channel, null: None, root: None, program: PathBuf::new() };
+    for (name, step) in steps {
+        if let Err(error) = step(&mut init) {
+            init.fail(&error.during(*name));
+        }
+    }
+    let error = launch::execute(&init);
+    init.fail(&error)
+}
+
+impl Init<'_> {
+    /// Tells whoever listens and ends: 127 and 126 are what a shell would leave with.
+    fn fail(&self, error: &Error) -> ! {
+        // If nobody listens any more the exit code is all that can be said.
+        drop(self.channel.send(&Message::Failed(error.outcome(), error.one_line()), None));
+        towline_sys::exit_now(match error.outcome() {
+            Outcome::CommandNotFound => 127,
+            Outcome::CommandNotExecutable => 126,
+            _ => 1,
+        })
+    }
+
+    fn container(&mut self) -> &mut ContainerPlan {
+        self.container.as_deref_mut().expect("this step is only in the list of create")
+    }
+}
+
+fn take_null(init: &mut Init<'_>) -> Result<()> {
+    if !init.container().masked.is_empty() {
+        init.null = Some(open_null()?);
+    }
+    Ok(())
+}
+
+fn isolate_mounts(init: &mut Init<'_>) -> Result<()> {
+    init.container().rootfs.as_ref().map_or(Ok(()), |rootfs| rootfs.isolate())
+}
+
+fn attach_root(init: &mut Init<'_>) -> Result<()> {
+    if let Some(rootfs) = &mut init.container().rootfs {
+        init.root = Some(rootfs.attach()?);
+    }
+    Ok(())
+}
+
+fn make_mounts(init: &mut Init<'_>) -> Result<()> {
+    let Some(root) = init.root.take() else { return Ok(()) };
+    let container = init.container();
+    let cgroup = container.cgroup_mount.take();
+    container.mounts.iter_mut().try_for_each(|mount| mount.mount(&root, cgroup.as_ref()))?;
+    init.root = Some(root);
+    Ok(())
+}
+
+fn make_devices(init: &mut Init<'_>) -> Result<()> {
+    let Some(root) = init.root.take() else { return Ok(()) };
+    let container = init.container();
+    if let Some(list) = &container.devices {
+        list.iter().try_for_each(|device| device.make(&root, container.bind_devices))?;
+        devices::make_links(&root)?;
+    }
+    init.root = Some(root);
+    Ok(())
+}
+
+fn runtime_hooks(init: &mut Init<'_>) -> Result<()> {
+    if !init.container().runtime_hooks {
+        return Ok(());
+    }
+    init.channel.send(&Message::MountsDone, None)?;
+    init.channel.expect(&Message::HooksDone, "the runtime's hooks")
+}
+
+fn create_container_hooks(init: &mut Init<'_>) -> Result<()> {
+    let container = init.container();
+    if container.create_container.is_empty() {
+        return Ok(());
+    }
+    let state = state(container)?;
+    hooks::run("createContainer", &container.create_container, &state)
+}
+
+fn start_container_hooks(init: &mut Init<'_>) -> Result<()> {
+    let container = init.container();
+    if container.start_container.is_empty() {
+        return Ok(());
+    }
+    let state = state(container)?;
+    hooks::run("startContainer", &container.start_container, &state)
+}
+
+/// The container's state as the hooks get it. Init knows its pid only as the container sees it.
+fn state(container: &mut ContainerPlan) -> Result<String> {
+    container.state.pid = rustix::process::getpid().as_raw_nonzero().get();
+    serde_json::to_string(&container.state).map_err(|cause| Error::new(Outcome::Io, "writing the state for hooks").because(cause))
+}
+
+fn mask_paths(init: &mut Init<'_>) -> Result<()> {
+    let Some(root) = init.root.take() else { return Ok(()) };
+    let null = init.null.take();
+    let container = init.container();
+    if let Some(null) = &null {
+        container.masked.iter().try_for_each(|path| mask::mask(&root, path, std::os::fd::AsFd::as_fd(null)))?;
+    }
+    container.readonly.iter().try_for_each(|path| mask::make_readonly(&root, path))?;
+    init.root = Some(root);
+    Ok(())
+}
+
+fn enter_root(init: &mut Init<'_>) -> Result<()> {
+    let Some(root) = init.root.take() else { return Ok(()) };
+    let rootfs = init.container().rootfs.as_ref().expect("there is a root only with its plan");
+    rootfs.pivot(&root)?;
+    // As runc does. Where this fails (a read-only file system, a magic link), entering the directory says why.
+    drop(root.ensure(&init.plan.process.cwd, DirectoryOrFile::Directory));
+    init.container().rootfs.as_ref().expect("as above").finish(&root)
+}
+
+fn report_ready(init: &mut Init<'_>) -> Result<()> {
+    init.channel.send(&Message::Ready, None)
+}
+
+/// True if the process lives in a user namespace that is not the runtime's.
+fn in_user_namespace(plan: &Plan) -> bool {
+    plan.namespaces.contains(Kind::USER)
+}

@@ -1,0 +1,49 @@
+//! Masked and read-only paths (`linux.maskedPaths`, `linux.readonlyPaths`).
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use rustix::fs::{FileType, OFlags};
+use rustix::io::Errno;
+use towline_sys::MountAttr;
+
+use super::options::{Attr, MountOptions};
+use super::resolve::Root;
+use super::tree::Detached;
+use crate::error::{Error, Result};
+
+/// Covers `path`: a directory with an empty read-only tmpfs, anything else with `null`, the host's verified /dev/null. A path
+/// that the container does not have needs no cover.
+pub fn mask(root: &Root, path: &Path, null: BorrowedFd<'_>) -> Result<()> {
+    let what = format!("mask of {}", path.display());
+    let target = match root.open(path, OFlags::PATH) {
+        Ok(target) => target,
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+        Err(cause) => return Err(Error::sys(format!("opening {} to mask it", path.display()), cause)),
+    };
+    let stat = rustix::fs::fstat(&target).map_err(|cause| Error::sys(format!("looking at {}", path.display()), cause))?;
+    let cover = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        let options = MountOptions {
+            attr: Attr { set: libc::MOUNT_ATTR_RDONLY, clear: 0 },
+            data: vec![("nr_blocks".into(), Some("1".into())), ("nr_inodes".into(), Some("1".into()))],
+            ..MountOptions::default()
+        };
+        Detached::new_filesystem("tmpfs", "tmpfs", &options, &what)?
+    } else {
+        Detached::copy_of(null, false, &what)?
+    };
+    cover.attach(target.as_fd(), &what).map(drop)
+}
+
+/// Makes `path` and what is mounted beneath it read-only, by a bind mount of it on itself.
+pub fn make_readonly(root: &Root, path: &Path) -> Result<()> {
+    let what = format!("read-only path {}", path.display());
+    let target = match root.open(path, OFlags::PATH) {
+        Ok(target) => target,
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+        Err(cause) => return Err(Error::sys(format!("opening {} to make it read-only", path.display()), cause)),
+    };
+    let copy = Detached::copy_of(target.as_fd(), true, &what)?;
+    copy.set(true, MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() }, &what)?;
+    copy.attach(target.as_fd(), &what).map(drop)
+}

@@ -1,0 +1,223 @@
+//! The mounts of `config.json`.
+
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Mount;
+use rustix::fs::{FileType, Mode, OFlags, mkdirat, openat, symlinkat};
+use towline_sys::{MountAttr, mount_setattr};
+
+use super::copy_host_path;
+use super::copyup::copy_up;
+use super::options::{self, MountOptions};
+use super::procfs_targets::check_target;
+use super::resolve::{Kind, Root};
+use super::tree::Detached;
+use crate::cgroup::{CgroupMount, Source};
+use crate::error::{Error, Outcome, Result};
+
+/// One mount of `config.json`, checked.
+#[derive(Debug)]
+pub struct MountPlan {
+    destination: PathBuf,
+    kind: MountKind,
+    options: MountOptions,
+    /// How errors call it: "mount of proc on /proc".
+    what: String,
+}
+
+#[derive(Debug)]
+enum MountKind {
+    Bind {
+        source: PathBuf,
+        /// Made by the runtime already, where the new process could not (user namespaces).
+        copy: Option<Detached>,
+    },
+    Cgroup,
+    Filesystem {
+        kind: String,
+        source: String,
+    },
+}
+
+impl MountPlan {
+    /// Checks one entry of `mounts`. Relative sources of bind mounts are relative to `bundle`.
+    pub fn new(mount: &Mount, bundle: &Path) -> Result<Self> {
+        let destination = mount.destination().clone();
+        let mut options = options::parse(mount.options().as_deref().unwrap_or_default());
+        let kind = mount.typ().as_deref().unwrap_or("none");
+        let what = format!("mount of {kind} on {}", destination.display());
+        let bad = |why: &str| Err(Error::new(Outcome::BadInput, format!("checking the {what}")).because(why.to_owned()));
+        if destination.as_os_str().is_empty() || destination == Path::new("/") {
+            return bad("its destination is the root itself");
+        }
+        if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() || has_key(&options, &["idmap", "ridmap"]) {
+            return Err(Error::new(Outcome::Unsupported, format!("checking the {what}"))
+                .because("idmapped mounts are not supported by this version"));
+        }
+        let kind = if options.bind.is_some() || kind == "bind" {
+            options.bind.get_or_insert(false);
+            let Some(source) = mount.source() else { return bad("a bind mount needs a source") };
+            if let Some((key, _)) = options.data.first() {
+                return bad(&format!("option {key:?} means nothing for a bind mount"));
+            }
+            MountKind::Bind { source: bundle.join(source), copy: None }
+        } else if kind == "cgroup" || kind == "cgroup2" {
+            MountKind::Cgroup
+        } else {
+            let source = mount.source().as_ref().map_or_else(|| kind.to_owned(), |source| source.display().to_string());
+            MountKind::Filesystem { kind: kind.to_owned(), source }
+        };
+        Ok(Self { destination, kind, options, what })
+    }
+
+    /// True for a bind mount on `path`: then the caller keeps its own content there.
+    pub fn is_bind_on(&self, path: &str) -> bool {
+        matches!(self.kind, MountKind::Bind { .. }) && self.destination == Path::new(path)
+    }
+
+    /// True if this mount wants the container's cgroup view.
+    pub fn is_cgroup(&self) -> bool {
+        matches!(self.kind, MountKind::Cgroup)
+    }
+
+    /// Copies the source of a bind mount with the runtime's privileges, for a process in a user namespace, which may be unable
+    /// to reach it.
+    pub fn copy_source(&mut self) -> Result<()> {
+        if let MountKind::Bind { source, copy } = &mut self.kind {
+            let made = copy_host_path(source, self.options.bind == Some(true))
+                .map_err(|error| error.during(format!("making the {}", self.what)))?;
+            // Taken in the host's namespace, it is a peer of the host's mount.
+            made.set(true, MountAttr { propagation: libc::MS_SLAVE, ..MountAttr::default() }, &self.what)?;
+            *copy = Some(made);
+        }
+        Ok(())
+    }
+
+    /// Makes the mount beneath `root`.
+    pub fn mount(&mut self, root: &Root, cgroup: Option<&CgroupMount>) -> Result<()> {
+        let what = self.what.clone();
+        let made = match &mut self.kind {
+            MountKind::Bind { source, copy } => {
+                let (source, copy) = (source.clone(), copy.take());
+                self.bind(root, &source, copy)
+            }
+            MountKind::Cgroup => self.cgroup(root, cgroup),
+            MountKind::Filesystem { kind, source } => {
+                let (kind, source) = (kind.clone(), source.clone());
+                self.filesystem(root, &kind, &source)
+            }
+        };
+        made.map_err(|error| error.during(format!("making the {what}")))
+    }
+
+    fn bind(&self, root: &Root, source: &Path, copy: Option<Detached>) -> Result<()> {
+        let recursive = self.options.bind == Some(true);
+        let tree = match copy {
+            Some(copy) => copy,
+            None => copy_host_path(source, recursive)?,
+        };
+        let stat = rustix::fs::fstat(&tree).map_err(|cause| Error::io("looking at", source, cause))?;
+        let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        let target = root.ensure(&self.destination, if directory { Kind::Directory } else { Kind::File })?;
+        check_target(target.as_fd(), &self.destination)?;
+        if !self.options.attr.is_empty() {
+            tree.set(false, self.options.attr.to_mount_attr(), &self.what)?;
+        }
+        self.attach(tree, target.as_fd())
+    }
+
+    fn filesystem(&self, root: &Root, kind: &str, source: &str) -> Result<()> {
+        if kind == "proc" || kind == "sysfs" {
+            self.refuse_link(root)?;
+        }
+        let target = root.ensure(&self.destination, Kind::Directory)?;
+        check_target(target.as_fd(), &self.destination)?;
+        let tree = match Detached::new_filesystem(kind, source, &self.options, &self.what) {
+            // Only who owns the network namespace may mount sysfs; without one of its own the container gets the host's.
+            Err(error) if kind == "sysfs" && error.outcome() == Outcome::Denied => {
+                let tree = copy_host_path(Path::new("/sys"), true).map_err(|_| error)?;
+                tree.set(false, self.options.attr.to_mount_attr(), &self.what)?;
+                tree
+            }
+            made => made?,
+        };
+        if self.options.copy_up {
+            copy_up(target.as_fd(), tree.as_fd())
+                .map_err(|cause| Error::sys(format!("copying the image's content into the {}", self.what), cause))?;
+        }
+        self.attach(tree, target.as_fd())
+    }
+
+    /// procfs and sysfs behind a symlink would be where nobody who masks them expects them.
+    fn refuse_link(&self, root: &Root) -> Result<()> {
+        let Ok(fd) = root.open(&self.destination, OFlags::PATH | OFlags::NOFOLLOW) else { return Ok(()) };
+        let stat = rustix::fs::fstat(&fd).map_err(|cause| Error::io("looking at", &self.destination, cause))?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+            return Err(Error::new(Outcome::BadInput, format!("checking {} in the image", self.destination.display()))
+                .because("it is a symbolic link where a directory is needed"));
+        }
+        Ok(())
+    }
+
+    fn attach(&self, tree: Detached, target: std::os::fd::BorrowedFd<'_>) -> Result<()> {
+        let root = tree.attach(target, &self.what)?;
+        let set = |recursive, attr| {
+            mount_setattr(root.as_fd(), recursive, attr)
+                .map_err(|cause| Error::sys(format!("setting attributes of the {}", self.what), cause))
+        };
+        if !self.options.recursive.is_empty() {
+            set(true, self.options.recursive.to_mount_attr())?;
+        }
+        for (propagation, recursive) in &self.options.propagation {
+            set(*recursive, MountAttr { propagation: *propagation, ..MountAttr::default() })?;
+        }
+        Ok(())
+    }
+
+    fn cgroup(&self, root: &Root, parts: Option<&CgroupMount>) -> Result<()> {
+        let parts = parts.ok_or_else(|| {
+            Error::new(Outcome::Unsupported, format!("finding what the {} consists of", self.what))
+                .because("the container has no cgroup")
+        })?;
+        let target = root.ensure(&self.destination, Kind::Directory)?;
+        let (entries, links) = match parts {
+            CgroupMount::Unified(source) => return self.attach(self.cgroup_part(source)?, target.as_fd()),
+            CgroupMount::Split { entries, links } => (entries, links),
+        };
+        let failed = |cause: rustix::io::Errno| Error::sys(format!("filling the {}", self.what), cause);
+        let mut options = self.options.clone();
+        options.attr.set &= !libc::MOUNT_ATTR_RDONLY;
+        options.data = vec![("mode".into(), Some("755".into()))];
+        let tmpfs = Detached::new_filesystem("tmpfs", "cgroup", &options, &self.what)?.attach(target.as_fd(), &self.what)?;
+        for entry in entries {
+            mkdirat(&tmpfs, entry.name.as_str(), Mode::from_raw_mode(0o755)).map_err(failed)?;
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let point = openat(&tmpfs, entry.name.as_str(), flags, Mode::empty()).map_err(failed)?;
+            self.cgroup_part(&entry.source)?.attach(point.as_fd(), &format!("cgroup hierarchy {}", entry.name))?;
+        }
+        for (name, target) in links {
+            symlinkat(target.as_str(), &tmpfs, name.as_str()).map_err(failed)?;
+        }
+        mount_setattr(tmpfs.as_fd(), false, self.options.attr.to_mount_attr())
+            .map_err(|cause| Error::sys(format!("setting attributes of the {}", self.what), cause))
+    }
+
+    fn cgroup_part(&self, source: &Source) -> Result<Detached> {
+        match source {
+            Source::Fresh { fstype, options } => {
+                let options = MountOptions { data: options.clone(), attr: self.options.attr, ..MountOptions::default() };
+                Detached::new_filesystem(fstype, "cgroup", &options, &self.what)
+            }
+            Source::Bind(path) => {
+                let tree = copy_host_path(path, false)?;
+                tree.set(false, self.options.attr.to_mount_attr(), &self.what)?;
+                Ok(tree)
+            }
+        }
+    }
+}
+
+fn has_key(options: &MountOptions, keys: &[&str]) -> bool {
+    options.data.iter().any(|(key, _)| keys.contains(&key.as_str()))
+}
