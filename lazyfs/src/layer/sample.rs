@@ -1,6 +1,9 @@
 //! Layers for tests.
 
+use std::collections::BTreeMap;
+
 use crate::digest::Digest;
+use crate::layer::zstd_chunked::{self, TocLocation};
 use crate::layer::{Chunk, Entry, EntryKind, FileContent, LayerIndex, Meta};
 
 /// Metadata that most entries of a sample have.
@@ -86,5 +89,51 @@ impl Random {
             }
         }
         bytes
+    }
+}
+
+/// A layer that buildah 1.28 wrote with `push --compression-format zstd:chunked`.
+pub(crate) struct Golden {
+    pub(crate) blob: &'static [u8],
+    pub(crate) position: &'static str,
+    pub(crate) checksum: &'static str,
+    pub(crate) diff_id: Digest,
+}
+
+/// All kinds of entries in the first layer, whiteouts and an opaque directory in the second.
+pub(crate) fn golden() -> [Golden; 2] {
+    let digest = |hex| Digest::from_hex(hex).unwrap();
+    [
+        Golden {
+            blob: include_bytes!("../../tests/golden/buildah-1.28-layer1.tar.zst"),
+            position: "4379:1383:7621:1",
+            checksum: "sha256:a5648398cfaa1cc0c692e06d60358a6fa9bc8fe05931a193843648da93db585e",
+            diff_id: digest("a9e3f8513487302ff493ce164cbfde04ddada277b9ce1d3cfa20325250f5cd90"),
+        },
+        Golden {
+            blob: include_bytes!("../../tests/golden/buildah-1.28-layer2.tar.zst"),
+            position: "796:568:2121:1",
+            checksum: "sha256:0d8e288a76d24c81d406ce464bf7af40628986e5bd7608a962407a798440c5cf",
+            diff_id: digest("52761687095b49ac80147f75c174ed8de69f039af4a6f75fe824854b0ddce3e8"),
+        },
+    ]
+}
+
+impl Golden {
+    pub(crate) fn annotations(&self, prefix: &str) -> BTreeMap<String, String> {
+        [("manifest-position", self.position), ("manifest-checksum", self.checksum)]
+            .map(|(name, value)| (format!("{prefix}{name}"), value.to_owned()))
+            .into()
+    }
+
+    pub(crate) fn location(&self) -> TocLocation {
+        let annotations = self.annotations("io.containers.zstd-chunked.");
+        TocLocation::from_annotations(&Digest::of(self.blob), self.blob.len() as u64, &annotations).unwrap().unwrap()
+    }
+
+    pub(crate) fn index(&self) -> LayerIndex {
+        let location = self.location();
+        let toc = &self.blob[location.range.start as usize..location.range.end as usize];
+        zstd_chunked::parse(&Digest::of(self.blob), &location, toc).unwrap()
     }
 }

@@ -86,8 +86,14 @@ impl FileSink for CasSink<'_> {
 ///
 /// What is malformed is [`Outcome::BadInput`] and names entry and field; an [`Error`] inside of an I/O error of `reader` is passed on.
 pub fn read(reader: impl Read, sink: &mut impl FileSink) -> Result<LayerIndex> {
-    let mut tar = Tar { reader, at: 0 };
     let mut index = LayerIndex::default();
+    read_into(reader, sink, &mut index)?;
+    Ok(index)
+}
+
+/// As [`read`], but what came before an error is in `index`.
+pub(super) fn read_into(reader: impl Read, sink: &mut impl FileSink, index: &mut LayerIndex) -> Result<()> {
+    let mut tar = Tar { reader, at: 0 };
     while let Some((start, header)) = tar.next_header()? {
         if index.entries.len() >= MAX_ENTRIES {
             return Err(tar.bad(start, &header.name, Outcome::BadInput, format!("is one of more than {MAX_ENTRIES}")));
@@ -103,8 +109,7 @@ pub fn read(reader: impl Read, sink: &mut impl FileSink) -> Result<LayerIndex> {
         }
         index.entries.push(entry);
     }
-    tar.drain()?;
-    Ok(index)
+    tar.drain()
 }
 
 /// What an entry is, with an empty content for a file. `None` for what image tools ignore.
@@ -177,7 +182,7 @@ impl<R: Read> Tar<R> {
                 header::parse(&block).map_err(|text| self.bad(here, header::raw_name(&block), Outcome::BadInput, text))?;
             match header.kind {
                 b'x' => pax = Some(self.extension(&header)?),
-                b'g' => self.skip(header.size)?,
+                b'g' => self.skip_content(header.size)?,
                 b'L' => long_name = Some(self.extension(&header)?),
                 b'K' => long_link = Some(self.extension(&header)?),
                 _ => {

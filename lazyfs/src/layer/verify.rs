@@ -66,13 +66,18 @@ pub fn verify(
         part: Part::Between { gap_is_next: true },
         hasher: Hasher::default(),
     };
-    let found = tar::read(&mut rebuilt, &mut HashSink::default()).map_err(|e| match e.outcome() {
-        Outcome::BadInput | Outcome::Unsupported => {
-            let cause = e.during("reading the tar that its frames and its table of contents make up");
-            Error::new(Outcome::Integrity, CHECKING).because(cause)
-        }
-        _ => e.during(CHECKING),
-    })?;
+    let mut found = LayerIndex::default();
+    if let Err(e) = tar::read_into(&mut rebuilt, &mut HashSink::default(), &mut found) {
+        return Err(match e.outcome() {
+            Outcome::BadInput | Outcome::Unsupported => {
+                // A wrong size shifts all that follows. What comes before tells which.
+                compare_beginning(index, &found)?;
+                let cause = e.during("reading the tar that its frames and its table of contents make up");
+                Error::new(Outcome::Integrity, CHECKING).because(cause)
+            }
+            _ => e.during(CHECKING),
+        });
+    }
     let digest = rebuilt.hasher.finish();
     compare(index, &found)?;
     if digest != *diff_id {
@@ -97,6 +102,18 @@ fn disagrees(entry: &Entry, text: &str) -> Error {
 
 /// Compares what the table of contents says with what the tar says.
 fn compare(index: &LayerIndex, tar: &LayerIndex) -> Result<()> {
+    compare_beginning(index, tar)?;
+    let (said, found) = (index.entries.len(), tar.entries.len());
+    if said == found {
+        return Ok(());
+    }
+    let text = format!("is the first entry too many: the index has {said} entries, the layer {found}");
+    let first = if said > found { &index.entries[found] } else { &tar.entries[said] };
+    Err(disagrees(first, &text))
+}
+
+/// Compares as many entries as both have.
+fn compare_beginning(index: &LayerIndex, tar: &LayerIndex) -> Result<()> {
     for (said, found) in index.entries.iter().zip(&tar.entries) {
         if said.path != found.path {
             let text = format!("the index has it where the layer has `{}`", String::from_utf8_lossy(&found.path).escape_debug());
@@ -109,13 +126,7 @@ fn compare(index: &LayerIndex, tar: &LayerIndex) -> Result<()> {
             ));
         }
     }
-    let (said, found) = (index.entries.len(), tar.entries.len());
-    if said == found {
-        return Ok(());
-    }
-    let text = format!("is the first entry too many: the index has {said} entries, the layer {found}");
-    let first = if said > found { &index.entries[found] } else { &tar.entries[said] };
-    Err(disagrees(first, &text))
+    Ok(())
 }
 
 /// The first field in which two entries of one path differ, and both values.
@@ -167,6 +178,10 @@ impl<F: FnMut(Range<u64>) -> Result<Vec<u8>>> Rebuilt<'_, F> {
     fn next(&mut self, gap_is_next: bool) -> std::io::Result<bool> {
         if gap_is_next {
             let Some(left) = self.gaps.next() else { return Ok(false) };
+            if left.is_empty() {
+                self.part = Part::Between { gap_is_next: false };
+                return Ok(true);
+            }
             let gap = Gap { source: self.source, left, piece: Vec::new(), used: 0 };
             self.part = Part::Gap(zstd::stream::read::Decoder::with_buffer(gap)?);
         } else {
