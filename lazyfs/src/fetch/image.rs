@@ -29,6 +29,8 @@ pub struct ImageContent {
     pub table: Arc<Table>,
     /// Where the blobs are.
     pub source: Arc<dyn Source>,
+    /// Bytes that were received to know the above: manifest, configuration, indexes.
+    pub index_bytes: u64,
 }
 
 /// How near to each other, in the blob, files are that a program reads for the same reason: bytes.
@@ -91,10 +93,9 @@ impl Image {
         let layers: Vec<Layer> =
             content.table.layers().enumerate().map(|(n, record)| Layer::new(&content.table, n as u32, record)).collect();
         let bytes_total = layers.iter().map(|layer| layer.record.size).sum();
-        // A layer without random access has been read whole before there could be a table.
-        let streams = layers.iter().filter(|layer| layer.record.kind == LayerKind::Stream);
-        let bytes_local = streams.map(|layer| layer.record.size).sum();
-        let progress = watch::Sender::new(Progress { bytes_total, bytes_local, ..Progress::default() });
+        let bytes_local = layers.iter().map(|layer| *layer.counted.lock().expect("nobody else has it")).sum();
+        let fetched_index = content.index_bytes;
+        let progress = watch::Sender::new(Progress { bytes_total, bytes_local, fetched_index, ..Progress::default() });
         Self {
             content,
             layers,
@@ -242,7 +243,9 @@ impl Layer {
                 extents.push(first.blob_offset..last.blob_offset + last.blob_len);
             }
         }
-        Self { record, files, extents, gaps: OnceLock::new(), counted: Mutex::default() }
+        // A layer without random access was read whole before there could be a table.
+        let counted = if record.kind == LayerKind::Stream { record.size } else { 0 };
+        Self { record, files, extents, gaps: OnceLock::new(), counted: Mutex::new(counted) }
     }
 
     /// The gaps, as far as they are known.

@@ -176,7 +176,13 @@ fn rig_with(lengths: &[usize], config: &str, adjust: impl FnOnce(&mut Fake)) -> 
 impl Rig {
     fn attach(&self, image: Digest) {
         let source = Arc::new(Shared(Arc::clone(&self.fake)));
-        self.fetcher.attach(ImageContent { image, name: "fake/image:1".to_owned(), table: Arc::clone(&self.table), source });
+        self.fetcher.attach(ImageContent {
+            image,
+            name: "fake/image:1".to_owned(),
+            table: Arc::clone(&self.table),
+            source,
+            index_bytes: 0,
+        });
     }
 
     async fn demand(&self, file: usize) -> Result<()> {
@@ -300,7 +306,7 @@ async fn the_background_brings_the_rest_once_and_goes_on_after_a_restart() {
     rig.store.cas().remove(&rig.files[50].0).unwrap();
     let restarted = Fetcher::new(Arc::clone(&rig.store), FetchConfig::default());
     let source = Arc::new(Shared(Arc::clone(&rig.fake)));
-    restarted.attach(ImageContent { image: IMAGE, name: String::new(), table: Arc::clone(&rig.table), source });
+    restarted.attach(ImageContent { image: IMAGE, name: String::new(), table: Arc::clone(&rig.table), source, index_bytes: 0 });
     restarted.background(&IMAGE).await.unwrap();
     assert_eq!(rig.fake.requests()[before..], [rig.files[50].1.clone()]);
 }

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::future::try_join_all;
@@ -25,6 +26,9 @@ const STREAMS: usize = 3;
 
 /// How often a blob that is needed before anything can start is asked for.
 const ATTEMPTS: u32 = 4;
+
+/// How often a pull says how far a layer has streamed.
+const REPORT_EVERY: Duration = Duration::from_millis(100);
 
 /// One pull at a time works on a layer; the others find what it made.
 #[derive(Debug, Default)]
@@ -62,6 +66,8 @@ pub struct Indexed {
     size: u64,
     pub kind: LayerKind,
     pub index: LayerIndex,
+    /// Bytes that came only to know the index.
+    pub index_bytes: u64,
     /// Known where the layer streamed past just now.
     diff_id: Option<Digest>,
 }
@@ -101,17 +107,18 @@ async fn index(
 ) -> Result<Indexed> {
     let lock = daemon.layer_locks.of(&plan.digest);
     let _alone = lock.lock().await;
-    let indexed = |index, kind, diff_id| Indexed { digest: plan.digest, size: plan.size, kind, index, diff_id };
+    let indexed =
+        |index, kind, index_bytes, diff_id| Indexed { digest: plan.digest, size: plan.size, kind, index, index_bytes, diff_id };
     if let Some((index, kind)) = read_kept(daemon, &plan.digest, plan.kind()).await? {
         send(events, Event::LayerIndexed { layer: position, bytes: 0 });
-        return Ok(indexed(index, kind, None));
+        return Ok(indexed(index, kind, 0, None));
     }
     if let Some(location) = &plan.toc {
         match from_toc(source.as_ref(), &plan.digest, location).await {
             Ok((index, bytes)) => {
                 keep(daemon, &plan.digest, &index).await?;
                 send(events, Event::LayerIndexed { layer: position, bytes });
-                return Ok(indexed(index, LayerKind::ZstdChunked, None));
+                return Ok(indexed(index, LayerKind::ZstdChunked, bytes, None));
             }
             Err(error) if error.outcome() == Outcome::Unsupported => {
                 send(
@@ -126,7 +133,7 @@ async fn index(
     let ingested = stream_past(daemon, source, plan, position, events).await?;
     keep(daemon, &plan.digest, &ingested.index).await?;
     send(events, Event::LayerIndexed { layer: position, bytes: plan.size });
-    Ok(indexed(ingested.index, LayerKind::Stream, Some(ingested.diff_id)))
+    Ok(indexed(ingested.index, LayerKind::Stream, 0, Some(ingested.diff_id)))
 }
 
 async fn from_toc(source: &dyn Source, layer: &Digest, location: &TocLocation) -> Result<(LayerIndex, u64)> {
@@ -158,7 +165,14 @@ async fn stream_past(
 ) -> Result<crate::layer::stream::Ingested> {
     let (digest, total, compression) = (plan.digest, plan.size, plan.compression);
     let progress = events.clone();
-    let report = move |bytes| send(&progress, Event::LayerStreaming { layer: position, bytes, total });
+    let told = Mutex::new(Instant::now());
+    let report = move |bytes| {
+        let mut told = told.lock().expect("no holder of this lock panics");
+        if told.elapsed() >= REPORT_EVERY || bytes == total {
+            *told = Instant::now();
+            send(&progress, Event::LayerStreaming { layer: position, bytes, total });
+        }
+    };
     let reader = stream::reader(source.clone(), digest, total, report);
     let store = daemon.store.clone();
     let ingested =
@@ -211,7 +225,7 @@ async fn read_range(source: &dyn Source, blob: &Digest, range: std::ops::Range<u
         match read_range_once(source, blob, range.clone()).await {
             Err(error) if error.outcome() == Outcome::Unavailable && attempt < ATTEMPTS => {
                 tracing::warn!("asking again: {}", error.one_line());
-                tokio::time::sleep(std::time::Duration::from_millis(200 << attempt)).await;
+                tokio::time::sleep(Duration::from_millis(200 << attempt)).await;
                 attempt += 1;
             }
             other => return other,

@@ -59,7 +59,7 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
     if request.policy == PullPolicy::Missing
         && let Some(row) = known(daemon, &name).await?
     {
-        return finish(daemon, row, name, request.until, false, &events).await;
+        return finish(daemon, row, name, request.until, None, &events).await;
     }
     if let (Some(credentials), Reference::Registry(registry)) = (&request.credentials, &reference) {
         daemon.sources.keep(registry, credentials.clone())?;
@@ -71,16 +71,17 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
     };
     let pulling = daemon.pulling().await;
     let (raw, manifest) = resolve(source.as_ref(), &reference.selector(), &platform).await?;
-    let row = match daemon.database.with(move |db| db.image(&raw.digest)).await? {
+    let manifest_bytes = raw.bytes.len() as u64;
+    let (row, index_bytes) = match daemon.database.with(move |db| db.image(&raw.digest)).await? {
         Some(row) if row.state != ImageState::Poisoned && daemon.store.image(&row.digest).exist() => {
             let (digest, name, reference) = (row.digest, name.clone(), reference.to_string());
             daemon.database.with(move |db| db.name_image(&digest, &name, &reference)).await?;
-            row
+            (row, 0)
         }
         _ => add(daemon, &source, raw.digest, &manifest, &request, &reference, &events).await?,
     };
     drop(pulling);
-    finish(daemon, row, name, request.until, true, &events).await
+    finish(daemon, row, name, request.until, Some(manifest_bytes + index_bytes), &events).await
 }
 
 async fn known(daemon: &Arc<Daemon>, name: &str) -> Result<Option<ImageRow>> {
@@ -107,7 +108,7 @@ async fn resolve(source: &dyn Source, selector: &str, platform: &Platform) -> Re
         .advise("ask for the manifest by its digest"))
 }
 
-/// Makes a new image of a manifest: everything but its content.
+/// Makes a new image of a manifest: everything but its content. Returns how many bytes that took, too.
 async fn add(
     daemon: &Arc<Daemon>,
     source: &Arc<dyn Source>,
@@ -116,7 +117,7 @@ async fn add(
     request: &PullRequest,
     reference: &Reference,
     events: &Events,
-) -> Result<ImageRow> {
+) -> Result<(ImageRow, u64)> {
     let plans = layers::plan(manifest)?;
     let summary = |plan: &layers::Plan| LayerSummary { digest: plan.digest, size: plan.size, kind: plan.kind() };
     send(events, Event::Resolved { image, layers: plans.iter().map(summary).collect() });
@@ -129,6 +130,7 @@ async fn add(
     layers::check_diff_ids(&indexed, &checked.diff_ids)?;
 
     let record = ImageRecord::new(reference.to_string(), request.plain_http, text);
+    let index_bytes = config.len() as u64 + indexed.iter().map(|layer| layer.index_bytes).sum::<u64>();
     let kinds: Vec<LayerKind> = indexed.iter().map(|layer| layer.kind).collect();
     let store = daemon.store.clone();
     let built = tokio::task::spawn_blocking(move || build(&store, image, indexed, &checked.diff_ids, &record)).await;
@@ -142,16 +144,17 @@ async fn add(
     if complete {
         daemon.sync().await?;
     }
-    daemon
+    let recorded = daemon
         .database
         .with(move |db| {
             let reference = &name;
             db.add_image(&NewImage { digest: image, name: &name, reference, state, bytes_total, content_bytes, entries })?;
             db.image(&image)
         })
-        .await?
-        .ok_or_else(|| Error::new(Outcome::NotFound, format!("recording image {image}")).because("it was removed at once"))
-        .inspect(|_| send(events, Event::Startable { entries, content_bytes }))
+        .await?;
+    send(events, Event::Startable { entries, content_bytes });
+    let gone = || Error::new(Outcome::NotFound, format!("recording image {image}")).because("it was removed at once");
+    Ok((recorded.ok_or_else(gone)?, index_bytes))
 }
 
 /// Makes tree and mapping table, and stores them. Returns the number of inodes and the bytes of all files.
@@ -171,23 +174,25 @@ fn build(
     Ok((counts.entries, counts.bytes))
 }
 
-/// Attaches an image that is not complete, and waits until it is where that was asked for.
+/// Attaches an image that is not complete, and waits until it is where that was asked for. `received` is how many bytes of manifests
+/// and indexes came, `None` where no source was asked.
 async fn finish(
     daemon: &Arc<Daemon>,
     row: ImageRow,
     name: String,
     until: PullUntil,
-    fetched: bool,
+    received: Option<u64>,
     events: &Events,
 ) -> Result<Reply> {
     let image = row.digest;
-    let pulled = |complete| Ok(Reply::Pulled { name: name.clone(), image, complete, fetched });
+    let pulled = |complete| Ok(Reply::Pulled { name: name.clone(), image, complete, fetched: received.is_some() });
     if row.state == ImageState::Complete {
         return pulled(true);
     }
     let stay =
         daemon.life.stay().ok_or_else(|| Error::new(Outcome::Unavailable, "serving a pull").because("towlined is leaving"))?;
-    let mut view = daemon.active.attach(reopen(&daemon.store, &row, &daemon.sources)?, stay);
+    let content = ImageContent { index_bytes: received.unwrap_or(0), ..reopen(&daemon.store, &row, &daemon.sources)? };
+    let mut view = daemon.active.attach(content, stay);
     if until == PullUntil::Startable {
         return pulled(false);
     }
@@ -221,6 +226,7 @@ pub fn reopen(store: &Store, row: &ImageRow, sources: &Sources) -> Result<ImageC
         name: reference.to_string(),
         table: Arc::new(Table::open(&files.table())?),
         source: sources.source(&reference, record.plain_http)?,
+        index_bytes: 0,
     })
 }
 

@@ -166,7 +166,7 @@ impl Db {
         self.write("recording an image", |transaction| {
             transaction.execute(
                 "INSERT INTO image VALUES (?1, ?2, ?3, '', ?4, ?5, ?6, ?7, ?8, ?8)
-                 ON CONFLICT (digest) DO UPDATE SET reference = ?2, last_used = ?8",
+                 ON CONFLICT (digest) DO UPDATE SET reference = ?2, state = ?3, reason = '', bytes_local = ?5, last_used = ?8",
                 params![
                     image.digest.as_bytes(),
                     image.reference,
