@@ -131,6 +131,14 @@ impl GapLog {
         (gap.start..gap.end).step_by(MAX_PART as usize).map(move |start| start..gap.end.min(start + step))
     }
 
+    /// Forgets all parts.
+    pub fn clear(&mut self) -> Result<()> {
+        self.file.set_len(MAGIC.len() as u64).map_err(|e| Error::io("emptying", &self.path, e))?;
+        self.parts.clear();
+        self.end = MAGIC.len() as u64;
+        Ok(())
+    }
+
     /// Removes the log of a layer; none being there is fine.
     pub fn remove(dir: &Path, layer: &Digest) -> Result<()> {
         let path = dir.join(layer.hex());
@@ -197,6 +205,9 @@ mod tests {
         let mut log = GapLog::open(dir.path(), &layer).unwrap();
         log.append(5004, b"and more").unwrap();
         assert_eq!(log.read(5001..5010).unwrap(), b"oreand mo");
+        log.clear().unwrap();
+        log.append(7, b"new").unwrap();
+        assert_eq!((log.bytes(), log.read(7..10).unwrap()), (3, b"new".to_vec()));
         let parts: Vec<Range<u64>> = GapLog::parts_of(10..(2 << 20) + 11).collect();
         assert_eq!(parts, [10..(1 << 20) + 10, (1 << 20) + 10..(2 << 20) + 10, (2 << 20) + 10..(2 << 20) + 11]);
         assert_eq!(GapLog::parts_of(7..7).count(), 0);

@@ -60,7 +60,7 @@ pub(super) struct Layer {
     /// The extents of `files`.
     pub extents: Vec<Range<u64>>,
     /// Known once somebody has asked for them.
-    pub gaps: OnceLock<Gaps>,
+    pub gaps: OnceLock<Arc<Gaps>>,
     /// Bytes of the blob that are here and counted in the image's progress.
     counted: Mutex<u64>,
 }
@@ -72,8 +72,10 @@ pub(super) struct File {
     local: AtomicBool,
 }
 
-/// The gaps of a layer.
+/// The gaps of a layer; one for all images with that layer.
 pub(super) struct Gaps {
+    /// Where the tar ends in the blob; behind are tables of contents.
+    pub tar_end: u64,
     pub ranges: Vec<Range<u64>>,
     pub log: Mutex<GapLog>,
 }

@@ -12,6 +12,7 @@
 //! | span     | planning of one request (pure) |
 //! | transfer | one span: requests, retries, making room |
 //! | decode   | bytes of a blob -> verified objects (state machine) |
+//! | check    | layers against their diffIDs |
 //! | gaps     | what lies between files, kept until a layer is verified |
 //! | gate     | whether a program waits |
 //! | image    | what is known of an attached image |
@@ -24,6 +25,7 @@
 //! nests in nothing.
 
 mod backoff;
+mod check;
 mod config;
 mod decode;
 pub mod gaps;
@@ -35,7 +37,8 @@ mod span;
 pub mod stream;
 mod transfer;
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use tokio::sync::{Semaphore, watch};
 
@@ -47,7 +50,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::store::Store;
 use gate::Gate;
-use image::Image;
+use image::{Gaps, Image};
 use inflight::InFlight;
 
 /// Fetches for all attached images. Its functions are to be called in a tokio runtime with several threads.
@@ -58,13 +61,23 @@ pub struct Fetcher {
     inflight: Arc<InFlight>,
     gate: Gate,
     demands: Semaphore,
+    /// The gaps of layers that some attached image looks into: two images must not write one log.
+    gaps: Mutex<HashMap<Digest, Weak<Gaps>>>,
 }
 
 impl Fetcher {
     /// A fetcher that brings content into `store`.
     pub fn new(store: Arc<Store>, config: FetchConfig) -> Arc<Self> {
         let demands = Semaphore::new(config.demand_parallel);
-        Arc::new(Self { store, config, images: Mutex::default(), inflight: Arc::default(), gate: Gate::default(), demands })
+        Arc::new(Self {
+            store,
+            config,
+            images: Mutex::default(),
+            inflight: Arc::default(),
+            gate: Gate::default(),
+            demands,
+            gaps: Mutex::default(),
+        })
     }
 
     /// Makes the content of an image available to [`Fetcher::demand`]. An image that is attached already is replaced, with what was
@@ -109,9 +122,9 @@ impl Fetcher {
         }
     }
 
-    /// Brings everything that is missing, behind all demands. Ends when every file is local. Goes on through failures that
-    /// may pass, for ever; a file that is damaged in the registry is [`Outcome::Integrity`] once everything else is here. Dropping
-    /// this stops it; what is local stays.
+    /// Brings everything that is missing, behind all demands, and checks every layer against its diffID. Goes on through failures
+    /// that may pass, for ever. [`Outcome::Integrity`]: a file is damaged in the registry (everything else is here then), or a layer
+    /// is not what the image's configuration says. Dropping this stops it; what is local stays.
     pub async fn background(self: &Arc<Self>, image: &Digest) -> Result<()> {
         let image = self
             .attached(image)
@@ -119,22 +132,34 @@ impl Fetcher {
         if !self.config.background {
             return std::future::pending().await;
         }
-        self.sweep(&image).await;
-        self.conclude(&image)
+        let mut pauses = self.pauses();
+        while let Err(error) = self.learn_gaps(&image).await {
+            if matches!(error.outcome(), Outcome::Integrity | Outcome::BadInput) {
+                return Err(error);
+            }
+            self.wait_out(&image, &mut pauses, error).await;
+        }
+        self.complete(&image).await?;
+        match self.verify(&image).await {
+            Err(error) if error.outcome() == Outcome::Integrity => {
+                tracing::warn!("fetching what lies between files once more: {}", error.one_line());
+                self.distrust_gaps(&image)?;
+                self.complete(&image).await?;
+                self.verify(&image).await
+            }
+            result => result,
+        }
     }
 
-    fn conclude(&self, image: &Arc<Image>) -> Result<()> {
-        for (number, layer) in image.layers.iter().enumerate() {
-            if self.is_swept(image, number) {
-                image.count_whole(layer);
-            }
-        }
+    async fn complete(self: &Arc<Self>, image: &Arc<Image>) -> Result<()> {
+        self.sweep(image).await;
         match image.any_damage() {
-            None => Ok(()),
+            None => image.layers.iter().for_each(|layer| image.count_whole(layer)),
             Some((error, count)) => {
-                Err(Error::shared(format!("fetching {} ({count} damaged files)", image.content.name), &error))
+                return Err(Error::shared(format!("fetching {} ({count} damaged files)", image.content.name), &error));
             }
         }
+        Ok(())
     }
 
     /// Which of the attached images has the file, in which layer, at which place in it.

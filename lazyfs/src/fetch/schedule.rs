@@ -20,7 +20,6 @@ use super::span::{Limits, Part, plan};
 use super::transfer::Transfer;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::layer::LayerKind;
 
 /// How long a background transfer tries to go on before it lets go of its files.
 const BACKGROUND_PATIENCE: Duration = Duration::from_millis(50);
@@ -164,7 +163,7 @@ impl Fetcher {
     /// Fetches everything that is missing; ends when nothing is, but for files that are damaged.
     pub(super) async fn sweep(self: &Arc<Self>, image: &Arc<Image>) {
         let mut cursor = Cursor::default();
-        let mut pauses = Backoff::new(self.config.backoff_first, self.config.backoff_max, None);
+        let mut pauses = self.pauses();
         loop {
             let hot = self.turn(image).await;
             let transfer = match hot.or_else(|| self.plan_sweep(image, &mut cursor)) {
@@ -188,7 +187,13 @@ impl Fetcher {
         }
     }
 
-    async fn wait_out(&self, image: &Image, pauses: &mut Backoff, error: Error) {
+    /// The background's pauses after failures.
+    pub(super) fn pauses(&self) -> Backoff {
+        Backoff::new(self.config.backoff_first, self.config.backoff_max, None)
+    }
+
+    /// Says why the background rests, and rests.
+    pub(super) async fn wait_out(&self, image: &Image, pauses: &mut Backoff, error: Error) {
         let pause = match may_pass(&error) {
             true => pauses.next(error.asked_to_wait()),
             false => self.config.backoff_max,
@@ -277,14 +282,6 @@ impl Fetcher {
                 image.mark_local(layer, nth);
             }
         }
-    }
-
-    /// Whether anything that could be fetched is missing in a layer, for [`Image::count_whole`].
-    pub(super) fn is_swept(&self, image: &Image, layer: usize) -> bool {
-        let layer = &image.layers[layer];
-        let files = (0..layer.files.len()).map(Part::File);
-        let gaps = (0..layer.gap_ranges().len()).map(Part::Gap);
-        layer.record.kind == LayerKind::Stream || files.chain(gaps).all(|part| layer.is_local(part))
     }
 }
 

@@ -244,7 +244,8 @@ async fn redirects_are_followed_without_the_secret_and_remembered() {
 #[tokio::test]
 async fn ranges_are_what_was_asked_for_or_an_error() {
     type Answer = fn(&mut TcpStream) -> std::io::Result<()>;
-    let cases: [(&str, Answer, std::result::Result<&[u8], (Outcome, &str)>); 11] = [
+    type Wanted = std::result::Result<&'static [u8], (Outcome, &'static str)>;
+    let cases: [(&str, Answer, Wanted); 11] = [
         ("206", |s| answer(s, "206 Partial Content", &RANGE, b"2345"), Ok(b"2345")),
         ("206 without a total", |s| answer(s, "206 Partial Content", &[("content-range", "bytes 2-5/*")], b"2345"), Ok(b"2345")),
         ("200 with everything", |s| answer(s, "200 OK", &[], BLOB), Ok(b"2345")),
