@@ -1,0 +1,147 @@
+//! `towline images pull`
+
+use std::io::Read;
+use std::path::Path;
+use std::time::Instant;
+
+use towline_lazyfs::daemon::protocol::{Credentials, PullPolicy, PullRequest, PullUntil, Reply};
+use towline_lazyfs::error::{Error, Outcome as Kind};
+use towline_lazyfs::reference::Reference;
+
+use crate::engine::Engine;
+use crate::failure::{Failure, Outcome};
+use crate::timeline::Timeline;
+use crate::timeline::step::{Step, size};
+use crate::timeline::view::{Style, View};
+
+/// Longest password or token that is read from standard input, bytes.
+const MAX_SECRET: u64 = 64 * 1024;
+
+/// Flags of `images pull`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Return as soon as containers can start; the rest is fetched in the background
+    #[arg(long)]
+    lazy: bool,
+    #[command(flatten)]
+    source: SourceArgs,
+    /// How to show progress
+    #[arg(long, value_enum, default_value = "auto", value_name = "STYLE")]
+    progress: Style,
+    /// Image: HOST/NAME:TAG, or oci:DIR:TAG
+    #[arg(value_name = "REF")]
+    reference: String,
+}
+
+/// Flags about where an image comes from, which `run` has, too.
+#[derive(Debug, Default, clap::Args)]
+pub struct SourceArgs {
+    /// OS/ARCHITECTURE[/VARIANT] instead of this machine's
+    #[arg(long)]
+    platform: Option<String>,
+    /// Talk HTTP without TLS to the registry
+    #[arg(long)]
+    plain_http: bool,
+    /// Credentials for the registry; other users of this machine can see them
+    #[arg(long, value_name = "USER[:PASSWORD]", conflicts_with = "creds_stdin")]
+    creds: Option<String>,
+    /// Read USER:PASSWORD from standard input
+    #[arg(long)]
+    creds_stdin: bool,
+}
+
+/// Pulls an image and prints its name.
+pub fn run(engine: &Engine, args: Args, begin: Instant) -> Outcome {
+    let until = if args.lazy { PullUntil::Startable } else { PullUntil::Complete };
+    let request = args.source.request(&args.reference, until, PullPolicy::Always)?;
+    let mut timeline = Timeline::new(begin, View::new(args.progress, true));
+    timeline.step(Step::Begin { what: format!("pull {}", args.reference) });
+    let pulled = engine.daemon()?.pull(request, &mut |event| timeline.event(event));
+    timeline.finish();
+    match pulled? {
+        Reply::Pulled { name, image, complete, .. } => {
+            let row = engine.db()?.image(&image)?;
+            if !complete && let Some(row) = row {
+                crate::cli::warn(&format!(
+                    "{name} can start; {} are fetched in the background",
+                    size(row.bytes_total - row.bytes_local.min(row.bytes_total))
+                ));
+            }
+            crate::cli::print(&format!("{name}@{image}\n"))?;
+            Ok(0)
+        }
+        other => Err(unexpected(&args.reference, &other)),
+    }
+}
+
+/// What a daemon of another version might say.
+pub fn unexpected(reference: &str, reply: &Reply) -> Failure {
+    Error::new(Kind::BadInput, format!("pulling {reference}")).because(format!("towlined answered {reply:?}")).into()
+}
+
+impl SourceArgs {
+    /// The daemon's request for an image.
+    pub fn request(&self, reference: &str, until: PullUntil, policy: PullPolicy) -> Result<PullRequest, Failure> {
+        Ok(PullRequest {
+            reference: canonical(reference)?,
+            until,
+            policy,
+            platform: self.platform.clone(),
+            credentials: self.credentials()?,
+            plain_http: self.plain_http,
+        })
+    }
+
+    fn credentials(&self) -> Result<Option<Credentials>, Failure> {
+        let text = match &self.creds {
+            Some(text) => text.clone(),
+            None if self.creds_stdin => {
+                let mut text = String::new();
+                let read = std::io::stdin().take(MAX_SECRET).read_to_string(&mut text);
+                read.map_err(|e| Error::io("reading credentials from", "standard input", e))?;
+                text.trim_end_matches(['\r', '\n']).to_owned()
+            }
+            None => return Ok(None),
+        };
+        let (username, secret) = match text.split_once(':') {
+            Some((user, secret)) => (user.to_owned(), secret.to_owned()),
+            None => (text.clone(), ask_for_password(&text)?),
+        };
+        if username.is_empty() {
+            return Err(crate::cli::bad_flag("--creds", ":…", "the user name is empty"));
+        }
+        Ok(Some(Credentials { username, secret }))
+    }
+}
+
+/// Asks for a password on the terminal, without showing it.
+fn ask_for_password(user: &str) -> Result<String, Failure> {
+    use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+    use std::io::{BufRead, Write};
+    let failed = |e: std::io::Error| {
+        Failure::from(Error::io("asking for the password of", user, e).advise("give USER:PASSWORD with --creds-stdin"))
+    };
+    let terminal = std::fs::File::options().read(true).write(true).open("/dev/tty").map_err(failed)?;
+    let before = tcgetattr(&terminal).map_err(|e| failed(e.into()))?;
+    let mut silent = before.clone();
+    silent.local_modes.remove(LocalModes::ECHO);
+    (&terminal).write_all(format!("password of {user}: ").as_bytes()).map_err(failed)?;
+    tcsetattr(&terminal, OptionalActions::Flush, &silent).map_err(|e| failed(e.into()))?;
+    let mut line = String::new();
+    let read = std::io::BufReader::new((&terminal).take(MAX_SECRET)).read_line(&mut line);
+    tcsetattr(&terminal, OptionalActions::Flush, &before).map_err(|e| failed(e.into()))?;
+    (&terminal).write_all(b"\n").map_err(failed)?;
+    read.map_err(failed)?;
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+/// The canonical form of a reference; a relative layout directory is one of this command's working directory.
+pub fn canonical(text: &str) -> Result<String, Failure> {
+    let reference: Reference = text.parse().map_err(|e: towline_lazyfs::reference::NotAReference| {
+        Error::new(Kind::BadInput, format!("reading image reference {text}"))
+            .because(e)
+            .advise("write HOST/NAME:TAG or oci:DIR:TAG")
+    })?;
+    let here = std::env::current_dir().map_err(|e| Error::io("reading", "the working directory", e))?;
+    Ok(reference.absolute(Path::new(&here)).to_string())
+}

@@ -1,0 +1,65 @@
+//! `towline info`
+
+use serde::Serialize;
+use towline_lazyfs::daemon::client::Client;
+use towline_lazyfs::store::db::ImageState;
+
+use crate::container::registry;
+use crate::engine::Engine;
+use crate::failure::Outcome;
+
+/// Flags of `info`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// How to print it
+    #[arg(long, value_enum, default_value = "text")]
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+#[derive(Serialize)]
+struct Info {
+    root: String,
+    state: String,
+    runtime: String,
+    towlined: String,
+    towlined_pid: Option<u32>,
+    kernel: String,
+    images: usize,
+    lazy_images: usize,
+    containers: usize,
+}
+
+/// Prints where everything is.
+pub fn run(engine: &Engine, args: &Args) -> Outcome {
+    let images = engine.db()?.images()?;
+    let info = Info {
+        root: engine.paths.root.display().to_string(),
+        state: engine.paths.state.display().to_string(),
+        runtime: engine.runtime.display().to_string(),
+        towlined: engine.towlined.display().to_string(),
+        towlined_pid: Client::connect(&engine.paths)?.map(|daemon| daemon.daemon_pid()),
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        images: images.len(),
+        lazy_images: images.iter().filter(|image| image.state == ImageState::Lazy).count(),
+        containers: registry::ids(&engine.paths)?.len(),
+    };
+    let text = match args.format {
+        Format::Json => serde_json::to_string_pretty(&info).expect("a struct of texts and numbers") + "\n",
+        Format::Text => {
+            let daemon =
+                info.towlined_pid.map_or_else(|| "does not run: nothing needs it".into(), |pid| format!("process {pid}"));
+            format!(
+                "store       {}\nstate       {}\nruntime     {}\ntowlined    {} ({daemon})\nkernel      {}\nimages      {} ({} lazy)\ncontainers  {}\n",
+                info.root, info.state, info.runtime, info.towlined, info.kernel, info.images, info.lazy_images, info.containers
+            )
+        }
+    };
+    super::print(&text)?;
+    Ok(0)
+}

@@ -1,0 +1,38 @@
+//! `towline kill`
+
+use towline_lazyfs::error::{Error, Outcome as Kind};
+
+use crate::container::registry;
+use crate::container::status::Status;
+use crate::engine::Engine;
+use crate::failure::{Failure, Outcome};
+
+/// Flags of `kill`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Signal: a name with or without SIG, or a number
+    #[arg(short, long, default_value = "KILL")]
+    signal: String,
+    /// Names or ids
+    #[arg(required = true)]
+    containers: Vec<String>,
+}
+
+/// Sends a signal to the first process of each container.
+pub fn run(engine: &Engine, args: &Args) -> Outcome {
+    super::for_each(&args.containers, |name| {
+        send(engine, name, &args.signal)?;
+        super::print(&format!("{name}\n"))
+    })
+}
+
+/// Sends a signal to the first process of a container.
+pub fn send(engine: &Engine, name: &str, signal: &str) -> Result<(), Failure> {
+    let record = registry::find_record(&engine.paths, name)?;
+    match Status::of(&engine.paths, &record)? {
+        Status::Running { .. } => Ok(engine.runtime().kill(&record.id, signal, false)?),
+        other => Err(Error::new(Kind::BadInput, format!("sending {signal} to container {name}"))
+            .because(format!("it does not run: {}", other.text()))
+            .into()),
+    }
+}

@@ -1,0 +1,146 @@
+//! The flag table, and one file for each verb with its `run`.
+
+mod exec;
+mod images;
+mod info;
+mod kill;
+mod logs;
+mod monitor;
+mod ps;
+mod rm;
+mod run;
+mod stop;
+mod table;
+mod version;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::{Parser, Subcommand};
+use towline_lazyfs::daemon::client::Paths;
+use towline_lazyfs::error::{Error, Outcome as Kind};
+
+use crate::engine::{self, Engine};
+use crate::failure::{Failure, Outcome};
+
+/// Pulls container images lazily, and runs containers of them while they are still being pulled.
+#[derive(Debug, Parser)]
+#[command(name = "towline", version, arg_required_else_help = true, disable_help_subcommand = true)]
+pub struct Cli {
+    /// Directory of the store
+    #[arg(long, env = "TOWLINE_ROOT", default_value = "/var/lib/towline", value_name = "DIR")]
+    root: PathBuf,
+    /// Directory of what does not outlive a reboot
+    #[arg(long, env = "TOWLINE_STATE", default_value = "/run/towline", value_name = "DIR")]
+    state: PathBuf,
+    /// OCI runtime [default: towline-oci beside this program, else in PATH]
+    #[arg(long, env = "TOWLINE_RUNTIME", value_name = "PATH")]
+    runtime: Option<PathBuf>,
+    /// The daemon [default: towlined beside this program, else in PATH]
+    #[arg(long, env = "TOWLINE_TOWLINED", value_name = "PATH", hide = true)]
+    towlined: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Pull, list and remove images
+    #[command(subcommand, visible_alias = "image")]
+    Images(images::Verb),
+    /// Run a command in a new container
+    Run(Box<run::Args>),
+    /// List containers
+    Ps(ps::Args),
+    /// Run a command in a running container
+    Exec(exec::Args),
+    /// Show what a container wrote
+    Logs(logs::Args),
+    /// Send a signal to containers
+    Kill(kill::Args),
+    /// End containers: ask, wait, then kill
+    Stop(stop::Args),
+    /// Remove containers
+    Rm(rm::Args),
+    /// Show versions
+    Version,
+    /// Show where everything is, and what this machine can do
+    Info(info::Args),
+    /// Run a recorded container; started by `run`
+    #[command(hide = true)]
+    Monitor(monitor::Args),
+}
+
+/// Runs a command that began at `begin`; the result is its exit code.
+pub fn run(cli: Cli, begin: Instant) -> Outcome {
+    let engine = Engine {
+        paths: Paths { root: absolute(cli.root)?, state: absolute(cli.state)? },
+        runtime: cli.runtime.unwrap_or_else(|| beside("towline-oci")),
+        towlined: cli.towlined.unwrap_or_else(|| beside("towlined")),
+    };
+    if matches!(cli.verb, Verb::Version) {
+        return version::run(&engine);
+    }
+    engine::require_root()?;
+    match cli.verb {
+        Verb::Images(verb) => images::run(&engine, verb, begin),
+        Verb::Run(args) => run::run(&engine, *args, begin),
+        Verb::Ps(args) => ps::run(&engine, &args),
+        Verb::Exec(args) => exec::run(&engine, args),
+        Verb::Logs(args) => logs::run(&engine, &args),
+        Verb::Kill(args) => kill::run(&engine, &args),
+        Verb::Stop(args) => stop::run(&engine, &args),
+        Verb::Rm(args) => rm::run(&engine, &args),
+        Verb::Version => version::run(&engine),
+        Verb::Info(args) => info::run(&engine, &args),
+        Verb::Monitor(args) => monitor::run(&engine, &args),
+    }
+}
+
+/// Daemon and monitor work in another directory.
+fn absolute(path: PathBuf) -> Result<PathBuf, Error> {
+    std::path::absolute(&path).map_err(|e| Error::io("reading", "the working directory", e))
+}
+
+/// A program of the same installation: beside this one, else left to PATH.
+fn beside(name: &str) -> PathBuf {
+    let own = std::env::current_exe().ok().and_then(|exe| exe.parent().map(|dir| dir.join(name)));
+    own.filter(|path| path.exists()).unwrap_or_else(|| name.into())
+}
+
+/// A value of a flag that is wrong.
+fn bad_flag(flag: &str, value: &str, why: impl Into<String>) -> Failure {
+    let why: String = why.into();
+    Error::new(Kind::BadInput, format!("reading {flag} {value}")).because(why).advise("see `towline help`, or add --help").into()
+}
+
+/// Does something to each of several things; says what failed and goes on, and fails at the end if anything did.
+fn for_each(names: &[String], mut action: impl FnMut(&str) -> Result<(), Failure>) -> Outcome {
+    let mut first = None;
+    for name in names {
+        if let Err(failure) = action(name) {
+            // All but the last failure are told here; the last one by the caller.
+            if let Some(Failure { line, .. }) = first.replace(failure) {
+                warn(&line);
+            }
+        }
+    }
+    first.map_or(Ok(0), Err)
+}
+
+/// Tells the user something that does not end the command.
+fn warn(line: &str) {
+    use std::io::Write;
+    // Standard error may be closed.
+    writeln!(std::io::stderr(), "towline: {line}").unwrap_or_default();
+}
+
+/// Writes to standard output; a reader that has seen enough is no error.
+fn print(text: &str) -> Result<(), Failure> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("writing to", "standard output", e).into()),
+        _ => Ok(()),
+    }
+}

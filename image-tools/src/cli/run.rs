@@ -1,0 +1,254 @@
+//! `towline run`
+
+mod flags;
+
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use towline_lazyfs::daemon::client::Client;
+use towline_lazyfs::daemon::protocol::{Prepared, PullPolicy, PullUntil, Reply};
+use towline_lazyfs::digest::Digest;
+use towline_lazyfs::error::{Error, Outcome as Kind};
+use towline_lazyfs::rootfs::plan::{RootPlan, Writable};
+use towline_lazyfs::store::db::ImageState;
+
+use super::images::pull::{SourceArgs, canonical, unexpected};
+use crate::container::process::Process;
+use crate::container::record::{self, Record, write_json};
+use crate::container::registry::{self, Dirs};
+use crate::container::{time, undo};
+use crate::engine::Engine;
+use crate::failure::{Failure, Outcome};
+use crate::image;
+use crate::monitor::handle::Monitor;
+use crate::monitor::protocol::{Order, Report};
+use crate::relay::console::RawMode;
+use crate::relay::process::Signals;
+use crate::spec::process::{Changes, Plan};
+use crate::timeline::Timeline;
+use crate::timeline::step::Step;
+use crate::timeline::view::{Style, View};
+
+/// Flags of `run`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Pass standard input on
+    #[arg(short, long)]
+    interactive: bool,
+    /// Give it a terminal
+    #[arg(short, long)]
+    tty: bool,
+    /// Return as soon as it runs, and print its id
+    #[arg(short, long)]
+    detach: bool,
+    /// Remove it when it has ended
+    #[arg(long)]
+    rm: bool,
+    /// Name [default: one is made up]
+    #[arg(long)]
+    name: Option<String>,
+    #[command(flatten)]
+    process: flags::ProcessArgs,
+    #[command(flatten)]
+    surroundings: flags::SurroundingsArgs,
+    #[command(flatten)]
+    source: SourceArgs,
+    /// When to ask the registry
+    #[arg(long, value_enum, default_value = "missing")]
+    pull: Pull,
+    /// Show each step with its time, until the pull is complete and towlined is gone; with a file, also as a picture
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "", value_name = "FILE.svg")]
+    timeline: Option<PathBuf>,
+    /// How to show progress
+    #[arg(long, value_enum, default_value = "auto", value_name = "STYLE")]
+    progress: Style,
+    /// Image: HOST/NAME:TAG, or oci:DIR:TAG
+    #[arg(value_name = "REF")]
+    image: String,
+    /// Program and arguments instead of the image's
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Pull {
+    /// If the image is not known
+    Missing,
+    /// Even if it is
+    Always,
+    /// Not at all
+    Never,
+}
+
+/// The timeline is moved on by this thread and by one that listens to the daemon.
+type Shared = Arc<Mutex<Timeline>>;
+
+fn lock(timeline: &Shared) -> MutexGuard<'_, Timeline> {
+    timeline.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs a program in a new container; the result is its exit code.
+pub fn run(engine: &Engine, args: Args, begin: Instant) -> Outcome {
+    let settings = args.surroundings.settings(args.tty, args.interactive)?;
+    let changes = args.process.changes(&args.command, args.tty)?;
+    let style = if args.timeline.is_none() && args.progress == Style::Auto { Style::quiet() } else { args.progress };
+    let timeline = Arc::new(Mutex::new(Timeline::new(begin, View::new(style, args.timeline.is_some()))));
+    lock(&timeline).step(Step::Begin { what: format!("run {}", args.image) });
+    let pulled = pull(engine, &args, &timeline);
+    lock(&timeline).yield_terminal(true);
+    let pulled = pulled?;
+
+    let (id, name) = registry::reserve(&engine.paths, args.name.as_deref())?;
+    let made = make(engine, &args, pulled, (&id, &name), changes, settings).inspect_err(|_| give_up(engine, &id, &name));
+    let (record, order) = made?;
+    let lazy = order.lazy;
+    let signals = Signals::take(false)?;
+    let monitor = Monitor::start(engine, &record, &order, !args.detach).map_err(Failure::from);
+    let monitor = monitor.inspect_err(|_| give_up(engine, &id, &name))?;
+    let listener = (args.timeline.is_some() && order.lazy).then(|| listen(engine, record.image, &timeline)).transpose()?;
+    let ended = attend(monitor, &signals, &record, lazy, &timeline, &args);
+    lock(&timeline).yield_terminal(false);
+    if let Some(listener) = listener {
+        // Whatever became of the container, its image goes on arriving; only a broken command waits for nothing.
+        if ended.is_ok() && listener.join().is_err() {
+            super::warn("watching the pull failed");
+        }
+    }
+    lock(&timeline).finish();
+    draw(&args, &timeline)?;
+    ended
+}
+
+/// Makes sure that containers of the image can start.
+fn pull(engine: &Engine, args: &Args, timeline: &Shared) -> Result<String, Failure> {
+    let name = canonical(&args.image)?;
+    if args.pull != Pull::Always {
+        let row = engine.db()?.resolve(&args.image).and_then(|row| match row {
+            None => engine.db()?.resolve(&name),
+            found => Ok(found),
+        })?;
+        match row {
+            Some(row) if row.state == ImageState::Complete => {
+                lock(timeline).step(Step::Local { complete: true });
+                return Ok(row.digest.to_string());
+            }
+            None if args.pull == Pull::Never => {
+                let error = Error::new(Kind::NotFound, format!("looking up image {}", args.image));
+                return Err(error
+                    .because("it is not in the store")
+                    .advise(format!("pull it: `towline images pull {}`", args.image))
+                    .into());
+            }
+            Some(row) if args.pull == Pull::Never => return Ok(row.digest.to_string()),
+            _ => {}
+        }
+    }
+    let policy = if args.pull == Pull::Always { PullPolicy::Always } else { PullPolicy::Missing };
+    let request = args.source.request(&args.image, PullUntil::Startable, policy)?;
+    match engine.daemon()?.pull(request, &mut |event| lock(timeline).event(event))? {
+        Reply::Pulled { image, complete, fetched, .. } => {
+            if !fetched {
+                lock(timeline).step(Step::Local { complete });
+            }
+            Ok(image.to_string())
+        }
+        other => Err(unexpected(&args.image, &other)),
+    }
+}
+
+/// Pins the image, and records the container.
+fn make(
+    engine: &Engine,
+    args: &Args,
+    image: String,
+    (id, name): (&str, &str),
+    changes: Changes,
+    settings: crate::spec::settings::Settings,
+) -> Result<(Record, Order), Failure> {
+    let dirs = Dirs::of(&engine.paths, id);
+    let Prepared { image, name: image_name, tree, data, lazy, config } = image::prepare(engine, &image, id)?;
+    let plan = Plan::new(&image_name, &config, changes)?;
+    let writable = Writable { upper: dirs.home.join("upper"), work: dirs.home.join("work") };
+    let root = RootPlan { tree, data, writable: Some(writable) };
+    let record = Record {
+        version: record::VERSION,
+        id: id.to_owned(),
+        name: name.to_owned(),
+        image_name,
+        image,
+        created: time::now(),
+        creator: Process::this(),
+        plan,
+        settings,
+        remove_at_exit: args.rm,
+    };
+    write_json(&dirs.record(), &record)?;
+    Ok((record, Order { root, lazy }))
+}
+
+/// Takes away what was made before the monitor would have.
+fn give_up(engine: &Engine, id: &str, name: &str) {
+    let undone = undo::tear_down(engine, id).and_then(|()| Ok(registry::forget(&engine.paths, id, Some(name))?));
+    if let Err(failure) = undone {
+        super::warn(&failure.line);
+    }
+}
+
+/// Follows the container to its end, or, detached, to its start.
+fn attend(mut monitor: Monitor<'_>, signals: &Signals, record: &Record, lazy: bool, timeline: &Shared, args: &Args) -> Outcome {
+    let mut raw = None;
+    loop {
+        let report = monitor.next(signals)?;
+        match report {
+            Report::Mounted => lock(timeline).step(Step::Mounted),
+            Report::Created => lock(timeline).step(Step::Created),
+            Report::Started => {
+                lock(timeline).step(Step::Started);
+                if args.detach {
+                    super::print(&format!("{}\n", record.id))?;
+                    return Ok(0);
+                }
+                if args.tty && args.interactive {
+                    raw = RawMode::enter(std::io::stdin().as_fd())?;
+                }
+            }
+            Report::FirstOutput => lock(timeline).first_output(lazy),
+            Report::Warning { text } => super::warn(&format!("{text}{}", if raw.is_some() { "\r" } else { "" })),
+            Report::Exited { code } => {
+                drop(raw);
+                lock(timeline).step(Step::Exited { code });
+                return Ok(code);
+            }
+            // Handled where reports are received.
+            Report::Failed { code, line } => return Err(Failure { code, line }),
+        }
+    }
+}
+
+/// Listens to the daemon until everything is local and it has left.
+fn listen(engine: &Engine, image: Digest, timeline: &Shared) -> Result<std::thread::JoinHandle<()>, Failure> {
+    let Some(mut daemon) = Client::connect(&engine.paths)? else { return Ok(std::thread::spawn(|| ())) };
+    let timeline = Arc::clone(timeline);
+    Ok(std::thread::spawn(move || {
+        let watched = daemon.watch(image, &mut |event| lock(&timeline).event(event)).and_then(|()| daemon.wait_gone());
+        let last = match watched {
+            Ok(()) => Step::DaemonGone,
+            Err(e) => Step::Warning { text: e.one_line() },
+        };
+        lock(&timeline).step(last);
+    }))
+}
+
+/// Writes the picture where one is wanted.
+fn draw(args: &Args, timeline: &Shared) -> Result<(), Failure> {
+    match &args.timeline {
+        Some(path) if !path.as_os_str().is_empty() => {
+            let title = format!("towline run {} {}", args.image, args.command.join(" "));
+            let picture = lock(timeline).picture(title.trim_end());
+            std::fs::write(path, picture).map_err(|e| Error::io("writing", path, e).into())
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,167 @@
+//! The flags of `run` about what runs and in which surroundings, checked.
+
+use std::path::{Path, PathBuf};
+
+use towline_lazyfs::error::Error;
+
+use crate::cli::bad_flag;
+use crate::failure::Failure;
+use crate::spec::process::Changes;
+use crate::spec::settings::{Limits, Network, Seccomp, Settings, parse_cpus, parse_memory};
+use crate::spec::{capabilities, env, seccomp, volume};
+
+/// Flags about what runs.
+#[derive(Debug, clap::Args)]
+pub struct ProcessArgs {
+    /// Program instead of the image's entrypoint
+    #[arg(long)]
+    entrypoint: Option<String>,
+    /// Environment variable; without a value it is taken from here
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    env: Vec<String>,
+    /// File of environment variables
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+    /// Working directory; made where it is missing
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<String>,
+    /// User
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    user: Option<String>,
+}
+
+/// Flags about the surroundings.
+#[derive(Debug, clap::Args)]
+pub struct SurroundingsArgs {
+    /// Directory or file of this machine
+    #[arg(short, long, value_name = "SOURCE:DESTINATION[:ro]")]
+    volume: Vec<String>,
+    /// Host name [default: the beginning of the id]
+    #[arg(long)]
+    hostname: Option<String>,
+    /// Network: nothing but loopback, or this machine's
+    #[arg(long, visible_alias = "network", value_enum, default_value = "none")]
+    net: Network,
+    /// Mount the root read-only
+    #[arg(long)]
+    read_only: bool,
+    /// Capability to add, or ALL
+    #[arg(long, value_name = "CAP")]
+    cap_add: Vec<String>,
+    /// Capability to take away, or ALL
+    #[arg(long, value_name = "CAP")]
+    cap_drop: Vec<String>,
+    /// seccomp=unconfined, seccomp=FILE, or no-new-privileges
+    #[arg(long, value_name = "OPTION")]
+    security_opt: Vec<String>,
+    /// Memory limit, such as 512m
+    #[arg(short, long, value_name = "BYTES")]
+    memory: Option<String>,
+    /// CPU time limit, such as 1.5
+    #[arg(long, value_name = "NUMBER")]
+    cpus: Option<String>,
+    /// Limit of processes and threads
+    #[arg(long, value_name = "NUMBER")]
+    pids_limit: Option<i64>,
+}
+
+impl ProcessArgs {
+    /// What the flags change about what runs.
+    pub fn changes(&self, command: &[String], tty: bool) -> Result<Changes, Failure> {
+        let inherited = |name: &str| std::env::var(name).ok();
+        let mut changed = Vec::new();
+        for path in &self.env_file {
+            let text = std::fs::read_to_string(path).map_err(|e| Error::io("reading", path, e))?;
+            let parsed = env::parse_file(&text, inherited);
+            changed.extend(parsed.map_err(|why| bad_flag("--env-file", &path.display().to_string(), why))?);
+        }
+        for text in &self.env {
+            changed.push(env::parse(text, inherited).map_err(|why| bad_flag("-e", text, why))?);
+        }
+        Ok(Changes {
+            entrypoint: self.entrypoint.clone(),
+            command: command.to_vec(),
+            env: changed,
+            cwd: self.workdir.clone(),
+            user: self.user.clone(),
+            tty,
+        })
+    }
+}
+
+impl SurroundingsArgs {
+    /// The surroundings that the flags ask for.
+    pub fn settings(&self, tty: bool, interactive: bool) -> Result<Settings, Failure> {
+        let mut settings = Settings {
+            tty,
+            interactive,
+            network: self.net,
+            hostname: self.hostname.clone().map(check_hostname).transpose()?,
+            read_only: self.read_only,
+            cap_add: capability_list("--cap-add", &self.cap_add)?,
+            cap_drop: capability_list("--cap-drop", &self.cap_drop)?,
+            volumes: self.volumes()?,
+            limits: self.limits()?,
+            ..Settings::default()
+        };
+        for option in &self.security_opt {
+            match option.split_once('=') {
+                None if option == "no-new-privileges" => settings.no_new_privileges = true,
+                Some(("no-new-privileges", "true")) => settings.no_new_privileges = true,
+                Some(("seccomp", "unconfined")) => settings.seccomp = Seccomp::Unconfined,
+                Some(("seccomp", file)) => settings.seccomp = profile(Path::new(file), &settings)?,
+                _ => {
+                    return Err(bad_flag(
+                        "--security-opt",
+                        option,
+                        "it is none of seccomp=unconfined, seccomp=FILE, no-new-privileges",
+                    ));
+                }
+            }
+        }
+        Ok(settings)
+    }
+
+    fn volumes(&self) -> Result<Vec<volume::Volume>, Failure> {
+        let here = std::env::current_dir().map_err(|e| Error::io("reading", "the working directory", e))?;
+        let parse = |text: &String| {
+            let volume = volume::parse(text, &here).map_err(|why| bad_flag("-v", text, why))?;
+            // Found out here, where it can be said in the user's own words.
+            match std::fs::symlink_metadata(&volume.source) {
+                Ok(_) => Ok(volume),
+                Err(e) => Err(bad_flag("-v", text, format!("the source {}: {e}", volume.source.display()))),
+            }
+        };
+        self.volume.iter().map(parse).collect()
+    }
+
+    fn limits(&self) -> Result<Limits, Failure> {
+        let memory = self.memory.as_ref().map(|text| parse_memory(text).map_err(|why| bad_flag("--memory", text, why)));
+        let cpu_quota = self.cpus.as_ref().map(|text| parse_cpus(text).map_err(|why| bad_flag("--cpus", text, why)));
+        if let Some(number) = self.pids_limit.filter(|&number| number < 1) {
+            return Err(bad_flag("--pids-limit", &number.to_string(), "it must be at least 1"));
+        }
+        Ok(Limits { memory: memory.transpose()?, cpu_quota: cpu_quota.transpose()?, pids: self.pids_limit })
+    }
+}
+
+fn capability_list(flag: &str, list: &[String]) -> Result<Vec<String>, Failure> {
+    let names = list.iter().flat_map(|text| text.split(','));
+    names.map(|name| capabilities::parse(name).map_err(|why| bad_flag(flag, name, why))).collect()
+}
+
+fn profile(path: &Path, settings: &Settings) -> Result<Seccomp, Failure> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io("reading the seccomp profile", path, e))?;
+    let capabilities = capabilities::set(&settings.cap_add, &settings.cap_drop, capabilities::available()?);
+    let filter = seccomp::filter(&text, &capabilities);
+    Ok(Seccomp::Profile(Box::new(filter.map_err(|why| bad_flag("--security-opt", &format!("seccomp={}", path.display()), why))?)))
+}
+
+fn check_hostname(name: String) -> Result<String, Failure> {
+    let allowed = |c: u8| c.is_ascii_alphanumeric() || c == b'-' || c == b'.';
+    // 64 bytes is the kernel's limit (HOST_NAME_MAX).
+    if name.is_empty() || name.len() > 64 || !name.bytes().all(allowed) || name.starts_with(['-', '.']) {
+        return Err(bad_flag("--hostname", &name, "it is not a host name"));
+    }
+    Ok(name)
+}

@@ -1,0 +1,39 @@
+//! Containers on disk: what is recorded of each, and whether what was recorded is still true.
+//!
+//! ```text
+//! ROOT/containers/by-name/NAME     symbolic link to ../ID; making it is what makes a name unique
+//! ROOT/containers/ID/
+//!     container.json               the record: image, process, settings; written once, before anything runs
+//!     upper/ work/                 the writable layer
+//!     etc/                         hosts, hostname and resolv.conf, bind-mounted
+//!     config.json                  the OCI bundle (its root is below STATE)
+//!     log                          what the container wrote, in the CRI log format
+//!     monitor.log                  what its monitor had to say
+//!     exit                         code and time; written once, when init has ended
+//! STATE/containers/ID/
+//!     state.json                   monitor and init processes, rewritten atomically
+//!     rootfs/                      the mounted root
+//! STATE/oci/                       the OCI runtime's own state
+//! ```
+//!
+//! Life of a container, with the ways out:
+//!
+//! ```text
+//! record written --monitor: mount, create, start--> running --init ends--> exited --rm--> gone
+//!       |                   |                          |
+//!       |                   | fails: all undone, the   | monitor killed: init goes on; `ps` says so,
+//!       |                   v CLI gets the reason      v `rm -f` cleans up
+//!       \-- CLI killed: "dead", rm removes it
+//! ```
+//!
+//! A process is always recorded with its start time, so that a recycled pid is never taken for it.
+
+pub mod id;
+pub mod log;
+pub mod names;
+pub mod process;
+pub mod record;
+pub mod registry;
+pub mod status;
+pub mod time;
+pub mod undo;

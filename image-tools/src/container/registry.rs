@@ -1,0 +1,254 @@
+//! All containers of a store: making, finding and listing them.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use towline_lazyfs::daemon::client::Paths;
+use towline_lazyfs::error::{Error, Outcome, Result};
+
+use super::record::{self, Record};
+use super::{id, names};
+
+/// How often a generated name may be taken before making a container fails.
+const NAME_ATTEMPTS: usize = 8;
+
+/// The paths of one container.
+#[derive(Clone, Debug)]
+pub struct Dirs {
+    /// What stays: `ROOT/containers/ID`.
+    pub home: PathBuf,
+    /// What does not outlive a reboot: `STATE/containers/ID`.
+    pub state: PathBuf,
+}
+
+impl Dirs {
+    /// The paths of the container with this id, whether it exists or not.
+    pub fn of(paths: &Paths, id: &str) -> Self {
+        Self { home: containers(paths).join(id), state: paths.state.join("containers").join(id) }
+    }
+
+    /// The record.
+    pub fn record(&self) -> PathBuf {
+        self.home.join("container.json")
+    }
+
+    /// How it ended.
+    pub fn exit(&self) -> PathBuf {
+        self.home.join("exit")
+    }
+
+    /// What it wrote.
+    pub fn log(&self) -> PathBuf {
+        self.home.join("log")
+    }
+
+    /// What its monitor had to say.
+    pub fn monitor_log(&self) -> PathBuf {
+        self.home.join("monitor.log")
+    }
+
+    /// Its processes.
+    pub fn run_state(&self) -> PathBuf {
+        self.state.join("state.json")
+    }
+
+    /// Where its root is mounted.
+    pub fn rootfs(&self) -> PathBuf {
+        self.state.join("rootfs")
+    }
+}
+
+fn containers(paths: &Paths) -> PathBuf {
+    paths.root.join("containers")
+}
+
+fn name_link(paths: &Paths, name: &str) -> PathBuf {
+    containers(paths).join("by-name").join(name)
+}
+
+/// A new id and a name for it: `wanted`, or a generated one. The name is taken from now on.
+pub fn reserve(paths: &Paths, wanted: Option<&str>) -> Result<(String, String)> {
+    let id = id::new()?;
+    let links = containers(paths).join("by-name");
+    std::fs::create_dir_all(&links).map_err(|e| Error::io("creating", &links, e))?;
+    if let Some(name) = wanted {
+        names::check(name)?;
+        if claim(paths, name, &id)? {
+            return Ok((id, name.to_owned()));
+        }
+        return Err(Error::new(Outcome::Busy, format!("naming a container {name}"))
+            .because("another container has that name")
+            .advise(format!("take another name, or remove it with `towline rm {name}`")));
+    }
+    for attempt in 0..NAME_ATTEMPTS {
+        let name = names::generate(&id, attempt);
+        if claim(paths, &name, &id)? {
+            return Ok((id, name));
+        }
+    }
+    Err(Error::new(Outcome::Busy, "generating a container name").because("all were taken").advise("give one with --name"))
+}
+
+/// Makes the link that holds a name; false where another container has it.
+fn claim(paths: &Paths, name: &str, id: &str) -> Result<bool> {
+    let link = name_link(paths, name);
+    let target = Path::new("..").join(id);
+    for _ in 0..2 {
+        // The directory comes first, so that a link without a directory is known to be a leftover.
+        let home = containers(paths).join(id);
+        std::fs::create_dir_all(&home).map_err(|e| Error::io("creating", &home, e))?;
+        match std::os::unix::fs::symlink(&target, &link) {
+            Ok(()) => return Ok(true),
+            Err(e) if e.kind() == ErrorKind::AlreadyExists && link.exists() => {
+                std::fs::remove_dir(&home).map_err(|e| Error::io("removing", &home, e))?;
+                return Ok(false);
+            }
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => remove_if_there(&link)?,
+            Err(e) => return Err(Error::io("creating", &link, e)),
+        }
+    }
+    Ok(false)
+}
+
+/// Gives up the name and the directories of a container.
+pub fn forget(paths: &Paths, id: &str, name: Option<&str>) -> Result<()> {
+    let dirs = Dirs::of(paths, id);
+    if let Some(name) = name {
+        let link = name_link(paths, name);
+        // The name may have gone to another container if this one was half-removed before.
+        if std::fs::read_link(&link).is_ok_and(|target| target == Path::new("..").join(id)) {
+            remove_if_there(&link)?;
+        }
+    }
+    for dir in [&dirs.state, &dirs.home] {
+        match std::fs::remove_dir_all(dir) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io("removing", dir, e)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io("removing", path, e)),
+        _ => Ok(()),
+    }
+}
+
+/// Ids of all containers, also of those whose record is missing.
+pub fn ids(paths: &Paths) -> Result<Vec<String>> {
+    let dir = containers(paths);
+    let entries = match std::fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Error::io("listing", &dir, e)),
+    };
+    let mut ids = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(|e| Error::io("listing", &dir, e))?.file_name();
+        if let Some(name) = name.to_str().filter(|name| name.len() == 64 && name.bytes().all(|c| c.is_ascii_hexdigit())) {
+            ids.push(name.to_owned());
+        }
+    }
+    ids.sort();
+    Ok(ids)
+}
+
+/// The record of a container; `None` where there is none (yet).
+pub fn load(paths: &Paths, id: &str) -> Result<Option<Record>> {
+    let path = Dirs::of(paths, id).record();
+    let record: Option<Record> = record::read_json(&path)?;
+    match record {
+        Some(record) if record.version != record::VERSION => Err(Error::new(
+            Outcome::Unsupported,
+            format!("reading {}", path.display()),
+        )
+        .because(format!("it has version {}, this program knows {}", record.version, record::VERSION))),
+        other => Ok(other),
+    }
+}
+
+/// The id that a name, an id or the beginning of an id means.
+pub fn find(paths: &Paths, wanted: &str) -> Result<String> {
+    let tried = || format!("looking up container {wanted}");
+    if names::check(wanted).is_ok()
+        && let Ok(target) = std::fs::read_link(name_link(paths, wanted))
+        && let Some(id) = target.file_name().and_then(|name| name.to_str())
+    {
+        return Ok(id.to_owned());
+    }
+    let mut matching = ids(paths)?.into_iter().filter(|id| !wanted.is_empty() && id.starts_with(wanted));
+    match (matching.next(), matching.next()) {
+        (Some(id), None) => Ok(id),
+        (Some(_), Some(_)) => Err(Error::new(Outcome::BadInput, tried())
+            .because("more than one container has an id that begins so")
+            .advise("give more digits")),
+        (None, _) => Err(Error::new(Outcome::NotFound, tried())
+            .because("there is no container of that name or id")
+            .advise("see `towline ps -a`")),
+    }
+}
+
+/// Like [`find`], with the record.
+pub fn find_record(paths: &Paths, wanted: &str) -> Result<Record> {
+    let id = find(paths, wanted)?;
+    load(paths, &id)?.ok_or_else(|| {
+        Error::new(Outcome::NotFound, format!("looking up container {wanted}"))
+            .because("it has no record: making it was interrupted")
+            .advise(format!("remove it with `towline rm {}`", super::id::short(&id)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paths(dir: &Path) -> Paths {
+        Paths { root: dir.join("root"), state: dir.join("state") }
+    }
+
+    #[test]
+    fn a_name_is_taken_once_and_free_again_after() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = paths(dir.path());
+        let (id, name) = reserve(&paths, Some("web")).unwrap();
+        assert_eq!(name, "web");
+        assert_eq!(reserve(&paths, Some("web")).unwrap_err().outcome(), Outcome::Busy);
+        assert_eq!(ids(&paths).unwrap(), std::slice::from_ref(&id));
+        for wanted in ["web", &id, &id[..5]] {
+            assert_eq!(find(&paths, wanted).unwrap(), id);
+        }
+        forget(&paths, &id, Some("web")).unwrap();
+        assert_eq!(ids(&paths).unwrap(), Vec::<String>::new());
+        reserve(&paths, Some("web")).unwrap();
+    }
+
+    #[test]
+    fn a_name_whose_container_is_gone_is_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = paths(dir.path());
+        let (id, _) = reserve(&paths, Some("web")).unwrap();
+        std::fs::remove_dir(Dirs::of(&paths, &id).home).unwrap();
+        let (other, _) = reserve(&paths, Some("web")).unwrap();
+        // What is left of the first must not take the name from the second.
+        forget(&paths, &id, Some("web")).unwrap();
+        assert_eq!(find(&paths, "web").unwrap(), other);
+    }
+
+    #[test]
+    fn what_means_no_container_or_several_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = paths(dir.path());
+        for _ in 0..17 {
+            reserve(&paths, None).unwrap();
+        }
+        let twice = (0..16)
+            .map(|digit| format!("{digit:x}"))
+            .find(|digit| ids(&paths).unwrap().iter().filter(|id| id.starts_with(digit.as_str())).count() > 1);
+        assert_eq!(find(&paths, &twice.unwrap()).unwrap_err().outcome(), Outcome::BadInput);
+        for wanted in ["", "..", "by-name", "nobody"] {
+            assert_eq!(find(&paths, wanted).unwrap_err().outcome(), Outcome::NotFound, "{wanted}");
+        }
+    }
+}

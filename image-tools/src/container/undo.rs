@@ -1,0 +1,27 @@
+//! Takes away what a container has outside its own directory. Every step is for a container that has ended in any way, was made
+//! only in part, or whose monitor was killed; none is an error where there is nothing to do.
+
+use towline_lazyfs::daemon::client::Client;
+use towline_lazyfs::error::Error;
+use towline_lazyfs::rootfs::mount;
+
+use super::registry::Dirs;
+use crate::engine::Engine;
+use crate::failure::Failure;
+
+/// Kills what still runs, takes the mount away and ends the pin. All steps are tried; the first failure is returned.
+pub fn tear_down(engine: &Engine, id: &str) -> Result<(), Failure> {
+    let dirs = Dirs::of(&engine.paths, id);
+    let deleted = engine.runtime().delete(id, true).map_err(Failure::from);
+    let unmounted = mount::unmount(&dirs.rootfs()).map_err(Failure::from);
+    let released = release(engine, id).map_err(Failure::from);
+    deleted.and(unmounted).and(released)
+}
+
+/// Ends the pin of a container, without starting a daemon only for that.
+fn release(engine: &Engine, id: &str) -> Result<(), Error> {
+    match Client::connect(&engine.paths)? {
+        Some(mut daemon) => daemon.release(id),
+        None => engine.db()?.unpin(id),
+    }
+}

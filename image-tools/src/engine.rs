@@ -1,0 +1,48 @@
+//! The installation a command works with: the store, the state directory, and the binaries of the other crates.
+
+use std::path::PathBuf;
+
+use towline_lazyfs::daemon::client::{Client, Paths};
+use towline_lazyfs::error::{Error, Outcome, Result};
+use towline_lazyfs::store::db::Db;
+use towline_runtime::client::Runtime;
+
+/// Where everything is.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    /// The store and the state directory.
+    pub paths: Paths,
+    /// An OCI runtime with runc's command line.
+    pub runtime: PathBuf,
+    /// The daemon of the store.
+    pub towlined: PathBuf,
+}
+
+impl Engine {
+    /// The OCI runtime, with a state directory of towline's own.
+    pub fn runtime(&self) -> Runtime {
+        Runtime::new(&self.runtime, self.paths.state.join("tmp")).with_root(self.paths.state.join("oci"))
+    }
+
+    /// A connection to the daemon, which is started where none runs.
+    pub fn daemon(&self) -> Result<Client> {
+        Client::connect_or_start(&self.paths, &self.towlined)
+    }
+
+    /// The database of the store.
+    pub fn db(&self) -> Result<Db> {
+        let root = &self.paths.root;
+        std::fs::create_dir_all(root).map_err(|e| Error::io("creating", root, e))?;
+        Db::open(root)
+    }
+}
+
+/// Fails for users other than root: mounts, namespaces and the store need it.
+pub fn require_root() -> Result<()> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Error::new(Outcome::Denied, "working with the store and its containers")
+        .because(format!("user {} is not root", rustix::process::geteuid()))
+        .advise("run towline as root, for instance with sudo"))
+}

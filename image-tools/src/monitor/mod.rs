@@ -1,0 +1,253 @@
+//! The monitor: a process beside each container that makes it, carries its streams, and records its end.
+//!
+//! Its steps, in order; when one fails, what the earlier ones did is undone and the command that started it gets the reason:
+//!
+//! ```text
+//! mount root -> user, directories, bundle -> create -> record init -> carry streams -> start
+//!   -> wait for init, pass signals on -> rest of the output -> record the end -> delete, unmount, release [-> remove]
+//! ```
+//!
+//! It has a session of its own, so that neither a terminal nor the user's shell ends it, and is the reaper of what the runtime leaves
+//! behind. While the image is lazy a thread watches the daemon ([`watch`]).
+
+pub mod handle;
+mod journal;
+pub mod protocol;
+mod watch;
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use towline_lazyfs::error::{Error, Outcome, Result};
+use towline_lazyfs::rootfs::mount;
+use towline_runtime::client::{Options, Runtime};
+
+use crate::container::log::{LogWriter, Stream};
+use crate::container::process::Process;
+use crate::container::record::{Exit, Record, RunState, write_json};
+use crate::container::registry::{self, Dirs};
+use crate::container::{id, time, undo};
+use crate::engine::Engine;
+use crate::failure::{ENGINE, Failure};
+use crate::relay::console::ConsoleSocket;
+use crate::relay::process::{Signals, Ward};
+use crate::relay::streams::{self, Streams, Tap, User};
+use crate::spec::rootdir::RootDir;
+use crate::spec::{bundle, capabilities, etc, user};
+use journal::Journal;
+use protocol::{Order, Report};
+
+/// Runs container `id` from its record. The exit code is for nobody: what matters is reported.
+pub fn run(engine: &Engine, id: &str) -> Result<u8> {
+    let signals = Signals::take(true)?;
+    rustix::process::setsid().map_err(|e| Error::io("making", "a session", e))?;
+    nix::sys::prctl::set_child_subreaper(true).map_err(|e| Error::io("becoming", "a reaper", std::io::Error::from(e)))?;
+    let stdin = std::io::stdin().as_fd().try_clone_to_owned().map_err(|e| Error::io("duplicating", "standard input", e))?;
+    let socket = UnixStream::from(stdin);
+    let (order, user) = protocol::take_order(&socket)?;
+    let reporter = Reporter(Arc::new(Mutex::new(Some(socket))));
+    let dirs = Dirs::of(&engine.paths, id);
+    let journal = Journal::open(&dirs.monitor_log())?;
+    let life = registry::load(&engine.paths, id).and_then(|record| {
+        let record = record
+            .ok_or_else(|| Error::new(Outcome::NotFound, format!("starting container {id}")).because("it has no record"))?;
+        let log = Arc::new(LogWriter::open(&dirs.log())?);
+        Ok(Life {
+            engine,
+            runtime: engine.runtime(),
+            record,
+            dirs,
+            order,
+            log,
+            journal: journal.clone(),
+            reporter: reporter.clone(),
+        })
+    });
+    let outcome = life.map_err(Failure::from).and_then(|life| {
+        let name = life.record.name.clone();
+        life.live(&signals, user).map(|()| 0).inspect_err(|failure| {
+            journal.note(&failure.line);
+            if let Err(e) = undo::tear_down(engine, id).and_then(|()| Ok(registry::forget(&engine.paths, id, Some(&name))?)) {
+                journal.note(&e.line);
+            }
+        })
+    });
+    if let Err(failure) = outcome {
+        reporter.say(&Report::Failed { code: failure.code, line: failure.line });
+    }
+    Ok(0)
+}
+
+/// Tells the command that started the monitor what happens, for as long as it listens.
+#[derive(Clone, Debug)]
+struct Reporter(Arc<Mutex<Option<UnixStream>>>);
+
+impl Reporter {
+    fn say(&self, report: &Report) {
+        let mut socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // A command that is gone, as that of a detached container soon is, is told nothing more.
+        if socket.as_mut().is_some_and(|socket| protocol::send_line(socket, report).is_err()) {
+            *socket = None;
+        }
+    }
+}
+
+/// A container from its first step to its last.
+struct Life<'a> {
+    engine: &'a Engine,
+    runtime: Runtime,
+    record: Record,
+    dirs: Dirs,
+    order: Order,
+    log: Arc<LogWriter>,
+    journal: Journal,
+    reporter: Reporter,
+}
+
+impl Life<'_> {
+    /// All steps. An error means that its program never ran.
+    fn live(self, signals: &Signals, user: User) -> Result<(), Failure> {
+        let mut state = self.begin()?;
+        self.mount()?;
+        self.write_bundle()?;
+        let (ward, ours) = self.create()?;
+        let streams = Streams::carry(ours, user, &self.tap())?;
+        state.init = Process::of(ward.pid);
+        // Recorded before it is true, so that a monitor that is killed in between leaves a container that can be found.
+        state.started = Some(time::now());
+        write_json(&self.dirs.run_state(), &state)?;
+        self.watch_daemon();
+        self.runtime.start(&self.record.id)?;
+        self.reporter.say(&Report::Started);
+        // From here on it has run: what goes wrong is noted, and the end is recorded in any case.
+        let code = ward.wait(signals, || streams.resize()).unwrap_or_else(|e| {
+            self.journal.note(&e.one_line());
+            ENGINE
+        });
+        if let Err(e) = streams.finish() {
+            self.journal.note(&e.one_line());
+        }
+        self.end(code);
+        Ok(())
+    }
+
+    /// Records the monitor.
+    fn begin(&self) -> Result<RunState> {
+        let rootfs = self.dirs.rootfs();
+        std::fs::create_dir_all(&rootfs).map_err(|e| Error::io("creating", &rootfs, e))?;
+        let monitor = Process::this().ok_or_else(|| {
+            Error::new(Outcome::Unsupported, "looking up the monitor's own process")
+                .because("/proc does not show it")
+                .advise("mount /proc")
+        })?;
+        let state = RunState { monitor, init: None, started: None };
+        write_json(&self.dirs.run_state(), &state)?;
+        Ok(state)
+    }
+
+    fn mount(&self) -> Result<()> {
+        if let Some(writable) = &self.order.root.writable {
+            for dir in [&writable.upper, &writable.work] {
+                std::fs::create_dir_all(dir).map_err(|e| Error::io("creating", dir, e))?;
+            }
+        }
+        mount::mount(&self.order.root, &self.dirs.rootfs())?;
+        self.reporter.say(&Report::Mounted);
+        Ok(())
+    }
+
+    fn write_bundle(&self) -> Result<()> {
+        let Record { id, plan, settings, .. } = &self.record;
+        let rootfs = self.dirs.rootfs();
+        let root = RootDir::open(&rootfs)?;
+        let user = user::resolve(&plan.user, &root)?;
+        root.create_dirs(&plan.cwd)?;
+        let hostname = etc::hostname(id, settings);
+        let etc = self.dirs.home.join("etc");
+        etc::write(&etc, &hostname, settings.network)?;
+        let config = bundle::config(&bundle::Parts {
+            id,
+            plan,
+            user: &user,
+            settings,
+            rootfs: &rootfs,
+            etc: &etc,
+            hostname: &hostname,
+            available_capabilities: capabilities::available()?,
+        });
+        write_json(&self.dirs.home.join("config.json"), &config)
+    }
+
+    /// Makes the container; its init waits for the start.
+    fn create(&self) -> Result<(Ward, streams::Ours), Failure> {
+        let pid_file = self.dirs.state.join("pid");
+        let options = |console_socket, stdio| Options { pid_file: Some(&pid_file), console_socket, stdio };
+        let create = |options| self.runtime.create(&self.record.id, &self.dirs.home, options);
+        let ours = if self.record.settings.tty {
+            let socket =
+                ConsoleSocket::listen(&self.engine.paths.state.join("tmp").join(format!("{}.tty", id::short(&self.record.id))))?;
+            create(options(Some(socket.path()), streams::nowhere()?))?;
+            streams::Ours::Terminal(socket.receive()?)
+        } else {
+            let (theirs, ours) = streams::pipes(self.record.settings.interactive)?;
+            create(options(None, theirs))?;
+            ours
+        };
+        self.reporter.say(&Report::Created);
+        Ok((Ward::from_pid_file(&pid_file)?, ours))
+    }
+
+    /// Writes all output into the log, and reports the first.
+    fn tap(&self) -> Tap {
+        let (log, journal, reporter) = (Arc::clone(&self.log), self.journal.clone(), self.reporter.clone());
+        let (first, log_failed) = (AtomicBool::new(true), AtomicBool::new(false));
+        Arc::new(move |stream, piece| {
+            if first.swap(false, Ordering::Relaxed) {
+                reporter.say(&Report::FirstOutput);
+            }
+            if let Err(e) = log.append(stream, piece)
+                && !log_failed.swap(true, Ordering::Relaxed)
+            {
+                journal
+                    .note(&Error::io("writing to", "the container's log", e).during("output is missing in the log").one_line());
+            }
+        })
+    }
+
+    fn watch_daemon(&self) {
+        if !self.order.lazy {
+            return;
+        }
+        let (log, journal, reporter) = (Arc::clone(&self.log), self.journal.clone(), self.reporter.clone());
+        let say = move |text: &str| {
+            journal.note(text);
+            reporter.say(&Report::Warning { text: text.to_owned() });
+            if let Err(e) = log.append(Stream::Stderr, format!("towline: {text}\n").as_bytes()) {
+                journal.note(&Error::io("writing to", "the container's log", e).one_line());
+            }
+        };
+        let (engine, image, name) = (self.engine.clone(), self.record.image, self.record.image_name.clone());
+        std::thread::spawn(move || watch::watch(&engine, image, &name, &say));
+    }
+
+    /// Records the end, takes everything away that a container which has ended does not need, and reports.
+    fn end(&self, code: u8) {
+        let id = &self.record.id;
+        let note = |result: Result<(), Failure>| {
+            if let Err(failure) = result {
+                self.journal.note(&failure.line);
+            }
+        };
+        note(write_json(&self.dirs.exit(), &Exit { code, time: time::now() }).map_err(Failure::from));
+        note(undo::tear_down(self.engine, id));
+        if self.record.remove_at_exit {
+            note(registry::forget(&self.engine.paths, id, Some(&self.record.name)).map_err(Failure::from));
+        } else {
+            let state = &self.dirs.state;
+            note(std::fs::remove_dir_all(state).map_err(|e| Error::io("removing", state, e).into()));
+        }
+        self.reporter.say(&Report::Exited { code });
+    }
+}
