@@ -40,6 +40,10 @@ impl Cas {
         };
         let cas = Self { root: store.to_owned(), objects: directory("cas")?, late: directory("late")? };
         let poison = directory("poison")?;
+        // Made last: where it is, all others are. A start of a container opens the store, and 768 calls would be felt.
+        if rustix::fs::statat(&poison, "ff", AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+            return Ok(cas);
+        }
         for byte in 0..=255u8 {
             let name = format!("{byte:02x}");
             for (dir, path) in [(&cas.objects, "cas"), (&cas.late, "late")] {
