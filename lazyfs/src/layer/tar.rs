@@ -2,7 +2,7 @@
 //!
 //! The dialects are those that Go's `archive/tar` reads, since that wrote nearly all layers and read them into the tables of contents that
 //! this reader has to agree with: v7, ustar, pax (POSIX.1-2001) and GNU with long names and binary numbers. Where Go has a rule of its own
-//! (no size for what is only a header, no empty pax values, global pax headers without effect), so has this reader.
+//! (no size for what is only a header, global pax headers without effect), so has this reader.
 //!
 //! The `tar` crate is not used: it reads long names and pax headers of any length into memory.
 

@@ -149,7 +149,12 @@ fn difference(said: &Entry, found: &Entry) -> Option<(&'static str, String, Stri
         .or_else(|| differ("uid", uid, &other.uid))
         .or_else(|| differ("gid", gid, &other.gid))
         .or_else(|| differ("mtime", &(mtime, mtime_nanos), &(&other.mtime, &other.mtime_nanos)))
-        .or_else(|| differ("xattrs", xattrs, &other.xattrs))
+        .or_else(|| differ("xattrs", &with_value(xattrs), &with_value(&other.xattrs)))
+}
+
+/// Attributes that are not empty. Tables of contents of older tools (buildah 1.28) leave out the empty ones of the tar.
+fn with_value(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Vec<&(Vec<u8>, Vec<u8>)> {
+    xattrs.iter().filter(|(_, value)| !value.is_empty()).collect()
 }
 
 fn short(value: &impl std::fmt::Debug) -> String {

@@ -28,7 +28,7 @@ impl<'a> Pax<'a> {
             let (key, value, rest) = record(records).ok_or_else(|| bad("has a malformed record"))?;
             records = rest;
             let wrong = || bad(&format!("has a malformed `{}`", key.escape_ascii()));
-            // An empty value takes an earlier record back. Go keeps no empty attribute either, so neither do indexes have it.
+            // An empty value takes an earlier record back; only attributes may be empty.
             match (key, value) {
                 (b"path", _) => pax.path = Some(value).filter(|value| !value.is_empty()),
                 (b"linkpath", _) => pax.linkpath = Some(value).filter(|value| !value.is_empty()),
@@ -44,7 +44,6 @@ impl<'a> Pax<'a> {
                 (b"gid", _) => pax.gid = Some(decimal(value).ok_or_else(wrong)?),
                 (b"mtime", _) => pax.mtime = Some(time(value).ok_or_else(wrong)?),
                 _ => match key.strip_prefix(b"SCHILY.xattr.") {
-                    Some(name) if value.is_empty() => drop(pax.xattrs.remove(name)),
                     Some(name) => drop(pax.xattrs.insert(name, value)),
                     None => pax.sparse |= key.starts_with(b"GNU.sparse."),
                 },
@@ -112,8 +111,8 @@ mod tests {
             ("path", "new"),
             ("mtime", "981173106.7890123456"),
             ("SCHILY.xattr.u", "\n"),
-            ("SCHILY.xattr.e", "x"),
-            ("SCHILY.xattr.e", ""),
+            ("SCHILY.xattr.empty", "x"),
+            ("SCHILY.xattr.empty", ""),
             ("size", "10"),
             ("size", ""),
         ]
@@ -123,7 +122,7 @@ mod tests {
         let pax = Pax::parse(&records).unwrap();
         assert_eq!(pax.path, Some(&b"new"[..]));
         assert_eq!(pax.mtime, Some((981_173_106, 789_012_345)));
-        assert_eq!(pax.xattrs, BTreeMap::from([(&b"u"[..], &b"\n"[..])]));
+        assert_eq!(pax.xattrs, BTreeMap::from([(&b"u"[..], &b"\n"[..]), (b"empty", b"")]));
         assert_eq!((pax.size, pax.sparse), (None, false));
         assert!(Pax::parse(&written("GNU.sparse.major", "1")).unwrap().sparse);
     }
