@@ -35,7 +35,7 @@ pub fn find_program(init: &mut Init<'_>) -> Result<()> {
                 Err(Error::new(Outcome::CommandNotExecutable, tried()).because("permission denied"))
             }
             Err(cause @ (Errno::NOENT | Errno::NOTDIR)) => {
-                Err(Error::new(Outcome::CommandNotFound, tried()).because(std::io::Error::from(cause)))
+                Err(Error::new(Outcome::CommandNotFound, tried()).because(lower_case(nix::Error::from_raw(cause.raw_os_error()))))
             }
             Err(cause) => Err(Error::sys(tried(), cause)),
         };

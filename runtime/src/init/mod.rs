@@ -38,6 +38,8 @@ pub struct Init<'a> {
     null: Option<OwnedFd>,
     /// The container's root, until the pivot.
     root: Option<Root>,
+    /// The runtime said that we are in our cgroup.
+    in_cgroup: bool,
     /// Where the program was found.
     program: PathBuf,
 }
@@ -58,6 +60,7 @@ const CREATE: &[Step] = &[
     ("making the mounts", make_mounts),
     ("making the devices", make_devices),
     ("making the console", console::in_new_root),
+    ("waiting for the cgroup", settings::in_cgroup),
     ("waiting for the runtime's hooks", runtime_hooks),
     ("running createContainer hooks", create_container_hooks),
     ("masking paths", mask_paths),
@@ -65,11 +68,11 @@ const CREATE: &[Step] = &[
     ("setting sysctls", settings::sysctls),
     ("joining a session keyring", settings::keyring),
     ("setting rlimits", settings::rlimits),
+    ("entering the working directory", launch::enter_cwd),
     ("finding the program", launch::find_program),
     ("reporting to the runtime", report_ready),
     ("waiting for start", start::wait),
     ("running startContainer hooks", start_container_hooks),
-    ("entering the working directory", launch::enter_cwd),
     ("giving up privileges", launch::drop_privileges),
 ];
 
@@ -79,10 +82,10 @@ const EXEC: &[Step] = &[
     ("making the console", console::in_joined_root),
     ("joining the session keyring", settings::keyring),
     ("setting rlimits", settings::rlimits),
+    ("entering the working directory", launch::enter_cwd),
     ("finding the program", launch::find_program),
     ("reporting to the runtime", report_ready),
     ("waiting for start", start::wait),
-    ("entering the working directory", launch::enter_cwd),
     ("giving up privileges", launch::drop_privileges),
 ];
 
@@ -91,7 +94,7 @@ pub fn run(plan: &Plan, container: Option<&mut ContainerPlan>, channel: Channel)
     // Modes of what we make are meant as they are written; the program's own umask is set last.
     rustix::process::umask(rustix::fs::Mode::empty());
     let steps = if container.is_some() { CREATE } else { EXEC };
-    let mut init = Init { plan, container, channel, null: None, root: None, program: PathBuf::new() };
+    let mut init = Init { plan, container, channel, null: None, root: None, in_cgroup: false, program: PathBuf::new() };
     for (name, step) in steps {
         if let Err(error) = step(&mut init) {
             init.fail(&error.during(*name));
@@ -138,9 +141,13 @@ fn attach_root(init: &mut Init<'_>) -> Result<()> {
 
 fn make_mounts(init: &mut Init<'_>) -> Result<()> {
     let Some(root) = init.root.take() else { return Ok(()) };
-    let container = init.container();
-    let cgroup = container.cgroup_mount.take();
-    container.mounts.iter_mut().try_for_each(|mount| mount.mount(&root, cgroup.as_ref()))?;
+    let cgroup = init.container().cgroup_mount.take();
+    for mut mount in std::mem::take(&mut init.container().mounts) {
+        if mount.is_cgroup() {
+            settings::in_cgroup(init)?;
+        }
+        mount.mount(&root, cgroup.as_ref())?;
+    }
     init.root = Some(root);
     Ok(())
 }

@@ -46,10 +46,23 @@ pub fn time_namespace(init: &mut Init<'_>) -> Result<()> {
     init.plan.proc.write("self/timens_offsets", &lines)
 }
 
-/// Waits until the runtime has put us into the cgroup, which becomes the root of the new cgroup namespace.
+/// Makes the cgroup namespace, whose root is the cgroup we are in.
 pub fn cgroup_namespace(init: &mut Init<'_>) -> Result<()> {
-    init.channel.expect(&Message::InCgroup, "the cgroup")?;
-    if init.plan.namespaces.makes(Kind::CGROUP) { unshare(Kind::CGROUP) } else { Ok(()) }
+    if !init.plan.namespaces.makes(Kind::CGROUP) {
+        return Ok(());
+    }
+    in_cgroup(init)?;
+    unshare(Kind::CGROUP)
+}
+
+/// Waits until the runtime has put us into the cgroup. Moving a process waits for a grace period of the kernel (more than a
+/// millisecond on v1), so this is asked for as late as it is needed, and mounts are made meanwhile.
+pub fn in_cgroup(init: &mut Init<'_>) -> Result<()> {
+    if !init.in_cgroup {
+        init.channel.expect(&Message::InCgroup, "the cgroup")?;
+        init.in_cgroup = true;
+    }
+    Ok(())
 }
 
 fn unshare(kind: Kind) -> Result<()> {
