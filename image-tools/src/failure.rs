@@ -17,6 +17,25 @@ pub struct Failure {
 /// The result of a command: its exit code.
 pub type Outcome = Result<u8, Failure>;
 
+impl Failure {
+    /// A failure of the runtime while it was `doing` something to the container that the user knows as `name`. The runtime speaks
+    /// of 64 digits, and twice: in its client and in itself.
+    pub fn of_runtime(error: &towline_runtime::Error, doing: &str, name: &str) -> Self {
+        let said = std::error::Error::source(error).map(ToString::to_string);
+        let cause = match said.as_deref().map(|said| (said, said.split_once(": "))) {
+            Some((_, Some((what, cause)))) if what.contains(" container ") => cause.to_owned(),
+            Some((said, _)) => format!("{error}: {said}"),
+            None => error.to_string(),
+        };
+        let advice = error.advice().map(|advice| format!("; {advice}")).unwrap_or_default();
+        Self { code: exit_code(error), line: format!("{doing} container {name}: {cause}{advice}").replace('\n', " ") }
+    }
+}
+
+fn exit_code(error: &towline_runtime::Error) -> u8 {
+    u8::try_from(towline_runtime::client::exit_code(error)).unwrap_or(ENGINE)
+}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self { code: ENGINE, line: error.one_line() }
@@ -25,7 +44,27 @@ impl From<Error> for Failure {
 
 impl From<towline_runtime::Error> for Failure {
     fn from(error: towline_runtime::Error) -> Self {
-        let code = u8::try_from(towline_runtime::client::exit_code(&error)).unwrap_or(ENGINE);
-        Self { code, line: error.one_line() }
+        Self { code: exit_code(&error), line: error.one_line() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use towline_runtime::{Error, Outcome};
+
+    use super::*;
+
+    #[test]
+    fn failures_of_the_runtime_name_the_container_once() {
+        let said = "creating container 3a77: finding the program: exec: \"x\": executable file not found in $PATH";
+        let error = Error::new(Outcome::CommandNotFound, "create of container 3a77").because(said);
+        let failure = Failure::of_runtime(&error, "starting", "web");
+        let line = "starting container web: finding the program: exec: \"x\": executable file not found in $PATH";
+        assert_eq!((failure.code, failure.line.as_str()), (127, line));
+        let error = Error::new(Outcome::Io, "starting /x").because("No such file").advise("install it");
+        assert_eq!(
+            Failure::of_runtime(&error, "starting", "web").line,
+            "starting container web: starting /x: No such file; install it"
+        );
     }
 }

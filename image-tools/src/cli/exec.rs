@@ -68,8 +68,8 @@ pub fn run(engine: &Engine, args: Args) -> Outcome {
         launch(engine, &record, dir.path(), None, streams::nowhere()?)?;
         return Ok(0);
     }
-    let (ward, ours) = start(engine, &record, &args, dir.path())?;
     let raw = if args.tty && args.interactive { RawMode::enter(std::io::stdin().as_fd())? } else { None };
+    let (ward, ours) = start(engine, &record, &args, dir.path())?;
     let tap: streams::Tap = Arc::new(|_, _| {});
     let streams = Streams::carry(ours, user_streams(args.interactive)?, &tap)?;
     let code = ward.wait(&signals, || streams.resize())?;
@@ -123,7 +123,8 @@ fn launch(
 ) -> Result<(), Failure> {
     let pid_file = dir.join("pid");
     let options = Options { pid_file: Some(&pid_file), console_socket, stdio };
-    Ok(engine.runtime().exec_detached(&record.id, &dir.join("process.json"), options)?)
+    let launched = engine.runtime().exec_detached(&record.id, &dir.join("process.json"), options);
+    launched.map_err(|e| Failure::of_runtime(&e, "running a program in", &record.name))
 }
 
 fn user_streams(interactive: bool) -> Result<User> {

@@ -3,7 +3,6 @@
 mod flags;
 
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -60,7 +59,7 @@ pub struct Args {
     pull: Pull,
     /// Show each step with its time, until the pull is complete and towlined is gone; with a file, also as a picture
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "", value_name = "FILE.svg")]
-    timeline: Option<PathBuf>,
+    timeline: Option<String>,
     /// How to show progress
     #[arg(long, value_enum, default_value = "auto", value_name = "STYLE")]
     progress: Style,
@@ -202,16 +201,19 @@ fn attend(mut monitor: Monitor<'_>, signals: &Signals, record: &Record, lazy: bo
     loop {
         let report = monitor.next(signals)?;
         match report {
-            Report::Mounted => lock(timeline).step(Step::Mounted),
+            Report::Mounted => {
+                lock(timeline).step(Step::Mounted);
+                // Well before its program writes: in the usual mode the terminal would change that.
+                if args.tty && args.interactive && !args.detach {
+                    raw = RawMode::enter(std::io::stdin().as_fd())?;
+                }
+            }
             Report::Created => lock(timeline).step(Step::Created),
             Report::Started => {
                 lock(timeline).step(Step::Started);
                 if args.detach {
                     super::print(&format!("{}\n", record.id))?;
                     return Ok(0);
-                }
-                if args.tty && args.interactive {
-                    raw = RawMode::enter(std::io::stdin().as_fd())?;
                 }
             }
             Report::FirstOutput => lock(timeline).first_output(lazy),
@@ -232,7 +234,8 @@ fn listen(engine: &Engine, image: Digest, timeline: &Shared) -> Result<std::thre
     let Some(mut daemon) = Client::connect(&engine.paths)? else { return Ok(std::thread::spawn(|| ())) };
     let timeline = Arc::clone(timeline);
     Ok(std::thread::spawn(move || {
-        let watched = daemon.watch(image, &mut |event| lock(&timeline).event(event)).and_then(|()| daemon.wait_gone());
+        let mut note = |event| lock(&timeline).event(event);
+        let watched = daemon.watch(image, &mut note).and_then(|()| daemon.wait_gone(&mut note));
         let last = match watched {
             Ok(()) => Step::DaemonGone,
             Err(e) => Step::Warning { text: e.one_line() },
@@ -244,7 +247,7 @@ fn listen(engine: &Engine, image: Digest, timeline: &Shared) -> Result<std::thre
 /// Writes the picture where one is wanted.
 fn draw(args: &Args, timeline: &Shared) -> Result<(), Failure> {
     match &args.timeline {
-        Some(path) if !path.as_os_str().is_empty() => {
+        Some(path) if !path.is_empty() => {
             let title = format!("towline run {} {}", args.image, args.command.join(" "));
             let picture = lock(timeline).picture(title.trim_end());
             std::fs::write(path, picture).map_err(|e| Error::io("writing", path, e).into())

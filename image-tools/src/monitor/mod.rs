@@ -119,7 +119,7 @@ impl Life<'_> {
         state.started = Some(time::now());
         write_json(&self.dirs.run_state(), &state)?;
         self.watch_daemon();
-        self.runtime.start(&self.record.id)?;
+        self.runtime.start(&self.record.id).map_err(|e| Failure::of_runtime(&e, "starting", &self.record.name))?;
         self.reporter.say(&Report::Started);
         // From here on it has run: what goes wrong is noted, and the end is recorded in any case.
         let code = ward.wait(signals, || streams.resize()).unwrap_or_else(|e| {
@@ -184,7 +184,10 @@ impl Life<'_> {
     fn create(&self) -> Result<(Ward, streams::Ours), Failure> {
         let pid_file = self.dirs.state.join("pid");
         let options = |console_socket, stdio| Options { pid_file: Some(&pid_file), console_socket, stdio };
-        let create = |options| self.runtime.create(&self.record.id, &self.dirs.home, options);
+        let create = |options| {
+            let created = self.runtime.create(&self.record.id, &self.dirs.home, options);
+            created.map_err(|e| Failure::of_runtime(&e, "starting", &self.record.name))
+        };
         let ours = if self.record.settings.tty {
             let socket =
                 ConsoleSocket::listen(&self.engine.paths.state.join("tmp").join(format!("{}.tty", id::short(&self.record.id))))?;

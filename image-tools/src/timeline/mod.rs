@@ -98,6 +98,11 @@ impl Timeline {
         self.view.yield_terminal(yielded);
     }
 
+    /// Whether the daemon said that all content is local.
+    pub fn is_complete(&self) -> bool {
+        self.marks.iter().any(|mark| matches!(mark.step, Step::Complete { .. }))
+    }
+
     /// No more steps come.
     pub fn finish(&mut self) {
         if let Some(at) = self.first_output_pending.take() {

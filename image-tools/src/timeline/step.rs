@@ -110,7 +110,7 @@ impl Step {
                 count(*entries, "file"),
                 size(*content_bytes)
             ),
-            Self::Local { complete: true } => "local, nothing to fetch".into(),
+            Self::Local { complete: true } => "all its content is local".into(),
             Self::Local { complete: false } => "known, the rest of its content is fetched lazily".into(),
             Self::FirstOutput { fetched: Some(progress) } => fetched(progress),
             Self::Exited { code } => format!("exit code {code}"),

@@ -127,13 +127,17 @@ impl Client {
         self.request(&Request::RemoveImage { image: image.to_owned() }, &mut |_| {})
     }
 
-    /// Blocks until the daemon closes the connection: it has left, or died. Fails where it says something instead.
-    pub fn wait_gone(mut self) -> Result<()> {
-        match self.receive()? {
-            None => Ok(()),
-            Some(Message::Event(Event::HandedOff)) => self.wait_gone(),
-            Some(other) => {
-                Err(Error::new(Outcome::BadInput, "waiting for towlined to leave").because(format!("it said {other:?}")))
+    /// Blocks until the daemon closes the connection: it has left, or died. `on_event` sees the hand-off. Fails where the daemon
+    /// says anything else.
+    pub fn wait_gone(mut self, on_event: &mut dyn FnMut(Event)) -> Result<()> {
+        loop {
+            match self.receive()? {
+                None => return Ok(()),
+                Some(Message::Event(event @ Event::HandedOff)) => on_event(event),
+                Some(other) => {
+                    let error = Error::new(Outcome::BadInput, "waiting for towlined to leave");
+                    return Err(error.because(format!("it said {other:?}")));
+                }
             }
         }
     }

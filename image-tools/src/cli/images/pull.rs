@@ -57,6 +57,11 @@ pub fn run(engine: &Engine, args: Args, begin: Instant) -> Outcome {
     let mut timeline = Timeline::new(begin, View::new(args.progress, true));
     timeline.step(Step::Begin { what: format!("pull {}", args.reference) });
     let pulled = engine.daemon()?.pull(request, &mut |event| timeline.event(event));
+    if let Ok(Reply::Pulled { complete: true, .. }) = &pulled
+        && !timeline.is_complete()
+    {
+        timeline.step(Step::Local { complete: true });
+    }
     timeline.finish();
     match pulled? {
         Reply::Pulled { name, image, complete, .. } => {
