@@ -6,10 +6,12 @@
 //! | [`registry`] | one `docker-registry` process on a private copy of the images' storage, and its access log |
 //! | [`link`] | a TCP proxy with a rate, a round-trip time and a switch to cut it |
 //! | [`towline`] | one sandboxed installation: store, state, daemon, containers, mounts |
+//! | [`bundle`] | an OCI bundle with a busybox root, and one container of it under the runtime that `RUNTIME` names |
 //! | [`process`] | a child process with captured output; every wait has a deadline |
 //!
 //! Everything cleans up on drop, also when the test panics; what a killed test left is swept by the next sandbox.
 
+pub mod bundle;
 pub mod images;
 pub mod link;
 pub mod process;

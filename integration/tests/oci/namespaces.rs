@@ -1,0 +1,160 @@
+//! config-linux.md, "Namespaces" and "User namespace mappings".
+
+use std::fs;
+use std::process::{Child, Command};
+
+use serde_json::json;
+use towline_integration::bundle::{Case, Container, root_or_skip, run_cases};
+
+const LINKS: [(&str, &str); 7] = [
+    ("pid", "pid"),
+    ("network", "net"),
+    ("ipc", "ipc"),
+    ("uts", "uts"),
+    ("mount", "mnt"),
+    ("cgroup", "cgroup"),
+    ("time", "time"),
+];
+
+fn own(link: &str) -> String {
+    fs::read_link(format!("/proc/self/ns/{link}")).expect("own namespace").display().to_string()
+}
+
+#[test]
+fn a_namespace_is_new_exactly_if_it_is_listed() {
+    if !root_or_skip("a_namespace_is_new_exactly_if_it_is_listed") {
+        return;
+    }
+    let script = "for n in pid net ipc uts mnt cgroup; do readlink /proc/self/ns/$n; done";
+    for left_out in ["network", "ipc", "pid"] {
+        let container = Container::new().script(script).with(|c| {
+            let list = c["linux"]["namespaces"].as_array_mut().expect("namespaces");
+            list.retain(|n| n["type"] != left_out);
+            list.push(json!({ "type": "cgroup" }));
+            if left_out == "network" {
+                // sysfs of another network namespace needs its owner's rights; the references bind it, too.
+                c["mounts"].as_array_mut().expect("mounts").retain(|m| m["destination"] != "/sys");
+            }
+        });
+        let done = container.run().success();
+        for ((name, link), inside) in LINKS.iter().zip(done.stdout.lines()) {
+            assert_eq!(inside == own(link), *name == left_out, "{name} without {left_out}: {inside}");
+        }
+    }
+}
+
+/// A process in namespaces of its own, for others to join.
+struct Holder(Child);
+
+impl Holder {
+    fn start(option: &str) -> Self {
+        let child = Command::new("unshare").args([option, "sleep", "100"]).spawn().expect("start unshare");
+        let holder = Self(child);
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while fs::read_to_string(holder.path("comm")).is_ok_and(|name| name.trim() != "sleep") {
+            assert!(std::time::Instant::now() < end, "unshare does not come up");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        holder
+    }
+
+    fn path(&self, rest: &str) -> String {
+        format!("/proc/{}/{rest}", self.0.id())
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+#[test]
+fn a_namespace_with_a_path_is_joined() {
+    if !root_or_skip("a_namespace_with_a_path_is_joined") {
+        return;
+    }
+    for (kind, link, option) in [("network", "net", "--net"), ("ipc", "ipc", "--ipc"), ("uts", "uts", "--uts")] {
+        let holder = Holder::start(option);
+        let path = holder.path(&format!("ns/{link}"));
+        let container = Container::new().script(&format!("readlink /proc/self/ns/{link}")).with(|c| {
+            for namespace in c["linux"]["namespaces"].as_array_mut().expect("namespaces") {
+                if namespace["type"] == kind {
+                    namespace["path"] = json!(path);
+                }
+            }
+            // A name of the host that the container shares cannot be its own.
+            c.as_object_mut().expect("an object").remove("hostname");
+        });
+        let wanted = fs::read_link(&path).expect("the namespace to join").display().to_string();
+        assert_eq!(container.run().success().text(), wanted, "{kind}");
+    }
+}
+
+#[test]
+fn a_namespace_of_the_wrong_kind_is_refused() {
+    if !root_or_skip("a_namespace_of_the_wrong_kind_is_refused") {
+        return;
+    }
+    for path in ["/proc/self/ns/uts", "/etc/passwd", "/no/such/namespace"] {
+        let container = Container::new().with(|c| {
+            c["linux"]["namespaces"] = json!([{ "type": "mount" }, { "type": "pid" }, { "type": "network", "path": path }]);
+            c["mounts"].as_array_mut().expect("mounts").retain(|m| m["destination"] != "/sys");
+        });
+        container.run().failure();
+        assert_eq!(container.leftovers(), Vec::<String>::new(), "{path}");
+    }
+}
+
+#[test]
+fn user_namespaces_map_as_configured() {
+    if !root_or_skip("user_namespaces_map_as_configured") {
+        return;
+    }
+    // The root file system must be reachable for the mapped root: it is, for "other", except for the bundle's directory.
+    let container = Container::new()
+        .script("tr -s ' ' < /proc/self/uid_map; tr -s ' ' < /proc/self/gid_map; id -u; id -g; stat -c %u /etc/passwd")
+        .with(|c| {
+            c["linux"]["namespaces"].as_array_mut().expect("namespaces").push(json!({ "type": "user" }));
+            c["linux"]["uidMappings"] = json!([{ "containerID": 0, "hostID": 200000, "size": 1000 }]);
+            c["linux"]["gidMappings"] = json!([{ "containerID": 0, "hostID": 300000, "size": 500 }]);
+            c["mounts"].as_array_mut().expect("mounts").retain(|m| m["destination"] != "/sys/fs/cgroup");
+        });
+    let mode = |path: &std::path::Path| {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("open the directory");
+    };
+    mode(container.dir());
+    mode(&container.bundle());
+    for path in
+        [container.rootfs(), container.rootfs().join("dev"), container.rootfs().join("proc"), container.rootfs().join("sys")]
+    {
+        std::os::unix::fs::chown(path, Some(200_000), Some(300_000)).expect("give the root to the mapped user");
+    }
+    let done = container.run().success();
+    assert_eq!(done.text(), "0 200000 1000\n 0 300000 500\n0\n0\n65534", "{done:?}");
+}
+
+#[test]
+fn names_and_ids_inside() {
+    if !root_or_skip("names_and_ids_inside") {
+        return;
+    }
+    run_cases(&[
+        Case { name: "the process is the first of its pid namespace", edit: |_| {}, script: "echo $$", wanted: "1" },
+        Case {
+            name: "a new network namespace has a loopback that is up (as runc and crun)",
+            edit: |_| {},
+            script: "ip -o link show lo | grep -c 'LOOPBACK,UP'; ls /sys/class/net",
+            wanted: "1\nlo",
+        },
+        Case {
+            name: "a cgroup namespace hides the path",
+            edit: |c| {
+                c["linux"]["namespaces"].as_array_mut().expect("namespaces").push(json!({ "type": "cgroup" }));
+            },
+            script: "grep pids /proc/self/cgroup | cut -d: -f3",
+            wanted: "/",
+        },
+    ]);
+}

@@ -1,0 +1,214 @@
+//! config-linux.md, "Control groups", on v1 hierarchies.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use towline_integration::bundle::{Case, Container, Subject, root_or_skip, run_cases};
+
+use crate::exec::has_verb;
+
+const CONTROLLERS: [&str; 8] = ["cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids"];
+
+fn v1_or_skip(test: &str) -> bool {
+    let there = Path::new("/sys/fs/cgroup/memory/memory.limit_in_bytes").exists();
+    if !there {
+        println!("SKIP {test}: this host has no v1 hierarchies");
+    }
+    root_or_skip(test) && there
+}
+
+/// Removes the parent that a case has caused, when the container in it is gone.
+struct Parent(String);
+
+impl Parent {
+    fn new(container: &Container) -> Self {
+        Self(format!("towline-parent-{}", container.id()))
+    }
+}
+
+impl Drop for Parent {
+    fn drop(&mut self) {
+        for controller in CONTROLLERS.iter().chain(&["systemd", "unified"]) {
+            let dir = Path::new("/sys/fs/cgroup").join(controller).join(&self.0);
+            if dir.exists() {
+                fs::remove_dir(&dir).unwrap_or_else(|error| eprintln!("removing {}: {error}", dir.display()));
+            }
+        }
+    }
+}
+
+/// The directory of a running container in one hierarchy, from /proc.
+fn cgroup(container: &Container, controller: &str) -> PathBuf {
+    let text = fs::read_to_string(format!("/proc/{}/cgroup", container.pid())).expect("the process's cgroups");
+    let line = text.lines().find(|line| line.split(':').nth(1) == Some(controller)).expect("a line for the controller");
+    Path::new("/sys/fs/cgroup").join(controller).join(line.splitn(3, ':').nth(2).expect("a path").trim_start_matches('/'))
+}
+
+#[test]
+fn cgroups_path_is_honoured_in_every_hierarchy() {
+    if !v1_or_skip("cgroups_path_is_honoured_in_every_hierarchy") {
+        return;
+    }
+    let container = Container::new().script("echo ready; sleep 100");
+    let parent = Parent::new(&container);
+    let path = format!("/{}/leaf", parent.0);
+    let container = container.with(|c| c["linux"]["cgroupsPath"] = json!(path));
+    container.up();
+    container.wait_output("ready");
+    let pid = container.pid().to_string();
+    for controller in CONTROLLERS {
+        let procs = fs::read_to_string(format!("/sys/fs/cgroup/{controller}{path}/cgroup.procs")).unwrap_or_default();
+        assert!(procs.lines().any(|line| line == pid), "{controller}: {procs:?}");
+    }
+    container.delete_force().success();
+    for controller in CONTROLLERS {
+        assert!(!Path::new(&format!("/sys/fs/cgroup/{controller}{path}")).exists(), "{controller}: the leaf is left");
+    }
+}
+
+#[test]
+fn a_relative_path_is_below_the_callers_own() {
+    if !v1_or_skip("a_relative_path_is_below_the_callers_own") {
+        return;
+    }
+    let container = Container::new().script("echo ready; sleep 100");
+    if container.subject() == Subject::Crun {
+        // config-linux.md leaves it to the runtime "how and where" for a relative path; crun takes it from the root.
+        println!("SKIP a_relative_path_is_below_the_callers_own: crun takes relative paths from the root");
+        return;
+    }
+    let name = format!("towline-relative-{}", container.id());
+    let container = container.with(|c| c["linux"]["cgroupsPath"] = json!(name));
+    container.up();
+    let own = fs::read_to_string("/proc/self/cgroup").expect("own cgroups");
+    let own = own.lines().find(|line| line.split(':').nth(1) == Some("memory")).expect("a line for memory");
+    let own = own.splitn(3, ':').nth(2).expect("a path").trim_start_matches('/');
+    assert_eq!(cgroup(&container, "memory"), Path::new("/sys/fs/cgroup/memory").join(own).join(name));
+}
+
+#[test]
+fn limits_are_in_force_before_the_program_starts() {
+    if !v1_or_skip("limits_are_in_force_before_the_program_starts") {
+        return;
+    }
+    let container = Container::new().with(|c| {
+        c["linux"]["resources"]["memory"] = json!({ "limit": 67_108_864, "swap": 67_108_864, "reservation": 33_554_432 });
+        c["linux"]["resources"]["cpu"] = json!({ "shares": 512, "quota": 20_000, "period": 50_000, "cpus": "0" });
+        c["linux"]["resources"]["pids"] = json!({ "limit": 40 });
+    });
+    container.create().success();
+    let table = [
+        ("memory", "memory.limit_in_bytes", "67108864"),
+        ("memory", "memory.memsw.limit_in_bytes", "67108864"),
+        ("memory", "memory.soft_limit_in_bytes", "33554432"),
+        ("cpu", "cpu.shares", "512"),
+        ("cpu", "cpu.cfs_quota_us", "20000"),
+        ("cpu", "cpu.cfs_period_us", "50000"),
+        ("cpuset", "cpuset.cpus", "0"),
+        ("pids", "pids.max", "40"),
+    ];
+    for (controller, file, wanted) in table {
+        let path = cgroup(&container, controller).join(file);
+        assert_eq!(fs::read_to_string(&path).expect("the control file").trim(), wanted, "{}", path.display());
+    }
+}
+
+#[test]
+fn limits_bite() {
+    if !v1_or_skip("limits_bite") {
+        return;
+    }
+    let memory = Container::new().script("head -c 100000000 /dev/zero | tail -c 90000000 | wc -c").with(|c| {
+        c["linux"]["resources"]["memory"] = json!({ "limit": 20_000_000, "swap": 20_000_000 });
+    });
+    assert_ne!(memory.run().text(), "90000000", "90 MB went through a limit of 20 MB");
+    let pids = Container::new().script("for i in 1 2 3 4 5 6 7 8; do sleep 5 & done; echo all").with(|c| {
+        c["linux"]["resources"]["pids"] = json!({ "limit": 5 });
+    });
+    let done = pids.run();
+    assert!(!done.stdout.contains("all") && done.stderr.contains("fork"), "{done:?}");
+}
+
+#[test]
+fn device_rules_are_enforced() {
+    if !v1_or_skip("device_rules_are_enforced") {
+        return;
+    }
+    fn devices(c: &mut Value, rules: Value) {
+        c["linux"]["resources"]["devices"] = rules;
+        let mknod = json!(["CAP_MKNOD"]);
+        c["process"]["capabilities"] = json!({ "bounding": mknod, "effective": mknod, "permitted": mknod });
+        // A device file on the root needs no further permission than the cgroup's.
+        c["process"]["noNewPrivileges"] = json!(false);
+    }
+    let script = "cd /dev/shm/..; mknod f c 10 229; (: < f) 2>/dev/null && echo read; (: > f) 2>/dev/null && echo write; \
+                  echo x > null && echo null";
+    run_cases(&[
+        Case {
+            name: "everything denied: the default devices stay",
+            edit: |c| devices(c, json!([{ "allow": false, "access": "rwm" }])),
+            script,
+            wanted: "null",
+        },
+        Case {
+            name: "one allowed for writing",
+            edit: |c| {
+                devices(
+                    c,
+                    json!([{ "allow": false, "access": "rwm" },
+                    { "allow": true, "type": "c", "major": 10, "minor": 229, "access": "w" }]),
+                );
+            },
+            script,
+            wanted: "write\nnull",
+        },
+        Case {
+            name: "everything allowed",
+            edit: |c| devices(c, json!([{ "allow": true, "access": "rwm" }])),
+            script,
+            wanted: "read\nwrite\nnull",
+        },
+    ]);
+}
+
+#[test]
+fn a_limit_that_the_kernel_refuses_fails_the_create() {
+    if !v1_or_skip("a_limit_that_the_kernel_refuses_fails_the_create") {
+        return;
+    }
+    let cases = [json!({ "cpu": { "cpus": "4096" } }), json!({ "memory": { "limit": 67_108_864, "swap": 1_048_576 } })];
+    for resources in cases {
+        let container = Container::new().with(|c| c["linux"]["resources"] = resources.clone());
+        container.create().failure();
+        if container.subject() != Subject::Crun {
+            // runtime.md, create: an error "MUST NOT affect the state"; crun 1.8 leaves its cgroups.
+            assert_eq!(container.leftovers(), Vec::<String>::new(), "{resources}");
+        }
+    }
+}
+
+#[test]
+fn update_changes_a_running_container() {
+    if !v1_or_skip("update_changes_a_running_container") {
+        return;
+    }
+    let container = Container::new().script("echo ready; sleep 100");
+    if container.subject() == Subject::Towline && !has_verb(&container, "update") {
+        println!("SKIP update_changes_a_running_container: towline-oci has no update yet");
+        return;
+    }
+    container.up();
+    let file = container.dir().join("resources.json");
+    for (limit, swap) in [(100_663_296u64, 134_217_728u64), (67_108_864, 67_108_864), (201_326_592, 201_326_592)] {
+        let resources = json!({ "memory": { "limit": limit, "swap": swap }, "pids": { "limit": 77 } });
+        fs::write(&file, resources.to_string()).expect("write the resources");
+        container.runtime(&["update", &format!("--resources={}", file.display()), container.id()]).success();
+        let read = |controller: &str, name: &str| {
+            fs::read_to_string(cgroup(&container, controller).join(name)).expect("the control file").trim().to_owned()
+        };
+        assert_eq!(read("memory", "memory.limit_in_bytes"), limit.to_string());
+        assert_eq!(read("memory", "memory.memsw.limit_in_bytes"), swap.to_string());
+        assert_eq!(read("pids", "pids.max"), "77");
+    }
+}
