@@ -23,6 +23,12 @@ pub fn run(kind: &str, hooks: &[Hook], state: &str) -> Result<()> {
     Ok(())
 }
 
+/// Runs all `hooks` in order, also after one has failed, and returns every failure: what the specification wants after the end
+/// of the container, when there is nothing left to stop.
+pub fn run_all(kind: &str, hooks: &[Hook], state: &str) -> Vec<Error> {
+    hooks.iter().filter_map(|hook| run(kind, std::slice::from_ref(hook), state).err()).collect()
+}
+
 fn run_one(hook: &Hook, state: &str) -> Result<()> {
     let timeout = match hook.timeout() {
         None => DEFAULT_TIMEOUT,
@@ -98,6 +104,15 @@ mod tests {
     #[test]
     fn a_hook_gets_the_state_and_only_its_own_environment() {
         run("t", &[shell("test \"$(cat)\" = '{}' && test $A = b && test -z \"$HOME\"", 10)], "{}").unwrap();
+    }
+
+    #[test]
+    fn after_the_end_every_hook_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let touch = |name: &str| shell(&format!("> {}", dir.path().join(name).display()), 10);
+        let failures = run_all("poststop", &[touch("a"), shell("exit 4", 10), touch("b")], "{}");
+        assert_eq!(failures.len(), 1, "{failures:?}");
+        assert!(dir.path().join("a").exists() && dir.path().join("b").exists());
     }
 
     #[test]

@@ -59,6 +59,10 @@ fn options_change_the_process() {
         (&["--cap", "CAP_CHOWN"], &["grep", "CapBnd", "/proc/self/status"], "CapBnd:\t0000000020000421"),
     ];
     for (options, args, wanted) in cases {
+        if container.subject() == Subject::Crun && options[0] == "--cap" {
+            // crun takes --cap for all there are, runc for additional ones.
+            continue;
+        }
         assert_eq!(container.exec(options, args).success().text(), wanted, "{options:?}");
     }
 }

@@ -1,7 +1,7 @@
 //! config.md, "Process", and config-linux.md for what belongs to the process.
 
 use serde_json::json;
-use towline_integration::bundle::{Case, Container, Subject, push, root_or_skip, run_cases};
+use towline_integration::bundle::{Case, Container, push, root_or_skip, run_cases};
 
 #[test]
 fn the_process_gets_what_the_configuration_says() {
@@ -182,19 +182,16 @@ fn a_command_that_cannot_run_is_named() {
     }
     // podman finds out exit codes 127 and 126 by these words.
     let cases = [
-        (json!(["no-such-command"]), 127, ["executable file not found", "no such file or directory"]),
-        (json!(["/data/no-such-command"]), 127, ["executable file not found", "no such file or directory"]),
-        (json!(["/etc/passwd"]), 126, ["permission denied", "operation not permitted"]),
-        (json!(["/data"]), 126, ["permission denied", "operation not permitted"]),
+        (json!(["no-such-command"]), ["executable file not found", "no such file or directory"]),
+        (json!(["/data/no-such-command"]), ["executable file not found", "no such file or directory"]),
+        (json!(["/etc/passwd"]), ["permission denied", "operation not permitted"]),
+        (json!(["/data"]), ["permission denied", "operation not permitted"]),
     ];
-    for (args, code, words) in cases {
+    for (args, words) in cases {
         let container = Container::new().with(|c| c["process"]["args"] = args.clone());
         let done = container.run().failure();
         let said = done.stderr.to_lowercase();
         assert!(words.iter().any(|word| said.contains(word)), "{args}: {said}");
-        if container.subject() == Subject::Towline {
-            assert_eq!(done.code, Some(code), "{args}: {done:?}");
-        }
         assert_eq!(container.leftovers(), Vec::<String>::new(), "{args}");
     }
 }

@@ -9,6 +9,10 @@ fn an_id_is_a_name_and_no_path() {
     if !root_or_skip("an_id_is_a_name_and_no_path") {
         return;
     }
+    if Subject::from_env() == Subject::Crun {
+        println!("SKIP an_id_is_a_name_and_no_path: crun 1.8 fails it by deleting what is beside its state directory");
+        return;
+    }
     let container = Container::new();
     container.write_config();
     let bundle = container.bundle().display().to_string();
@@ -21,15 +25,11 @@ fn an_id_is_a_name_and_no_path() {
             let done = container.runtime(&args);
             // `delete --force` of what is not there succeeds quietly, also with runc for a name it would never create.
             let quiet = verb[0] == "delete" && container.subject() != Subject::Towline;
-            let crun_takes = container.subject() == Subject::Crun && done.code == Some(0);
-            assert!(done.code != Some(0) || quiet || crun_takes, "{verb:?} {id:?}: {done:?}");
-            if crun_takes && verb[0] == "create" {
-                container.runtime(&["delete", "--force", id]);
-            }
+            assert!(done.code != Some(0) || quiet, "{verb:?} {id:?}: {done:?}");
         }
     }
     let state = fs::read_dir(container.state_dir()).expect("list").flatten().filter(|entry| entry.path().is_dir()).count();
-    assert!(state == 0 || container.subject() == Subject::Crun, "a state directory was made");
+    assert!(state == 0, "a state directory was made");
     let is_output = |name: &std::ffi::OsStr| name.to_string_lossy().ends_with(".out") || name.to_string_lossy().ends_with(".err");
     let after: Vec<_> = fs::read_dir(container.dir()).expect("list").flatten().map(|entry| entry.file_name()).collect();
     let new: Vec<_> = after.iter().filter(|name| !is_output(name) && !before.contains(name)).collect();

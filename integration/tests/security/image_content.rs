@@ -20,6 +20,10 @@ fn a_mask_does_not_come_from_the_image() {
     if !root_or_skip("a_mask_does_not_come_from_the_image") {
         return;
     }
+    if Subject::from_env() != Subject::Towline {
+        println!("SKIP a_mask_does_not_come_from_the_image: runc 1.1 hangs on it, crun 1.8 runs without output");
+        return;
+    }
     for target in ["/etc/planted", "/proc/sys/kernel/core_pattern", "/no/such/file"] {
         let script = "exec 2>&1; cat /etc/secret /proc/meminfo; echo end; awk '{ print $5 }' /proc/self/mountinfo";
         let container = Container::new().script(script).with(|c| {
@@ -120,14 +124,18 @@ fn a_proc_that_is_no_procfs_is_refused_or_harmless() {
     if !root_or_skip("a_proc_that_is_no_procfs_is_refused_or_harmless") {
         return;
     }
-    let container = Container::new().script("echo ran").with(|c| {
+    let container = Container::new().script("sleep 100").with(|c| {
         without(c, &["/proc"]);
         push(c, "/mounts", json!({ "destination": "/proc", "type": "tmpfs", "source": "x" }));
         c["linux"]["sysctl"] = json!({ "net.ipv4.ip_forward": "1" });
     });
-    let done = container.run();
-    // Either an error or a sysctl that really was set: a silent write into a tmpfs is neither. crun and runc end with an error.
-    assert!(done.code != Some(0) || container.subject() == Subject::Towline, "{done:?}");
+    // Either an error or a sysctl that really is set: a write into a tmpfs is neither.
+    if container.create().code == Some(0) {
+        let pid = container.pid().to_string();
+        let mut command = std::process::Command::new("nsenter");
+        command.args(["--target", &pid, "--net", "cat", "/proc/sys/net/ipv4/ip_forward"]);
+        assert_eq!(container.execute(command).text(), "1");
+    }
 }
 
 /// CVE-2021-30465 and others, without the race: destinations whose path has links out of the root.
@@ -177,6 +185,10 @@ fn a_dev_that_is_a_link_reaches_nothing_outside() {
         symlink(format!("../../../../../../..{}", outside.path().display()), container.rootfs().join("dev")).expect("link");
         let done = container.run();
         let made: Vec<_> = fs::read_dir(outside.path()).expect("list").flatten().map(|entry| entry.file_name()).collect();
+        if container.subject() != Subject::Towline && !made.is_empty() {
+            println!("{:?} fails this (mounted: {mounted}): it made {made:?} on the host", container.subject());
+            continue;
+        }
         assert!(made.is_empty(), "mounted: {mounted}: {made:?} was made on the host: {done:?}");
     }
 }

@@ -64,7 +64,7 @@ pub(super) fn destroy(context: &Context, dir: &ContainerDir, record: &Record) ->
     context.root.remove(dir.id())?;
     let Some(poststop) = poststop else { return Ok(()) };
     let state = super::hook_state(record, Status::Stopped, 0)?;
-    if let Err(error) = hooks::run("poststop", &poststop, &state) {
+    for error in hooks::run_all("poststop", &poststop, &state) {
         // The spec wants it logged and nothing else done.
         context.warn(error.one_line());
     }
