@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use oci_spec::runtime::Spec;
 use rustix::process::Pid;
@@ -23,6 +24,7 @@ use crate::process::mappings;
 use crate::process::message::Message;
 use crate::process::namespaces::{Kind, Namespaces};
 use crate::process::spawn::{Spawned, reap, spawn};
+use crate::process::wait::Deadline;
 use crate::procfs::{ProcFs, start_time};
 use crate::seccomp;
 use crate::state::{ContainerDir, Record};
@@ -138,7 +140,7 @@ pub fn build<'a>(context: &'a Context, id: &ContainerId, options: &BuildOptions,
     }
     let own_cgroup_view = plan.namespaces.makes(Kind::CGROUP);
     container.cgroup_mount = built.record.cgroup.as_ref().map(|cgroup| cgroup.mount_parts(own_cgroup_view));
-    start_init(&mut built, &plan, &mut container)?;
+    start_init(&mut built, &plan, &mut container).map_err(|error| last_words(&built, error))?;
     built.console = converse(&mut built, receiver)?;
     finish(&mut built, options)?;
     Ok(built)
@@ -177,6 +179,18 @@ fn start_init(built: &mut Built<'_>, plan: &Plan, container: &mut ContainerPlan)
     }
     set_oom_score(built.context, &plan.proc, pid, plan.process.oom_score_adj)?;
     spawned.channel.send(&Message::InCgroup, None)
+}
+
+/// Init may fail while we still prepare it; then a write to it or to its cgroup fails too, and what it said is the better error.
+fn last_words(built: &Built<'_>, error: Error) -> Error {
+    const PATIENCE: Duration = Duration::from_millis(200);
+    let Some(init) = &built.init else { return error };
+    while let Ok(Some((message, _))) = init.channel.receive_until(Deadline::after(PATIENCE), "init's last words") {
+        if let Message::Failed(outcome, text) = message {
+            return Error::new(outcome, format!("creating container {}", built.dir.id())).because(text);
+        }
+    }
+    error
 }
 
 /// `process.oomScoreAdj`. Lowering it is the privilege of CAP_SYS_RESOURCE: without that the process keeps the runtime's.

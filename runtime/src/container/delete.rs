@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{Container, Context};
 use crate::bundle::Bundle;
+use crate::cgroup::CgroupManager;
 use crate::client::Status;
 use crate::error::{Outcome, Result};
 use crate::hooks;
@@ -24,6 +25,7 @@ pub fn delete(context: &Context, id: &ContainerId, force: bool) -> Result<()> {
     };
     let Some(record) = dir.load()? else {
         if force {
+            clear_unrecorded_cgroups(context, &dir);
             return context.root.remove(id);
         }
         return context.load(id).map(drop);
@@ -39,6 +41,19 @@ pub fn delete(context: &Context, id: &ContainerId, force: bool) -> Result<()> {
         }
     }
     destroy(context, &container.dir, &container.record)
+}
+
+/// A create that was killed between making the cgroups and recording them left them empty. They follow from the configuration, so
+/// making them once more finds them. What fails here must not keep the rest from being cleared away.
+fn clear_unrecorded_cgroups(context: &Context, dir: &ContainerDir) {
+    let Ok(json) = dir.load_config() else { return };
+    let cleared = Bundle::parse("/".into(), json).and_then(|bundle| {
+        let path = bundle.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
+        CgroupManager::create(path.as_deref(), dir.id().as_str(), None)?.remove()
+    });
+    if let Err(error) = cleared {
+        context.warn(error.one_line());
+    }
 }
 
 fn kill_init(context: &Context, container: &Container) -> Result<()> {
