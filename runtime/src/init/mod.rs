@@ -13,6 +13,7 @@
 
 mod console;
 mod launch;
+mod loopback;
 pub mod plan;
 mod settings;
 mod start;
@@ -20,6 +21,7 @@ mod start;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use crate::client::Status;
 use crate::error::{Error, Outcome, Result};
 use crate::hooks;
 use crate::process::message::{Channel, Message};
@@ -54,6 +56,7 @@ const CREATE: &[Step] = &[
     ("setting time offsets", settings::time_namespace),
     ("hiding from the container", settings::hide),
     ("setting host and domain name", settings::names),
+    ("bringing the loopback interface up", loopback::up),
     ("entering the cgroup namespace", settings::cgroup_namespace),
     ("isolating the mount namespace", isolate_mounts),
     ("attaching the root file system", attach_root),
@@ -185,6 +188,8 @@ fn start_container_hooks(init: &mut Init<'_>) -> Result<()> {
     if container.start_container.is_empty() {
         return Ok(());
     }
+    // runtime.md, lifecycle: these hooks come after `start`, when create has long finished.
+    container.state.status = Status::Created;
     let state = state(container)?;
     hooks::run("startContainer", &container.start_container, &state)
 }

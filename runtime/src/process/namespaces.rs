@@ -18,6 +18,8 @@ impl Kind {
     pub const MOUNT: Self = Self(LinuxNamespaceType::Mount);
     /// Cgroup namespace.
     pub const CGROUP: Self = Self(LinuxNamespaceType::Cgroup);
+    /// Network devices, addresses and ports.
+    pub const NET: Self = Self(LinuxNamespaceType::Network);
     /// Pid namespace.
     pub const PID: Self = Self(LinuxNamespaceType::Pid);
     /// User namespace.
