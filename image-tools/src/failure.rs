@@ -27,7 +27,10 @@ impl Failure {
             Some((said, _)) => format!("{error}: {said}"),
             None => error.to_string(),
         };
-        let advice = error.advice().map(|advice| format!("; {advice}")).unwrap_or_default();
+        // What a file of a lazy image that could not be fetched looks like from outside (lazyfs::rootfs).
+        let not_fetched = cause.to_lowercase().contains("too many symbolic links") || cause.contains("symbolic link loop");
+        let not_fetched = not_fetched.then(|| format!("a file of the image could not be fetched: see `towline logs {name}`"));
+        let advice = error.advice().map(str::to_owned).or(not_fetched).map(|advice| format!("; {advice}")).unwrap_or_default();
         Self { code: exit_code(error), line: format!("{doing} container {name}: {cause}{advice}").replace('\n', " ") }
     }
 }
