@@ -124,7 +124,7 @@ impl View {
             return;
         }
         let bar = self.bar.get_or_insert_with(|| {
-            let style = "{spinner:.cyan}           {msg:<18} {bar:30.cyan/blue} {percent:>3} %  {bytes} of {total_bytes}  {binary_bytes_per_sec}";
+            let style = "{spinner:.cyan}           {msg:<18} {bar:22.cyan/blue} {percent:>3} %  {decimal_bytes} of {decimal_total_bytes}  {decimal_bytes_per_sec}";
             let style = ProgressStyle::with_template(style).expect("the template is correct").progress_chars("━╸─");
             ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(10)).with_style(style)
         });
