@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
-use towline_integration::bundle::{Container, Subject, root_or_skip};
+use towline_integration::bundle::{Container, root_or_skip};
 
 fn digest(path: &std::path::Path) -> Vec<u8> {
     Sha256::digest(fs::read(path).expect("read the binary")).to_vec()
@@ -53,23 +53,16 @@ fn an_image_that_runs_the_runtime_itself_gets_nowhere() {
     if !root_or_skip("an_image_that_runs_the_runtime_itself_gets_nowhere") {
         return;
     }
-    let container = Container::new().with_copied_binary();
-    let before = digest(container.binary());
-    fs::write(container.rootfs().join("bin/entry"), "#!/proc/self/exe\n").expect("write the entry point");
-    std::os::unix::fs::symlink("/proc/self/exe", container.rootfs().join("bin/again")).expect("link");
-    fs::set_permissions(container.rootfs().join("bin/entry"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
-        .expect("chmod");
     for entry in ["/bin/entry", "/bin/again", "/proc/self/exe"] {
-        let container_again = Container::new().with(|c| c["process"]["args"] = serde_json::json!([entry]));
-        for name in ["entry", "again"] {
-            fs::rename(container.rootfs().join("bin").join(name), container_again.rootfs().join("bin").join(name)).ok();
-        }
-        let done = container_again.run();
-        assert!(done.code.is_some(), "{entry}: {done:?}");
-        for name in ["entry", "again"] {
-            fs::rename(container_again.rootfs().join("bin").join(name), container.rootfs().join("bin").join(name)).ok();
-        }
+        let container = Container::new().with_copied_binary().with(|c| c["process"]["args"] = serde_json::json!([entry]));
+        let before = digest(container.binary());
+        let script = container.rootfs().join("bin/entry");
+        fs::write(&script, "#!/proc/self/exe\n").expect("write the entry point");
+        fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("make it executable");
+        std::os::unix::fs::symlink("/proc/self/exe", container.rootfs().join("bin/again")).expect("link");
+        // What it ends with is the runtime's affair; that it ends and the binary stays is ours.
+        container.run();
+        assert_eq!(digest(container.binary()), before, "{entry}");
+        assert_eq!(container.leftovers(), Vec::<String>::new(), "{entry}");
     }
-    assert_eq!(digest(container.binary()), before);
-    assert!(container.subject() != Subject::Towline || container.binary().exists());
 }
