@@ -51,6 +51,7 @@ fn main() -> ExitCode {
 
 fn serve(paths: Paths, fetch: &str) -> Result<()> {
     leave_session()?;
+    take_signals()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("towlined")
@@ -82,6 +83,12 @@ fn leave_session() -> Result<()> {
         Ok(_) | Err(nix::errno::Errno::EPERM) => Ok(()),
         Err(e) => Err(Error::new(Outcome::Io, "leaving the session").because(e)),
     }
+}
+
+/// Whoever starts the daemon may have blocked signals, as the monitor of a container has; the block is inherited.
+fn take_signals() -> Result<()> {
+    let none = nix::sys::signal::SigSet::empty();
+    none.thread_set_mask().map_err(|e| Error::new(Outcome::Io, "unblocking signals").because(e))
 }
 
 /// The one line on standard output; then it is closed, so that whoever reads it sees its end.
