@@ -23,8 +23,8 @@ help:
 	@echo "make build                release binaries: $(RELEASE)/{towline,towlined}, $(RELEASE_OCI)"
 	@echo "make install PREFIX=DIR   install them into DIR/bin (default /usr/local)"
 	@echo "make deps                 install missing Debian packages"
-	@echo "make images               registry storage $(TOWLINE_WORK)/registry with {python,small}:{gzip,zstd};"
-	@echo "                          OCI layouts oci:$(TOWLINE_WORK)/oci/{python,small}:{gzip,zstd}"
+	@echo "make images               registry storage $(TOWLINE_WORK)/registry with {small,odd,python}:{gzip,zstd};"
+	@echo "                          OCI layouts oci:$(TOWLINE_WORK)/oci/{small,odd,python}:{gzip,zstd}"
 	@echo "make lint                 rustfmt and clippy, warnings are errors"
 
 demo: deps build images

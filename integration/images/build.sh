@@ -1,11 +1,11 @@
 #!/bin/bash
 # Builds the images of the demo and the tests into the work directory (TOWLINE_WORK, default /var/tmp/towline-demo):
 #
-#   registry/            storage of a docker-registry: python:gzip python:zstd small:gzip small:zstd
-#   oci/small/           the small image as an OCI layout, tags gzip and zstd
+#   registry/            storage of a docker-registry: {small,odd,python}:{gzip,zstd}
+#   oci/<image>/         the same as OCI layouts; blobs are hard links, so never write to one in place
 #   stamps/<image>       recipe hash of what is complete: the next run has nothing to do
 #
-# usage: build.sh [small] [python]      (default: both; needs root)
+# usage: build.sh [small] [odd] [python]      (default: all; needs root)
 #
 # An image's recipe is the directory of its name beside this file: `N-<layer>.sh` runs with the layer's root as its
 # working directory, `config` has words for `buildah config`. A killed run leaves no mount and no process (all of it is in
@@ -14,10 +14,10 @@ set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 export TOWLINE_WORK=${TOWLINE_WORK:-/var/tmp/towline-demo}
 images=("$@")
-[ ${#images[@]} != 0 ] || images=(small python)
+[ ${#images[@]} != 0 ] || images=(small odd python)
 
 recipe_hash() { # IMAGE
-    cat "$here"/{build.sh,push.sh,probe.c} "$here/$1"/* | sha256sum | cut -d' ' -f1
+    cat "$here"/{push.sh,probe.c} "$here/$1"/* | sha256sum | cut -d' ' -f1
 }
 
 missing() {

@@ -19,7 +19,7 @@ pub fn missing_prerequisite() -> Option<String> {
     if !Path::new("/dev/fuse").exists() {
         return Some("this host has no /dev/fuse".to_owned());
     }
-    let missing = ["small", "python"].into_iter().find(|image| !work_dir().join("stamps").join(image).exists())?;
+    let missing = ["small", "odd", "python"].into_iter().find(|image| !work_dir().join("stamps").join(image).exists())?;
     Some(format!("image '{missing}' is not built in {}: run 'make images'", work_dir().display()))
 }
 

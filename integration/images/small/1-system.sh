@@ -34,7 +34,7 @@ chmod 4755 setuid
 printf 'owned\n' > owned
 chown 1000:2000 owned
 chmod 0640 owned
-printf 'odd\n' > "$(printf 'caf\351 \n name')"
+printf 'odd\n' > "$(printf 'café \n name')"
 "$PROBE" noise 1 $((8 << 20)) > large
 for i in $(seq 200); do "$PROBE" noise $((i + 10)) $((8000 + i)) > many/$i; done
 for i in $(seq 40); do "$PROBE" noise $((i + 500)) 300000 > dir/$i; done

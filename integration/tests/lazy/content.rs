@@ -22,7 +22,7 @@ stat -c '%F %t,%T' null
 stat -c '%F' fifo
 stat -c '%a' setuid
 stat -c '%a %u:%g' owned
-ls | grep -c 'caf'
+ls | grep -c 'café'
 stat -c %s large
 id -u; pwd; echo $SMALL
 "#;
@@ -61,6 +61,19 @@ fn a_registry_serves_zstd_chunked_and_gzip() {
     let rig = Rig::new(Towline::new(), Quality::LOOPBACK);
     for tag in ["zstd", "gzip"] {
         check(&rig.towline, &rig.image(&format!("small:{tag}")));
+    }
+}
+
+#[test]
+fn a_name_that_is_not_utf8_costs_laziness_but_not_the_file() {
+    if !images::available("content::a_name_that_is_not_utf8_costs_laziness_but_not_the_file") {
+        return;
+    }
+    let towline = Towline::new();
+    for tag in ["zstd", "gzip"] {
+        let script = "cat \"$(printf '/data/caf\\351')\"";
+        let done = towline.run(&["run", "--rm", &Layout::built("odd").reference(tag), "/bin/sh", "-c", script]).success();
+        assert_eq!(done.stdout, "odd\n", "{tag}: {}", done.stderr);
     }
 }
 
