@@ -36,7 +36,11 @@ impl Case {
 
 fn names_image_layer_offset(text: &str, layer: &str) -> bool {
     // The layer may be shortened to its first twelve digits, as people write it.
-    text.lines().any(|line| line.contains("small") && line.contains(&layer["sha256:".len()..][..12]) && line.contains("offset"))
+    text.lines().any(|line| {
+        line.contains("small")
+            && line.contains(&layer["sha256:".len()..][..12])
+            && (line.contains("offset ") || line.contains("at byte "))
+    })
 }
 
 #[test]
