@@ -11,7 +11,7 @@ use towline_integration::link::Quality;
 use towline_integration::registry::{Access, Registry};
 use towline_integration::towline::Towline;
 
-use crate::failure::{is_one_clear_line, next_run_works};
+use crate::failure::{is_one_clear_line, next_run_works, one_clear_line};
 use crate::rig::Rig;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -206,12 +206,14 @@ fn malformed_images() {
             vec!["table of contents"],
         ),
     ];
+    let mut flaws = Vec::new();
     for (what, reference, wanted) in &cases {
         // Pulling all, so that also what a lazy start would find out later is found out.
         let done = towline.run(&["images", "pull", reference]);
-        is_one_clear_line(what, &done, wanted);
+        flaws.extend(one_clear_line(what, &done, wanted).err());
         let listed = towline.run(&["images", "ls"]).success().stdout;
         assert!(!listed.contains(reference.as_str()), "{what}: the image is listed\n{listed}");
     }
+    assert!(flaws.is_empty(), "{}", flaws.join("\n"));
     next_run_works("malformed images", &towline);
 }

@@ -6,16 +6,30 @@ use towline_integration::towline::Towline;
 
 /// Asserts exit code 125 and one line of `towline:` at the end of standard error, after nothing but progress, that has all words
 /// of `wanted`, in any case of letters.
+///
+/// # Panics
+/// When it is not.
 pub fn is_one_clear_line(what: &str, done: &Finished, wanted: &[&str]) {
-    assert_eq!(done.code(), Some(125), "{what}: exit code\nstdout: {}\nstderr: {}", done.stdout, done.stderr);
-    let lines: Vec<&str> = done.stderr.lines().filter(|line| !line.trim().is_empty() && !is_progress(line)).collect();
-    assert!(lines.len() == 1 && lines[0].starts_with("towline: "), "{what}: one line, not\n{}", done.stderr);
-    let line = lines[0].to_lowercase();
-    for word in wanted {
-        assert!(line.contains(&word.to_lowercase()), "{what}: the line does not say '{word}': {}", lines[0]);
+    if let Err(flaw) = one_clear_line(what, done, wanted) {
+        panic!("{flaw}");
     }
-    assert!(lines[0].len() < 700, "{what}: the line is {} characters long: {}", lines[0].len(), lines[0]);
-    assert!(done.stdout.is_empty(), "{what}: {}", done.stdout);
+}
+
+/// The same, for tables that collect what is wrong with all their rows.
+pub fn one_clear_line(what: &str, done: &Finished, wanted: &[&str]) -> Result<(), String> {
+    let lines: Vec<&str> = done.stderr.lines().filter(|line| !line.trim().is_empty() && !is_progress(line)).collect();
+    let flaw = if done.code() != Some(125) {
+        format!("exit code {:?}", done.code())
+    } else if lines.len() != 1 || !lines[0].starts_with("towline: ") {
+        "not one line".to_owned()
+    } else if let Some(word) = wanted.iter().find(|word| !lines[0].to_lowercase().contains(&word.to_lowercase())) {
+        format!("the line does not say '{word}'")
+    } else if lines[0].len() >= 700 {
+        format!("the line is {} characters long", lines[0].len())
+    } else {
+        return Ok(());
+    };
+    Err(format!("{what}: {flaw}\nstdout: {}\nstderr: {}", done.stdout, done.stderr))
 }
 
 /// A line of the timeline: a time or blanks in its first columns.
