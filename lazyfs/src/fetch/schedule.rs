@@ -71,7 +71,9 @@ impl Fetcher {
     fn plan_demand(&self, image: &Arc<Image>, layer: usize, nth: usize, claim: Claim, control: Arc<Control>) -> Transfer {
         let wanted = image.layers[layer].extents[nth].clone();
         let heat = image.heat(layer, wanted.start, wanted.end);
-        let window = self.config.readahead << (heat - 1);
+        // Twice near each other is chance, more is a program that walks a directory. (python3 with three imports needs 9.9 MB in 84
+        // requests; 96 KiB bring it to 51 requests and 12 MB, growing from the second on to 46 and 14.7.)
+        let window = self.config.readahead << heat.saturating_sub(2);
         let limits = Limits {
             budget: wanted.end - wanted.start + window.min(self.config.readahead_max.max(self.config.readahead)),
             hole: self.config.hole,

@@ -373,3 +373,83 @@ async fn a_registry_that_is_not_there_is_named() {
         assert!(line.contains(part), "{line} does not say {part}");
     }
 }
+
+/// Debian's docker-registry with one blob and one manifest in it, until this is dropped.
+struct RealRegistry {
+    process: std::process::Child,
+    port: u16,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for RealRegistry {
+    fn drop(&mut self) {
+        for ended in [self.process.kill(), self.process.wait().map(drop)] {
+            ended.expect("ending the registry that this test started");
+        }
+    }
+}
+
+impl RealRegistry {
+    async fn start(blob: &[u8], manifest: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("config.yml");
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let storage = dir.path().display();
+        let text = format!(
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {storage}}}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\n"
+        );
+        std::fs::write(&config, text).unwrap();
+        let process = std::process::Command::new("docker-registry").arg("serve").arg(&config).spawn().unwrap();
+        let real = Self { process, port, _dir: dir };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(Instant::now() < deadline, "docker-registry does not listen after 10 s");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        real.push(blob, manifest).await;
+        real
+    }
+
+    async fn push(&self, blob: &[u8], manifest: &str) {
+        let http = Registry::new(Options::default()).unwrap().http().clone();
+        let base = format!("http://127.0.0.1:{}/v2/a/b", self.port);
+        let upload = http.post(format!("{base}/blobs/uploads/")).send().await.unwrap();
+        let place = upload.headers()["location"].to_str().unwrap().to_owned();
+        let separator = if place.contains('?') { '&' } else { '?' };
+        let put = http.put(format!("{place}{separator}digest={}", Digest::of(blob))).body(blob.to_vec()).send().await.unwrap();
+        assert_eq!(put.status(), 201);
+        let put = http.put(format!("{base}/manifests/t")).header("content-type", "application/vnd.oci.image.manifest.v1+json");
+        assert_eq!(put.body(manifest.to_owned()).send().await.unwrap().status(), 201);
+    }
+}
+
+#[tokio::test]
+async fn a_real_registry_serves_manifests_and_ranges() {
+    if std::process::Command::new("docker-registry").arg("--version").output().is_err() {
+        println!("SKIP a_real_registry_serves_manifests_and_ranges: docker-registry is not installed");
+        return;
+    }
+    let blob: Vec<u8> = (0..200_000u32).map(|n| (n % 251) as u8).collect();
+    let digest = Digest::of(&blob);
+    let manifest = format!(
+        r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json",
+        "config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{digest}","size":200000}},
+        "layers":[{{"mediaType":"application/vnd.oci.image.layer.v1.tar+gzip","digest":"{digest}","size":200000}}]}}"#
+    );
+    let real = RealRegistry::start(&blob, &manifest).await;
+    let registry = Registry::new(Options::default()).unwrap();
+    let repository = Repository::new(&registry, &reference(&format!("localhost:{}/a/b:t", real.port)), None);
+    let raw = repository.manifest("t").await.unwrap();
+    assert_eq!(
+        (raw.digest, raw.media_type.as_str()),
+        (Digest::of(manifest.as_bytes()), "application/vnd.oci.image.manifest.v1+json")
+    );
+    assert!(crate::manifest::Document::parse(&raw).is_ok());
+    for range in [0..200_000u64, 7..8, 100_000..150_001, 199_999..200_000] {
+        let bytes = read(repository.open(digest, range.clone()).await).await.unwrap();
+        assert_eq!(bytes, blob[range.start as usize..range.end as usize], "{range:?}");
+    }
+    assert_eq!(repository.manifest("gone").await.unwrap_err().outcome(), Outcome::NotFound);
+    assert_eq!(read(repository.open(digest, 199_999..200_001).await).await.unwrap_err().outcome(), Outcome::Unsupported);
+    assert_eq!(read(repository.open(digest, 200_000..200_001).await).await.unwrap_err().outcome(), Outcome::Integrity);
+}
