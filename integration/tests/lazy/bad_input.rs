@@ -70,7 +70,7 @@ struct Broken {
 impl Broken {
     fn new(dir: &Path) -> Self {
         let layout = Layout::empty(dir);
-        let tar = tar_of_one_file();
+        let tar = tar_of_one_file("content\n");
         let layer = layout.add(TAR_GZIP, &gzip(&tar));
         let config = layout.add(CONFIG, config_for(&[&images::digest(&tar)]).to_string().as_bytes());
         Self { layout, config, layer }
@@ -110,9 +110,9 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     filter(Command::new("gzip").arg("-cn"), bytes)
 }
 
-fn tar_of_one_file() -> Vec<u8> {
+fn tar_of_one_file(content: &str) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("file"), "content\n").unwrap();
+    std::fs::write(dir.path().join("file"), content).unwrap();
     filter(Command::new("tar").args(["-c", "--owner=0", "--group=0", "-f", "-", "-C"]).arg(dir.path()).arg("file"), b"")
 }
 
@@ -146,7 +146,7 @@ fn malformed_images() {
     let broken = Broken::new(&towline.dir().join("layout"));
     let (config, layer) = (&broken.config, &broken.layer);
     let layout = &broken.layout;
-    let tar = tar_of_one_file();
+    let tar = tar_of_one_file("content\n");
     let zeros = format!("sha256:{}", "0".repeat(64));
 
     let not_json = layout.add(CONFIG, b"{\"rootfs\": ");
@@ -156,9 +156,10 @@ fn malformed_images() {
     unknown["mediaType"] = json!("application/x-unheard-of");
     let mut wrong_size = layer.clone();
     wrong_size["size"] = json!(layer["size"].as_u64().unwrap() + 7);
-    let mut swapped = layout.add(TAR_GZIP, b"good bytes");
-    std::fs::write(layout.blob_path(swapped["digest"].as_str().unwrap()), b"evil bytes").unwrap();
-    swapped["size"] = json!(10);
+    let other = gzip(&tar_of_one_file("other\n"));
+    let mut swapped = layout.add(TAR_GZIP, b"what was meant");
+    std::fs::write(layout.blob_path(swapped["digest"].as_str().unwrap()), &other).unwrap();
+    swapped["size"] = json!(other.len());
     let mut absent = layer.clone();
     absent["digest"] = json!(zeros);
     let mut bad_header = tar.clone();
@@ -178,7 +179,7 @@ fn malformed_images() {
         ("configuration is a list", broken.tag("c2", &list, &[layer]), vec!["config"]),
         ("configuration has more layers than the manifest", broken.tag("c3", &two_layers, &[layer]), vec!["2", "1"]),
         ("media type of a layer is unknown", broken.tag("t1", config, &[&unknown]), vec!["application/x-unheard-of"]),
-        ("a layer has another size", broken.tag("l1", config, &[&wrong_size]), vec!["size"]),
+        ("a layer has another size", broken.tag("l1", config, &[&wrong_size]), vec!["layer"]),
         ("a layer has another digest", broken.tag("l2", config, &[&swapped]), vec!["digest"]),
         ("a layer is not there", broken.tag("l3", config, &[&absent]), vec!["000000000000"]),
         ("a layer is not gzip", broken.with_layer("g1", TAR_GZIP, b"this is not gzip at all", &zeros), vec!["gzip"]),
@@ -189,11 +190,15 @@ fn malformed_images() {
             vec!["tar"],
         ),
         ("a tar ends inside a file", broken.with_layer("r2", TAR_GZIP, &gzip(&tar[..515]), &of(&tar[..515])), vec!["tar"]),
-        ("a layer is not what its diffID says", broken.with_layer("d1", TAR_GZIP, &gzip(&tar), &zeros), vec!["diff"]),
+        (
+            "a layer is not what its diffID says",
+            broken.with_layer("d1", TAR_GZIP, &gzip(&tar), &zeros),
+            vec!["uncompressed digest"],
+        ),
         (
             "table of contents lies outside",
             chunked_image(&broken, "z1", "manifest-position", "999999:500:500:1"),
-            vec!["table of contents"],
+            vec!["999999:500:500:1"],
         ),
         (
             "position of the table of contents is no position",
