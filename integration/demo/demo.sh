@@ -9,8 +9,8 @@
 set -euo pipefail
 
 [ "$(id -u)" = 0 ] || { echo "towline: the demo mounts and starts containers: run 'make demo' as root" >&2; exit 1; }
-if [ "${TOWLINE_DEMO_INSIDE:-}" != 1 ]; then
-    TOWLINE_DEMO_INSIDE=1 exec unshare --mount --pid --fork --mount-proc --propagation private --kill-child bash "$0" "$@"
+if [ $$ != 1 ]; then
+    exec unshare --mount --pid --fork --mount-proc --propagation private --kill-child bash "$0" "$@"
 fi
 
 bin=$1 oci=$2
@@ -38,8 +38,9 @@ clean_up() {
             timeout 20 towline rm -f "$container" > "$demo/rm.log" 2>&1 || cat "$demo/rm.log" >&2
         done
     done
-    # shellcheck disable=SC2046 # one word a pid
-    kill $(jobs -p) 2> "$demo/kill.log" || true
+    # Everything else in our pid namespace: the daemon must not write any more when its store is removed.
+    disown -a # else bash tells of each
+    [ $$ != 1 ] || kill -KILL -1 2> "$demo/kill.log" || true
     # Nothing below the store may be mounted when it is removed.
     while read -r mount; do umount -l "$mount" || true; done < <(findmnt -rno TARGET | grep -F "$demo/" | tac)
     rm -rf "$demo"
@@ -78,12 +79,22 @@ since() { # START: seconds
     awk -v a="$1" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.2f", b - a }'
 }
 
-# Runs the program, shows its output, and leaves the seconds from START to its first line in $first_output.
-run_program() { # START TOWLINE_RUN_OPTIONS...
+# In the background, since bash handles Ctrl-C at once only while it waits.
+interruptible() {
+    "$@" &
+    wait $!
+}
+
+with_first_output() { # START TOWLINE_RUN_OPTIONS...
     local start=$1
     shift
     towline run --rm "$@" "$image" python3 -c 'import sqlite3, json, ssl; print("hello")' |
         { IFS= read -r line && since "$start" > "$demo/first" && echo "$line" && cat; }
+}
+
+# Runs the program, shows its output, and leaves the seconds from START to its first line in $first_output.
+run_program() { # START TOWLINE_RUN_OPTIONS...
+    interruptible with_first_output "$@"
     first_output=$(cat "$demo/first")
 }
 
@@ -104,7 +115,7 @@ echo
 echo "--- towline images pull, then run, on another empty store"
 use_store full
 start=$EPOCHREALTIME
-towline images pull "$image"
+interruptible towline images pull "$image"
 pulled=$(since "$start")
 run_program "$start"
 full=$first_output
