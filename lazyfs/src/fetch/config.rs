@@ -7,11 +7,11 @@ use crate::error::{Error, Outcome, Result};
 /// Limits and sizes of the fetcher. All bytes are compressed bytes of blobs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FetchConfig {
-    /// How far a request for a file that a program waits for goes on behind that file. 0: not at all.
+    /// A request for a file that a program waits for goes on behind that file until it has this size. 0: not at all.
     ///
     /// A request costs a round trip whatever its size; up to about bandwidth x round trip the bytes behind the file cost little more.
     pub readahead: u64,
-    /// How far it goes where programs keep asking for files near each other.
+    /// The size that this grows to where programs keep asking for files near each other.
     pub readahead_max: u64,
     /// Requests for waiting programs that run at the same time.
     pub demand_parallel: usize,

@@ -71,13 +71,12 @@ impl Fetcher {
     fn plan_demand(&self, image: &Arc<Image>, layer: usize, nth: usize, claim: Claim, control: Arc<Control>) -> Transfer {
         let wanted = image.layers[layer].extents[nth].clone();
         let heat = image.heat(layer, wanted.start, wanted.end);
-        // Twice near each other is chance, more is a program that walks a directory. (python3 with three imports needs 9.9 MB in 84
-        // requests; 96 KiB bring it to 51 requests and 12 MB, growing from the second on to 46 and 14.7.)
-        let window = self.config.readahead << heat.saturating_sub(2);
-        let limits = Limits {
-            budget: wanted.end - wanted.start + window.min(self.config.readahead_max.max(self.config.readahead)),
-            hole: self.config.hole,
-        };
+        let size = wanted.end - wanted.start;
+        // Twice near each other is chance, more is a program that walks a directory.
+        let least = (self.config.readahead << heat.saturating_sub(2)).min(self.config.readahead_max.max(self.config.readahead));
+        // A file that is larger than that keeps the line busy for longer than a round trip by itself.
+        let window = least.saturating_sub(size);
+        let limits = Limits { budget: size + window, hole: self.config.hole };
         let mut first = Some(claim);
         let mut claims = Vec::new();
         let parts = plan(&image.layers[layer].extents, image.layers[layer].gap_ranges(), wanted.start, limits, |part| {

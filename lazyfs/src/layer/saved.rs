@@ -14,7 +14,10 @@
 //!            7 whiteout, 8 opaque marker
 //! metadata u16 mode, u32 uid, u32 gid, i64 mtime, u32 nanoseconds, u16 attributes, each: u8 length and name, u32 length and value
 //! path and target: u16 length and bytes
+//! file     all of the above, then its sha256
 //! ```
+//!
+//! The digest at the end is why nobody waits for the disk when an index is kept: one that a power cut damaged is not believed.
 
 use crate::digest::Digest;
 use crate::error::Result;
@@ -25,10 +28,26 @@ const MAGIC: [u8; 8] = *b"TLINDEX\n";
 const HEADER_EXTRA: usize = 8;
 const CHUNK: usize = 57;
 const FLAG_ZEROS: u8 = 1;
+const TRIED: &str = "reading a saved layer index";
 const NO_TIME: &str = "field `mtime` has too many nanoseconds";
 
 /// The bytes to keep.
 pub fn save(index: &LayerIndex) -> Vec<u8> {
+    let mut bytes = encode(index);
+    bytes.extend(Digest::of(&bytes).as_bytes());
+    bytes
+}
+
+/// Reads what [`save`] made. Anything else, damage included, is [`crate::error::Outcome::BadInput`] or a newer version's.
+pub fn load(bytes: &[u8]) -> Result<LayerIndex> {
+    let sealed = bytes.split_last_chunk().filter(|(content, digest)| Digest::of(content).as_bytes() == *digest);
+    match sealed {
+        Some((content, _)) => decode(content),
+        None => Err(Malformed::Bad("its digest is not that at its end".into()).into_error(TRIED.into())),
+    }
+}
+
+fn encode(index: &LayerIndex) -> Vec<u8> {
     let mut out = wire::begin(MAGIC, HEADER_EXTRA);
     out.extend(u32::try_from(index.entries.len()).expect("an index has a limit of entries").to_le_bytes());
     out.extend([0; 4]);
@@ -38,9 +57,8 @@ pub fn save(index: &LayerIndex) -> Vec<u8> {
     wire::end(out)
 }
 
-/// Reads what [`save`] made.
-pub fn load(bytes: &[u8]) -> Result<LayerIndex> {
-    parse(bytes).map_err(|problem| problem.into_error("reading a saved layer index".into()))
+fn decode(bytes: &[u8]) -> Result<LayerIndex> {
+    parse(bytes).map_err(|problem| problem.into_error(TRIED.into()))
 }
 
 fn put_text(out: &mut Vec<u8>, text: &[u8]) {

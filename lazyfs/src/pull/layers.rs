@@ -276,7 +276,6 @@ async fn keep(daemon: &Arc<Daemon>, layer: &Digest, index: &LayerIndex) -> Resul
         let dir = path.parent().expect("indexes have a directory");
         let mut new = tempfile::NamedTempFile::new_in(dir).map_err(|e| Error::io("creating a file in", dir, e))?;
         std::io::Write::write_all(&mut new, &bytes).map_err(|e| Error::io("writing", &path, e))?;
-        new.as_file().sync_data().map_err(|e| Error::io("syncing", &path, e))?;
         new.persist(&path).map_err(|e| Error::io("naming", &path, e.error))?;
         Ok(())
     })

@@ -58,22 +58,33 @@ fn real_layers_round_trip() {
 }
 
 #[test]
-fn every_truncation_is_refused() {
+fn damage_is_noticed_whatever_it_hits() {
     let bytes = save(&sample());
+    for at in 0..bytes.len() {
+        let mut bad = bytes.clone();
+        bad[at] ^= 0x10;
+        assert_eq!(load(&bad).unwrap_err().outcome(), Outcome::BadInput, "{at}");
+        assert_eq!(load(&bytes[..at]).unwrap_err().outcome(), Outcome::BadInput, "{at}");
+    }
+}
+
+#[test]
+fn every_truncation_is_refused() {
+    let bytes = encode(&sample());
     for len in 0..bytes.len() {
-        assert_eq!(load(&bytes[..len]).unwrap_err().outcome(), Outcome::BadInput, "{len}");
+        assert_eq!(decode(&bytes[..len]).unwrap_err().outcome(), Outcome::BadInput, "{len}");
         // And when the header's length goes along.
         let mut cut = bytes[..len].to_vec();
         if let Some(field) = cut.get_mut(32..40) {
             field.copy_from_slice(&(len as u64).to_le_bytes());
-            assert_eq!(load(&cut).unwrap_err().outcome(), Outcome::BadInput, "{len}");
+            assert_eq!(decode(&cut).unwrap_err().outcome(), Outcome::BadInput, "{len}");
         }
     }
 }
 
 #[test]
 fn bad_fields_are_named() {
-    let bytes = save(&layer([file("f", b"x")]));
+    let bytes = encode(&layer([file("f", b"x")]));
     // Header of 48 bytes, kind, length of the path, path, metadata of 24 bytes, size, digest, number of chunks.
     for (at, value, outcome, says) in [
         (0, 0, Outcome::BadInput, "it is not a saved layer index"),
@@ -93,7 +104,7 @@ fn bad_fields_are_named() {
     ] {
         let mut bad = bytes.clone();
         bad[at] = value;
-        let error = load(&bad).unwrap_err();
+        let error = decode(&bad).unwrap_err();
         assert_eq!(error.outcome(), outcome, "{at}: {}", error.one_line());
         assert!(error.one_line().contains(says), "{at}: {}", error.one_line());
     }
@@ -101,7 +112,7 @@ fn bad_fields_are_named() {
 
 #[test]
 fn damaged_files_never_panic() {
-    let bytes = save(&sample());
+    let bytes = encode(&sample());
     let mut random = Random(99);
     for _ in 0..10_000 {
         let mut damaged = random.damage(&bytes);
@@ -109,8 +120,8 @@ fn damaged_files_never_panic() {
         if let Some(field) = damaged.get_mut(32..40) {
             field.copy_from_slice(&len.to_le_bytes());
         }
-        if let Ok(index) = load(&damaged) {
-            assert_eq!(load(&save(&index)).unwrap(), index);
+        if let Ok(index) = decode(&damaged) {
+            assert_eq!(decode(&encode(&index)).unwrap(), index);
         }
     }
 }
