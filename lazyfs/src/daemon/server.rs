@@ -29,7 +29,7 @@ use crate::fetch::{FetchConfig, Fetcher};
 use crate::pull::{self, LayerLocks, Sources};
 use crate::rootfs::probe;
 use crate::store::db::{Db, ImageRow, ImageState};
-use crate::store::{Store, check_startable};
+use crate::store::{Store, boot, check_startable};
 use crate::trigger::Trigger;
 
 /// How long a new daemon waits for the previous one to leave.
@@ -78,7 +78,10 @@ impl Ready {
         let features = probe::probe(&paths.root, &paths.state)?;
         tracing::info!("serving {} with {features:?}", paths.root.display());
         store.cas().clear_late()?;
-        let database = Database::new(Db::open(&paths.root)?);
+        Trigger::detach_stale(&paths.trigger())?;
+        let mut db = Db::open(&paths.root)?;
+        report(&boot::check(&store, &mut db)?);
+        let database = Database::new(db);
         let fetcher = Fetcher::new(store.clone(), config);
         let (life, beginning) = Life::begin();
         let daemon = Arc::new(Daemon {
@@ -249,6 +252,15 @@ impl Daemon {
                 .await
                 .map_err(|e| Error::io("unmounting", self.paths.trigger(), std::io::Error::other(e)))?,
         }
+    }
+}
+
+fn report(removed: &boot::Removed) {
+    for image in &removed.images {
+        tracing::warn!("{image} was damaged when the machine went down: pull it again");
+    }
+    if removed.objects > 0 {
+        tracing::warn!("{} objects were damaged when the machine went down; they are fetched again", removed.objects);
     }
 }
 

@@ -133,7 +133,7 @@ async fn add(
     let index_bytes = config.len() as u64 + indexed.iter().map(|layer| layer.index_bytes).sum::<u64>();
     let kinds: Vec<LayerKind> = indexed.iter().map(|layer| layer.kind).collect();
     let store = daemon.store.clone();
-    let built = tokio::task::spawn_blocking(move || build(&store, image, indexed, &checked.diff_ids, &record)).await;
+    let built = tokio::task::spawn_blocking(move || build(&store, image, indexed, &checked.diff_ids, record)).await;
     let (entries, content_bytes) = built.map_err(|e| Error::new(Outcome::Io, "building the image's tree").because(e))??;
 
     // Streamed layers are local and verified; the others still have to be.
@@ -163,7 +163,7 @@ fn build(
     image: Digest,
     indexed: Vec<layers::Indexed>,
     diff_ids: &[Digest],
-    record: &ImageRecord,
+    record: ImageRecord,
 ) -> Result<(u64, u64)> {
     let layers: Vec<_> = indexed.iter().zip(diff_ids).map(|(layer, diff_id)| layer.describe(*diff_id)).collect();
     let table = table::build(&layers)?;

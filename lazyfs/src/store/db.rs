@@ -31,6 +31,7 @@ CREATE TABLE image (
   bytes_total INTEGER NOT NULL, bytes_local INTEGER NOT NULL, content_bytes INTEGER NOT NULL, entries INTEGER NOT NULL,
   created INTEGER NOT NULL, last_used INTEGER NOT NULL) STRICT;
 CREATE TABLE name (name TEXT PRIMARY KEY, image BLOB NOT NULL REFERENCES image(digest)) STRICT;
+CREATE TABLE state (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE pin (container TEXT PRIMARY KEY, image BLOB NOT NULL REFERENCES image(digest), created INTEGER NOT NULL) STRICT;
 ";
 
@@ -229,6 +230,30 @@ impl Db {
     pub fn unpin(&mut self, container: &str) -> Result<()> {
         self.write("releasing an image", |transaction| {
             transaction.execute("DELETE FROM pin WHERE container = ?1", [container]).map(drop)
+        })
+    }
+
+    /// The run of the kernel in which everything was last found to be intact.
+    pub fn boot(&self) -> Result<Option<String>> {
+        let query = "SELECT value FROM state WHERE name = 'boot'";
+        let found = self.connection.query_row(query, [], |row| row.get(0)).optional();
+        found.map_err(|e| failed("reading the last boot", e))
+    }
+
+    /// Notes that in this run of the kernel everything was found to be intact.
+    pub fn set_boot(&mut self, boot: &str) -> Result<()> {
+        self.write("recording a boot", |transaction| {
+            transaction.execute("INSERT OR REPLACE INTO state VALUES ('boot', ?1)", [boot]).map(drop)
+        })
+    }
+
+    /// Removes an image with its names and pins, whoever uses it: its files are damaged.
+    pub fn forget_image(&mut self, image: &Digest) -> Result<()> {
+        self.write("forgetting an image", |transaction| {
+            for table in ["pin", "name"] {
+                transaction.execute(&format!("DELETE FROM {table} WHERE image = ?1"), [image.as_bytes()])?;
+            }
+            transaction.execute("DELETE FROM image WHERE digest = ?1", [image.as_bytes()]).map(drop)
         })
     }
 

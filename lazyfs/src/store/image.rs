@@ -27,12 +27,14 @@ pub struct ImageRecord {
     pub plain_http: bool,
     /// The image configuration document, verbatim.
     pub config: String,
+    tree: Option<Digest>,
+    table: Option<Digest>,
 }
 
 impl ImageRecord {
     /// A record of the current version.
     pub fn new(reference: String, plain_http: bool, config: String) -> Self {
-        Self { version: VERSION, reference, plain_http, config }
+        Self { version: VERSION, reference, plain_http, config, tree: None, table: None }
     }
 }
 
@@ -79,22 +81,29 @@ impl ImageFiles {
         self.dir.exists()
     }
 
-    /// Writes all files of an image and makes them durable. Replaces those of an earlier pull: a running container has the old
+    /// Whether tree and table are what was written. Reads all of both.
+    pub fn are_intact(&self) -> bool {
+        let digest = |path| Some(Digest::of_reader(std::fs::File::open(path).ok()?).ok()?.0);
+        self.record().is_ok_and(|record| {
+            record.tree.is_some() && record.tree == digest(self.tree()) && record.table == digest(self.table())
+        })
+    }
+
+    /// Writes all files of an image; they are not durable yet ([`super::boot`]). Replaces those of an earlier pull: a running container has the old
     /// tree mounted and keeps it.
-    pub fn write(&self, tree: &[u8], table: &[u8], record: &ImageRecord) -> Result<()> {
+    pub fn write(&self, tree: &[u8], table: &[u8], record: ImageRecord) -> Result<()> {
         let parent = self.dir.parent().expect("images have a parent directory");
         std::fs::create_dir_all(parent).map_err(|e| Error::io("creating", parent, e))?;
         let new = tempfile::Builder::new()
             .prefix(NEW_PREFIX)
             .tempdir_in(parent)
             .map_err(|e| Error::io("creating a directory in", parent, e))?;
-        let record = serde_json::to_vec(record).expect("a record has only string keys");
+        let record = ImageRecord { tree: Some(Digest::of(tree)), table: Some(Digest::of(table)), ..record };
+        let record = serde_json::to_vec(&record).expect("a record has only string keys");
         for (name, content) in [("tree.erofs", tree), ("table", table), ("image.json", &record)] {
             let path = new.path().join(name);
             std::fs::write(&path, content).map_err(|e| Error::io("writing", &path, e))?;
         }
-        let dir = std::fs::File::open(new.path()).map_err(|e| Error::io("opening", new.path(), e))?;
-        rustix::fs::syncfs(&dir).map_err(|e| Error::io("syncing", new.path(), e))?;
         // After an exchange the temporary directory holds the old files and goes with its guard.
         let flags = if self.exist() { RenameFlags::EXCHANGE } else { RenameFlags::NOREPLACE };
         rustix::fs::renameat_with(CWD, new.path(), CWD, &self.dir, flags).map_err(|e| Error::io("naming", &self.dir, e))?;
@@ -149,10 +158,13 @@ mod tests {
         let files = ImageFiles::of(root.path(), &digest);
         let record = ImageRecord::new("localhost:5000/a:1".into(), false, "{}".into());
         for content in [b"one", b"two"] {
-            files.write(content, b"table", &record).unwrap();
+            files.write(content, b"table", record.clone()).unwrap();
             assert_eq!(std::fs::read(files.tree()).unwrap(), content);
         }
-        assert_eq!(files.record().unwrap(), record);
+        assert_eq!(files.record().unwrap().reference, record.reference);
+        assert!(files.are_intact());
+        std::fs::write(files.table(), b"tab\0e").unwrap();
+        assert!(!files.are_intact());
         std::fs::create_dir(root.path().join("images/.new-killed")).unwrap();
         assert_eq!(list_and_tidy(root.path()).unwrap(), [digest]);
         assert_eq!(std::fs::read_dir(root.path().join("images")).unwrap().count(), 1);
@@ -165,7 +177,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let files = ImageFiles::of(root.path(), &Digest::of(b"image"));
         let record = ImageRecord { version: 9, ..ImageRecord::new("a".into(), false, "{}".into()) };
-        files.write(b"", b"", &record).unwrap();
+        files.write(b"", b"", record).unwrap();
         assert_eq!(files.record().unwrap_err().outcome(), Outcome::Integrity);
     }
 }

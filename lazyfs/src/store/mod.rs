@@ -12,6 +12,7 @@
 //! is local needs no daemon. Lock order: the database's transactions are the only lock between processes, and no file is
 //! changed while one is open.
 
+pub mod boot;
 pub mod cas;
 pub mod db;
 pub mod image;

@@ -122,7 +122,7 @@ impl Trigger {
     /// living FUSE mount is [`Outcome::Busy`].
     pub fn mount(dir: &Path, resolver: Arc<dyn Resolver>) -> Result<Self> {
         let mounting = || format!("mounting the FUSE trigger at {}", dir.display());
-        detach_stale(dir).map_err(|e| e.during(mounting()))?;
+        Self::detach_stale(dir).map_err(|e| e.during(mounting()))?;
         std::fs::create_dir_all(dir).map_err(|e| Error::io("creating", dir, e))?;
         let device = session::open_device().map_err(|e| e.during(mounting()))?;
         let create = || {
@@ -147,6 +147,28 @@ impl Trigger {
         fscontext::attach(&mount, dir)?;
         trigger.mounted = true;
         Ok(trigger)
+    }
+
+    /// Detaches FUSE mounts at `dir` whose process is gone.
+    pub fn detach_stale(dir: &Path) -> Result<()> {
+        for _ in 0..MAX_STALE {
+            // Not stat: that may be answered from the kernel's cache.
+            match rustix::fs::statfs(dir) {
+                Err(Errno::NOTCONN | Errno::CONNABORTED) => {
+                    tracing::info!("detaching the mount that a dead process left at {}", dir.display());
+                    fscontext::detach(dir)?;
+                }
+                Err(Errno::NOENT) => return Ok(()),
+                Err(e) => return Err(Error::io("looking at", dir, e)),
+                Ok(stat) if stat.f_type == FUSE_SUPER_MAGIC && is_mount_point(dir)? => {
+                    return Err(Error::new(Outcome::Busy, format!("using {}", dir.display()))
+                        .because("another process serves a FUSE mount there")
+                        .advise("stop the other towlined of this store"));
+                }
+                Ok(_) => return Ok(()),
+            }
+        }
+        Err(Error::new(Outcome::Busy, format!("detaching what dead processes left at {}", dir.display())))
     }
 
     /// Where it is mounted: the data layer between `cas/` and `late/`.
@@ -192,28 +214,6 @@ impl Drop for Trigger {
             tracing::warn!("{}", e.one_line());
         }
     }
-}
-
-/// Detaches FUSE mounts at `dir` whose process is gone.
-fn detach_stale(dir: &Path) -> Result<()> {
-    for _ in 0..MAX_STALE {
-        // Not stat: that may be answered from the kernel's cache.
-        match rustix::fs::statfs(dir) {
-            Err(Errno::NOTCONN | Errno::CONNABORTED) => {
-                tracing::info!("detaching the mount that a dead process left at {}", dir.display());
-                fscontext::detach(dir)?;
-            }
-            Err(Errno::NOENT) => return Ok(()),
-            Err(e) => return Err(Error::io("looking at", dir, e)),
-            Ok(stat) if stat.f_type == FUSE_SUPER_MAGIC && is_mount_point(dir)? => {
-                return Err(Error::new(Outcome::Busy, format!("using {}", dir.display()))
-                    .because("another process serves a FUSE mount there")
-                    .advise("stop the other towlined of this store"));
-            }
-            Ok(_) => return Ok(()),
-        }
-    }
-    Err(Error::new(Outcome::Busy, format!("detaching what dead processes left at {}", dir.display())))
 }
 
 const FUSE_SUPER_MAGIC: rustix::fs::FsWord = 0x6573_5546;

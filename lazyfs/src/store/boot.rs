@@ -1,0 +1,123 @@
+//! What can be trusted after the machine went down.
+//!
+//! Nobody waits for the disk while a container starts: only when an image is complete is everything that belongs to it made durable, and
+//! then recorded as complete. So after a power cut what belongs to other images may have names without content. The first daemon
+//! after a boot reads all of that once and removes what is damaged; it is fetched again.
+
+use std::collections::HashSet;
+
+use super::Store;
+use super::db::{Db, ImageState};
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::table::Table;
+
+/// Identifies the kernel's current run (proc_sys_kernel(5)).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// What [`check`] removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// References of images whose tree or table was damaged; they have to be pulled again.
+    pub images: Vec<String>,
+    /// How many objects were damaged.
+    pub objects: usize,
+}
+
+/// Checks what was not durable, unless that has been done since the machine was booted. Only for the one daemon of a store.
+pub fn check(store: &Store, db: &mut Db) -> Result<Removed> {
+    let boot = std::fs::read_to_string(BOOT_ID).map_err(|e| Error::io("reading", BOOT_ID, e))?;
+    if db.boot()?.as_deref() == Some(boot.trim()) {
+        return Ok(Removed::default());
+    }
+    let mut removed = Removed::default();
+    let mut durable = HashSet::new();
+    for row in db.images()? {
+        let files = store.image(&row.digest);
+        if row.state == ImageState::Complete {
+            durable.extend(Table::open(&files.table())?.files().map(|file| file.digest));
+        } else if !files.are_intact() {
+            db.forget_image(&row.digest)?;
+            files.remove()?;
+            removed.images.push(row.reference);
+        }
+    }
+    for digest in store.cas().list()? {
+        if !durable.contains(&digest) && !is_intact(store, &digest)? {
+            store.cas().remove(&digest)?;
+            removed.objects += 1;
+        }
+    }
+    db.set_boot(boot.trim())?;
+    Ok(removed)
+}
+
+fn is_intact(store: &Store, digest: &Digest) -> Result<bool> {
+    let object = store.cas().get(digest)?;
+    let (found, _) = Digest::of_reader(object).map_err(|e| Error::io("reading object", digest.to_string(), e))?;
+    Ok(found == *digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::db::NewImage;
+    use super::super::image::ImageRecord;
+    use super::*;
+
+    struct Rig {
+        _dir: tempfile::TempDir,
+        store: Store,
+        db: Db,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let (store, db) = (Store::open(dir.path()).unwrap(), Db::open(dir.path()).unwrap());
+            Self { _dir: dir, store, db }
+        }
+
+        fn object(&self, content: &[u8]) -> Digest {
+            let mut writer = self.store.cas().writer().unwrap();
+            writer.write(content).unwrap();
+            writer.finish().unwrap()
+        }
+
+        fn damage(&self, digest: &Digest) {
+            let path = self.store.cas().objects_dir().join(digest.object_path());
+            // As root; an object has mode 0444.
+            std::fs::write(path, b"").unwrap();
+        }
+
+        fn image(&mut self, name: &str) -> Digest {
+            let digest = Digest::of(name.as_bytes());
+            let record = ImageRecord::new(name.into(), false, "{}".into());
+            self.store.image(&digest).write(b"tree", b"table", record).unwrap();
+            let state = ImageState::Lazy;
+            let new = NewImage { digest, name, reference: name, state, bytes_total: 1, content_bytes: 1, entries: 1 };
+            self.db.add_image(&new).unwrap();
+            digest
+        }
+    }
+
+    #[test]
+    fn damage_goes_once_after_a_boot() {
+        let mut rig = Rig::new();
+        let (good, bad) = (rig.object(b"good"), rig.object(b"bad"));
+        let (whole, torn) = (rig.image("host/whole:1"), rig.image("host/torn:1"));
+        rig.damage(&bad);
+        std::fs::write(rig.store.image(&torn).tree(), b"\0\0\0\0").unwrap();
+
+        let removed = check(&rig.store, &mut rig.db).unwrap();
+        assert_eq!(removed, Removed { images: vec!["host/torn:1".into()], objects: 1 });
+        assert!(rig.store.cas().contains(&good) && !rig.store.cas().contains(&bad));
+        assert!(rig.store.image(&whole).exist() && !rig.store.image(&torn).exist());
+        assert!(rig.db.image(&whole).unwrap().is_some() && rig.db.image(&torn).unwrap().is_none());
+
+        // In the same run of the kernel nothing can have been lost, so nothing is read again.
+        rig.damage(&good);
+        assert_eq!(check(&rig.store, &mut rig.db).unwrap(), Removed::default());
+        rig.db.set_boot("another run").unwrap();
+        assert_eq!(check(&rig.store, &mut rig.db).unwrap().objects, 1);
+    }
+}
