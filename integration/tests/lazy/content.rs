@@ -22,7 +22,7 @@ stat -c '%F %t,%T' null
 stat -c '%F' fifo
 stat -c '%a' setuid
 stat -c '%a %u:%g' owned
-ls | grep -c 'café'
+ls | grep -c '^caf'
 stat -c %s large
 id -u; pwd; echo $SMALL
 "#;
