@@ -9,7 +9,7 @@ packages=(
     # images and their registry
     buildah debootstrap docker-registry busybox-static zstd jq curl
     # peers and tools that tests compare with or look through
-    runc crun erofs-utils attr e2fsprogs iproute2 util-linux fuse3
+    runc crun erofs-utils attr e2fsprogs iproute2 util-linux
 )
 
 command -v dpkg-query >/dev/null || { echo "towline: $0 installs Debian packages, and this host has no dpkg: install by hand: ${packages[*]}" >&2; exit 1; }
