@@ -2,10 +2,12 @@
 //!
 //! Order in init (each step needs what the next takes away):
 //!
-//!     apply_bounding()   needs CAP_SETPCAP, so before the user changes; also turns keepcaps on
-//!     setgroups, setgid, setuid
-//!     apply()            keepcaps off; effective, inheritable, permitted, ambient
-//!     execve
+//! ```text
+//! apply_bounding()   needs CAP_SETPCAP, so before the user changes; also turns keepcaps on
+//! setgroups, setgid, setuid
+//! apply()            keepcaps off; effective, inheritable, permitted, ambient
+//! execve
+//! ```
 //!
 //! The inheritable set is what the configuration says and nothing else, so it is empty for the callers we know: a non-empty one
 //! lets any file with inheritable file capabilities raise them (CVE-2022-29162).
