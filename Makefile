@@ -15,11 +15,14 @@ RELEASE_OCI := $(TARGET)/$(STATIC_TRIPLE)/release/towline-oci
 OCI_STATIC := RUSTFLAGS='-C target-feature=+crt-static' LIBSECCOMP_LINK_TYPE=static \
 	LIBSECCOMP_LIB_PATH=$(shell pkg-config --variable=libdir libseccomp 2>/dev/null || echo /usr/lib/$(shell uname -m)-linux-gnu)
 
-.PHONY: help demo test build install deps images lint clean
+RUNS ?= 5
+
+.PHONY: help demo test bench build install deps images lint clean
 
 help:
 	@echo "make demo                 build, make a local registry with a real image, and show a lazy start beside a full pull"
 	@echo "make test                 lint and all tests; needs root for the end-to-end part ($(TOWLINE_WORK) keeps the images)"
+	@echo "make bench RUNS=5         first output of a lazy start against the physical limit and a full pull"
 	@echo "make build                release binaries: $(RELEASE)/{towline,towlined}, $(RELEASE_OCI)"
 	@echo "make install PREFIX=DIR   install them into DIR/bin (default /usr/local)"
 	@echo "make deps                 install missing Debian packages"
@@ -32,6 +35,13 @@ demo: deps build images
 
 test: deps
 	@bash integration/test.sh
+
+# Release binaries; the same measurement is part of `make test`, there with debug binaries and one run.
+bench: build images
+	@install -d '$(TARGET)/bench'
+	@install -m 0755 '$(RELEASE)/towline' '$(RELEASE)/towlined' '$(RELEASE_OCI)' '$(TARGET)/bench/'
+	TOWLINE_BENCH_RUNS=$(RUNS) TOWLINE_BIN_DIR='$(abspath $(TARGET))/bench' \
+		$(CARGO) test -p towline-integration --test lazy -- start:: --nocapture
 
 build:
 	$(CARGO) build --release -p towline-lazyfs -p towline-image-tools -p towline-integration --bins

@@ -116,7 +116,9 @@ async fn index(
     if let Some(location) = &plan.toc {
         match from_toc(source.as_ref(), &plan.digest, location).await {
             Ok((index, bytes)) => {
+                tracing::debug!("keeping the index of {}", plan.digest);
                 keep(daemon, &plan.digest, &index).await?;
+                tracing::debug!("{} is indexed", plan.digest);
                 send(events, Event::LayerIndexed { layer: position, bytes });
                 return Ok(indexed(index, LayerKind::ZstdChunked, bytes, None));
             }
@@ -142,6 +144,7 @@ async fn from_toc(source: &dyn Source, layer: &Digest, location: &TocLocation) -
     loop {
         attempt += 1;
         let compressed = read_range(source, layer, location.range.clone()).await?;
+        tracing::debug!("parsing {length} bytes of the table of contents of {layer}");
         match zstd_chunked::parse(layer, location, &compressed) {
             Err(error) if error.outcome() == Outcome::Integrity && attempt < ATTEMPTS => {
                 tracing::warn!("asking again: {}", error.one_line());

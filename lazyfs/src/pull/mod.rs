@@ -166,10 +166,15 @@ fn build(
     record: ImageRecord,
 ) -> Result<(u64, u64)> {
     let layers: Vec<_> = indexed.iter().zip(diff_ids).map(|(layer, diff_id)| layer.describe(*diff_id)).collect();
+    tracing::debug!("building the mapping table of {image}");
     let table = table::build(&layers)?;
+    tracing::debug!("merging {} layers", layers.len());
     let tree = merge::merge(indexed.iter().map(|layer| &layer.index))?;
+    tracing::debug!("writing the tree");
     let image_bytes = erofs::write(&tree)?;
+    tracing::debug!("storing {} and {} bytes", image_bytes.len(), table.len());
     store.image(&image).write(&image_bytes, &table, record)?;
+    tracing::debug!("{image} is built");
     let counts = tree.counts();
     Ok((counts.entries, counts.bytes))
 }
