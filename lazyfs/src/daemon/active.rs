@@ -8,17 +8,17 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::database::Database;
 use super::life::Stay;
-use super::protocol::Progress;
+use super::protocol::{Event, Progress};
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
-use crate::fetch::{Fetcher, ImageContent};
+use crate::fetch::{Fetcher, ImageContent, Obstacle};
 use crate::store::Store;
 use crate::store::db::ImageState;
 
@@ -43,6 +43,22 @@ pub struct View {
     pub progress: watch::Receiver<Progress>,
     /// Set when it ends.
     pub end: watch::Receiver<Option<End>>,
+    /// Why nothing comes, while that is so.
+    pub obstacle: watch::Receiver<Option<Obstacle>>,
+    told: Option<(Instant, Outcome)>,
+}
+
+impl View {
+    /// A warning about an obstacle that this was not called for before.
+    pub fn new_obstacle(&mut self) -> Option<Event> {
+        let obstacle = self.obstacle.borrow_and_update().clone()?;
+        let news = Some((obstacle.since, obstacle.error.outcome()));
+        if self.told == news {
+            return None;
+        }
+        self.told = news;
+        Some(Event::Warning { text: obstacle.error.one_line() })
+    }
 }
 
 /// All images that are being completed.
@@ -67,20 +83,28 @@ impl Active {
         Arc::new(Self { store, database, fetcher, images: Mutex::default() })
     }
 
-    /// Sees an image through, and keeps the daemon alive meanwhile. An image that is attached already stays as it is.
+    /// Sees an image through, and keeps the daemon alive meanwhile. An image that is attached already stays as it is; if it rests after
+    /// a failure, it is tried again.
     pub fn attach(self: &Arc<Self>, content: ImageContent, stay: Stay) -> View {
         let mut images = self.lock();
         let image = content.image;
         if let Some(attached) = images.get(&image) {
+            self.fetcher.try_again(&image);
             return attached.view.clone();
         }
         let name = content.name.clone();
         self.fetcher.attach(content);
         let end = watch::Sender::new(None);
-        let view = View { progress: self.fetcher.progress(&image), end: end.subscribe() };
+        let (progress, obstacle) = (self.fetcher.progress(&image), self.fetcher.obstacle(&image));
+        let view = View { progress, obstacle, end: end.subscribe(), told: None };
         let task = tokio::spawn(self.clone().complete(image, name, view.progress.clone(), end.clone(), stay));
         images.insert(image, Attached { view: view.clone(), end, task });
         view
+    }
+
+    /// How long whoever waits for the end bears failures that may pass.
+    pub fn patience(&self) -> Duration {
+        self.fetcher.patience()
     }
 
     /// What is known of an image; `None` where it is not being completed.

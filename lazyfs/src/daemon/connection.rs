@@ -149,8 +149,10 @@ async fn watch(daemon: &Daemon, image: Digest, events: mpsc::UnboundedSender<Eve
             };
         }
         send(Event::Progress(view.progress.borrow_and_update().clone()));
+        view.new_obstacle().into_iter().for_each(send);
         tokio::select! {
             _ = view.end.changed() => {}
+            Ok(()) = view.obstacle.changed() => {}
             () = async {
                 tokio::time::sleep(PROGRESS_EVERY).await;
                 // A fetcher that dropped the image leaves the last value; the end follows.

@@ -33,6 +33,8 @@ pub struct FetchConfig {
     pub hole: u64,
     /// How much of a background request is still let through when a program begins to wait.
     pub yield_bytes: u64,
+    /// How long a request that waits for the whole image bears failures that may pass.
+    pub patience: Duration,
     /// Pause after the first failure; doubles with each one that follows.
     pub backoff_first: Duration,
     /// The longest pause.
@@ -54,6 +56,7 @@ impl Default for FetchConfig {
             prefetch: 128 << 10,
             hole: 16 << 10,
             yield_bytes: 64 << 10,
+            patience: Duration::from_secs(60),
             backoff_first: Duration::from_millis(100),
             backoff_max: Duration::from_secs(20),
         }
@@ -97,6 +100,7 @@ impl FetchConfig {
             "prefetch" => self.prefetch = number()?,
             "hole" => self.hole = number()?,
             "yield_bytes" => self.yield_bytes = number()?,
+            "patience" => self.patience = time()?,
             "backoff_first" => self.backoff_first = time()?,
             "backoff_max" => self.backoff_max = time()?,
             _ => return Err("there is no option of that name".to_owned()),

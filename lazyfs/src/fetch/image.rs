@@ -11,6 +11,7 @@ use tokio::sync::{Notify, watch};
 use super::decode::{Damage, FilePlan, Segment};
 use super::gaps::GapLog;
 use super::inflight::Origin;
+use super::obstacle::Obstacle;
 use super::span::{Part, first_at};
 use crate::daemon::protocol::Progress;
 use crate::digest::Digest;
@@ -45,6 +46,10 @@ pub(super) struct Image {
     pub content: ImageContent,
     pub layers: Vec<Layer>,
     pub progress: watch::Sender<Progress>,
+    /// Why the background rests.
+    pub obstacle: watch::Sender<Option<Obstacle>>,
+    /// It is not to rest any longer.
+    pub try_again: Notify,
     pub attached: Instant,
     damaged: Mutex<HashMap<Digest, Arc<Error>>>,
     hot: Mutex<Vec<Hot>>,
@@ -102,6 +107,8 @@ impl Image {
             content,
             layers,
             progress,
+            obstacle: watch::Sender::new(None),
+            try_again: Notify::new(),
             attached: Instant::now(),
             damaged: Mutex::default(),
             hot: Mutex::default(),
@@ -167,6 +174,16 @@ impl Image {
             Origin::Readahead => progress.fetched_readahead += bytes,
             Origin::Background => progress.fetched_background += bytes,
         });
+    }
+
+    /// Notes why the background rests.
+    pub fn met(&self, error: Arc<Error>) {
+        self.obstacle.send_modify(|obstacle| *obstacle = Some(Obstacle::again(obstacle.as_ref(), error)));
+    }
+
+    /// Notes that the background goes on.
+    pub fn overcome(&self) {
+        self.obstacle.send_if_modified(|obstacle| obstacle.take().is_some());
     }
 
     /// The error of a file that was damaged whenever it was fetched.

@@ -16,6 +16,7 @@
 //! | gaps     | what lies between files, kept until a layer is verified |
 //! | gate     | whether a program waits |
 //! | image    | what is known of an attached image |
+//! | obstacle | why the background fetch rests |
 //! | stream   | a whole blob in order, for layers without random access |
 //!
 //! A file becomes visible in the store only when every chunk and the whole of it have the right digest. A file that comes damaged
@@ -32,6 +33,7 @@ pub mod gaps;
 mod gate;
 mod image;
 mod inflight;
+mod obstacle;
 mod schedule;
 mod span;
 pub mod stream;
@@ -39,11 +41,13 @@ mod transfer;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
 
 pub use config::FetchConfig;
 pub use image::ImageContent;
+pub use obstacle::Obstacle;
 
 use crate::daemon::protocol::Progress;
 use crate::digest::Digest;
@@ -107,6 +111,26 @@ impl Fetcher {
         }
     }
 
+    /// What keeps the background fetch of an attached image from going on. For one that is not attached a receiver that never changes.
+    pub fn obstacle(&self, image: &Digest) -> watch::Receiver<Option<Obstacle>> {
+        match self.attached(image) {
+            Some(image) => image.obstacle.subscribe(),
+            None => watch::Sender::new(None).subscribe(),
+        }
+    }
+
+    /// Ends the rest that the background fetch of an image takes after a failure: whatever was in its way may be gone.
+    pub fn try_again(&self, image: &Digest) {
+        if let Some(image) = self.attached(image) {
+            image.try_again.notify_waiters();
+        }
+    }
+
+    /// How long a request that waits for a whole image bears failures that may pass.
+    pub fn patience(&self) -> Duration {
+        self.config.patience
+    }
+
     /// Brings a file that a program waits for; when this ends well it is in the store. Ends after
     /// [`FetchConfig::demand_deadline`] at the latest.
     pub async fn demand(self: &Arc<Self>, file: &Digest) -> Result<()> {
@@ -139,6 +163,7 @@ impl Fetcher {
             }
             self.wait_out(&image, &mut pauses, error).await;
         }
+        image.overcome();
         self.complete(&image).await?;
         match self.verify(&image).await {
             Err(error) if error.outcome() == Outcome::Integrity => {

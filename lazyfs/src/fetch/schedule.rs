@@ -178,8 +178,13 @@ impl Fetcher {
             let begin = (transfer.layer, transfer.segments.first().map_or(0, |segment| segment.range().start));
             let backoff = || Backoff::new(self.config.backoff_first, self.config.backoff_max, Some(BACKGROUND_PATIENCE));
             match self.deliver(transfer, backoff).await {
-                Ok(false) => pauses.reset(),
-                Ok(true) => cursor.back_to(begin),
+                Ok(yielded) => {
+                    image.overcome();
+                    match yielded {
+                        false => pauses.reset(),
+                        true => cursor.back_to(begin),
+                    }
+                }
                 Err(error) => {
                     cursor.back_to(begin);
                     self.wait_out(image, &mut pauses, error).await;
@@ -193,7 +198,7 @@ impl Fetcher {
         Backoff::new(self.config.backoff_first, self.config.backoff_max, None)
     }
 
-    /// Says why the background rests, and rests.
+    /// Says why the background rests, and rests, until [`Fetcher::try_again`] at the longest.
     pub(super) async fn wait_out(&self, image: &Image, pauses: &mut Backoff, error: Error) {
         let pause = match may_pass(&error) {
             true => pauses.next(error.asked_to_wait()),
@@ -202,7 +207,15 @@ impl Fetcher {
         if !pause.is_zero() {
             tracing::warn!("fetching {} goes on in {pause:.1?}: {}", image.content.name, error.one_line());
         }
-        tokio::time::sleep(pause).await;
+        let asked = image.try_again.notified();
+        // The first try again is at once, and most often it works: not worth a word.
+        if !pause.is_zero() {
+            image.met(Arc::new(error));
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = asked => {}
+        }
     }
 
     /// Waits until it is the background's turn. `Some` where a place deserves to be fetched ahead of the sweep.

@@ -16,6 +16,8 @@ use crate::table::{LayerSource, Table, build};
 /// What the next request meets.
 enum Fault {
     Refuse,
+    /// The blob is not there.
+    Missing,
     /// The connection breaks after so many bytes.
     Break(u64),
 }
@@ -81,6 +83,7 @@ impl Source for Shared {
             }
             let breaks = match fake.faults.lock().unwrap().pop_front() {
                 Some(Fault::Refuse) => return down(),
+                Some(Fault::Missing) => return Err(Error::new(Outcome::NotFound, "opening the blob")),
                 Some(Fault::Break(after)) => range.start + after,
                 None => u64::MAX,
             };
@@ -437,6 +440,21 @@ async fn the_background_outlasts_failures() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_background_says_why_it_rests_and_goes_on_when_asked() {
+    let rig = rig(&[5000; 10], "background_idle=1,backoff_max=60000");
+    rig.fake.faults.lock().unwrap().push_back(Fault::Missing);
+    let mut obstacle = rig.fetcher.obstacle(&rig.image);
+    let background = rig.spawn_background();
+    let met = tokio::time::timeout(Duration::from_secs(5), obstacle.wait_for(Option::is_some)).await;
+    let met = met.expect("no obstacle is shown").unwrap().clone().unwrap();
+    assert_eq!(met.error.outcome(), Outcome::NotFound);
+    rig.fetcher.try_again(&rig.image);
+    tokio::time::timeout(Duration::from_secs(10), background).await.expect("it rests").unwrap().unwrap();
+    assert!(obstacle.borrow().is_none(), "the obstacle stays");
+    assert_eq!(rig.local().len(), 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_background_makes_room_for_a_demand() {
     // 16 KiB take 5 ms: the whole layer some two seconds, one background request over a second.
     let lengths: Vec<usize> = [20_000; 320].to_vec();
@@ -512,4 +530,15 @@ async fn a_blob_is_read_in_order_through_broken_connections() {
     let read = move || Digest::of_reader(&mut reader).unwrap();
     assert_eq!(tokio::task::spawn_blocking(read).await.unwrap(), (digest, size));
     assert_eq!(*seen.lock().unwrap(), size);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_is_not_there_is_asked_for_once() {
+    let rig = rig(&[1000], "");
+    rig.fake.faults.lock().unwrap().push_back(Fault::Missing);
+    let (digest, size) = (rig.table.layers().next().unwrap().digest, rig.fake.blob.len() as u64);
+    let mut reader = stream::reader(Arc::new(Shared(Arc::clone(&rig.fake))), digest, size, |_| ());
+    let read = tokio::task::spawn_blocking(move || Digest::of_reader(&mut reader)).await.unwrap();
+    assert!(read.is_err());
+    assert_eq!(rig.fake.requests().len(), 1);
 }

@@ -13,6 +13,7 @@ mod layers;
 pub mod sources;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -179,7 +180,8 @@ fn build(
     Ok((counts.entries, counts.bytes))
 }
 
-/// Attaches an image that is not complete, and waits until it is where that was asked for. `received` is how many bytes of manifests
+/// Attaches an image that is not complete, and waits until it is where that was asked for; gives that up, and not the image, where
+/// something is in the way that does not pass. `received` is how many bytes of manifests
 /// and indexes came, `None` where no source was asked.
 async fn finish(
     daemon: &Arc<Daemon>,
@@ -197,6 +199,7 @@ async fn finish(
     let stay =
         daemon.life.stay().ok_or_else(|| Error::new(Outcome::Unavailable, "serving a pull").because("towlined is leaving"))?;
     let content = ImageContent { index_bytes: received.unwrap_or(0), ..reopen(&daemon.store, &row, &daemon.sources)? };
+    let begin = Instant::now();
     let mut view = daemon.active.attach(content, stay);
     if until == PullUntil::Startable {
         return pulled(false);
@@ -213,9 +216,14 @@ async fn finish(
             };
         }
         send(events, Event::Progress(view.progress.borrow_and_update().clone()));
+        if let Some(obstacle) = view.obstacle.borrow().as_ref().filter(|met| met.is_final(begin, daemon.active.patience())) {
+            let tried = format!("completing {name} (it can start, and what is missing is asked for again in the background)");
+            return Err(Error::shared(tried, &obstacle.error));
+        }
+        view.new_obstacle().into_iter().for_each(|warning| send(events, warning));
         tokio::select! {
             _ = view.end.changed() => {}
-            () = tokio::time::sleep(std::time::Duration::from_millis(100)) => {}
+            () = tokio::time::sleep(Duration::from_millis(100)) => {}
         }
     }
 }
