@@ -285,9 +285,11 @@ impl Rig {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_request_brings_a_file_and_what_lies_behind_it() {
-    let rig = rig(&[1000, 2000, 3000, 500_000, 10], "readahead=4000,prefetch=0,hole=200");
+    let rig = rig(&[1000, 2000, 3000, 500_000, 10], "readahead=6000,prefetch=0,hole=200");
     rig.demand(1).await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(5);
     while rig.local() != [1, 2] {
+        assert!(Instant::now() < deadline, "{:?} are local", rig.local());
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     rig.demand(2).await.unwrap();
@@ -502,7 +504,7 @@ async fn images_share_what_is_local() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn places_where_programs_wait_are_fetched_ahead() {
-    let rig = rig(&[2000; 100], "readahead=2200,prefetch=20000,prefetch_idle=5,background_idle=60000");
+    let rig = rig(&[2000; 100], "readahead=4400,prefetch=20000,prefetch_idle=5,background_idle=60000");
     rig.demand(30).await.unwrap();
     let background = rig.spawn_background();
     let near = || rig.local() == (30..=40).collect::<Vec<_>>();
