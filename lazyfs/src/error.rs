@@ -74,6 +74,14 @@ impl Error {
         self
     }
 
+    /// Adds what the user can do, unless somebody who knew more has said it.
+    pub fn or_advise(self, advice: &str) -> Self {
+        match self.advice {
+            Some(_) => self,
+            None => self.advise(advice),
+        }
+    }
+
     /// Wraps this error in a wider operation; outcome and advice stay those of the cause.
     pub fn during(self, tried: impl Into<String>) -> Self {
         Self {

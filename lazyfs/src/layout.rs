@@ -72,7 +72,9 @@ impl Layout {
         let file: File = match rustix::fs::openat2(&self.dir, name, flags, Mode::empty(), ResolveFlags::BENEATH) {
             Ok(fd) => fd.into(),
             Err(rustix::io::Errno::NOENT) => {
-                return Err(Error::new(Outcome::NotFound, format!("opening {}", path.display())).because("there is no such file"));
+                let missing =
+                    Error::new(Outcome::NotFound, format!("opening {}", path.display())).because("there is no such file");
+                return Err(missing.advise("the OCI layout is not complete: copy the image into it again"));
             }
             Err(rustix::io::Errno::XDEV) => {
                 let why = "a symbolic link leads out of the layout directory";
@@ -132,9 +134,20 @@ impl Layout {
         let found = Digest::of(&bytes);
         if found != digest {
             let tried = format!("reading manifest {digest} in {}", self.path.display());
-            return Err(Error::new(Outcome::Integrity, tried).because(format!("its digest is {found}")));
+            let error = Error::new(Outcome::Integrity, tried).because(format!("its digest is {found}"));
+            return Err(error.advise("the OCI layout is damaged: copy the image into it again"));
         }
         Ok(RawManifest { bytes, digest, media_type: media_type.unwrap_or_default() })
+    }
+}
+
+/// A file that is too short stays so; anything else may pass.
+fn read_error(error: std::io::Error, path: &Path, end: u64) -> Error {
+    match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => Error::new(Outcome::Integrity, format!("reading {}", path.display()))
+            .because(format!("the file ends before byte {end}: it is shorter than the manifest says"))
+            .advise("the OCI layout is damaged: copy the image into it again"),
+        _ => Error::io("reading", path, error),
     }
 }
 
@@ -189,7 +202,7 @@ impl Source for Layout {
                     let mut piece = vec![0; usize::try_from(len).expect("at most PIECE")];
                     reader.read_exact_at(&mut piece, start).map(|()| Bytes::from(piece))
                 });
-                let piece = work.await.expect("reading does not panic").map_err(|e| Error::io("reading", &path, e))?;
+                let piece = work.await.expect("reading does not panic").map_err(|e| read_error(e, &path, start + len))?;
                 Ok(Some((piece, (start + len..rest.end, file, path))))
             });
             Ok(Box::pin(steps) as ByteStream)
@@ -264,7 +277,9 @@ mod tests {
             assert_eq!(pieces.concat(), content[range.start as usize..range.end as usize], "{range:?}");
         }
         let short: Result<Vec<Bytes>> = source.open(digest, 0..300_001).await.unwrap().try_collect().await;
-        assert!(short.is_err());
+        let short = short.unwrap_err();
+        assert_eq!(short.outcome(), Outcome::Integrity);
+        assert!(short.one_line().contains("shorter than the manifest says") && short.advice().is_some(), "{short:?}");
 
         let outside = tempfile::NamedTempFile::new().unwrap();
         let link = Digest::of(b"link");

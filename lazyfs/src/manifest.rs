@@ -238,6 +238,7 @@ impl Index {
             let has: Vec<String> = self.entries.iter().filter_map(|(_, p)| p.as_ref().map(Platform::to_string)).collect();
             Error::new(Outcome::NotFound, format!("choosing the image for {wanted}"))
                 .because(format!("the index has only {}", if has.is_empty() { "nothing".to_owned() } else { has.join(", ") }))
+                .advise("ask for one of these with --platform")
         })
     }
 }

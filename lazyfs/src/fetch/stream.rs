@@ -66,8 +66,8 @@ async fn pump(
         if position > before {
             backoff.reset();
         }
-        let tried = || format!("reading layer {blob} of {} from byte {position}", source.name());
-        backoff.pause(failure).await.map_err(|e| e.during(tried()))?;
+        // The reader's caller names the blob.
+        backoff.pause(failure).await.map_err(|e| e.during(format!("asking for it from byte {position}")))?;
     }
     Ok(())
 }

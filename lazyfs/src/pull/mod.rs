@@ -49,7 +49,20 @@ pub async fn pull(daemon: &Arc<Daemon>, request: PullRequest, events: Events) ->
         // What a failed pull stored is of no use; what a broken connection interrupted is.
         daemon.collect_garbage_if_alone().await;
     }
-    result.map_err(|error| error.during(tried))
+    result.map_err(|error| advised(error).during(tried))
+}
+
+/// What a user can do about an image that is wrong, where nobody who knew more has said it.
+fn advised(error: Error) -> Error {
+    match error.outcome() {
+        Outcome::BadInput => error.or_advise("the image is malformed: build or push it again"),
+        Outcome::Integrity => error.or_advise("the image is damaged or inconsistent: push it again, or pull it from elsewhere"),
+        Outcome::Unsupported => error.or_advise(
+            "is this an image of containers? If so, build it again with a current tool, or ask for another --platform",
+        ),
+        Outcome::NotFound => error.or_advise("is the reference spelled right? If so, push the image again"),
+        Outcome::Denied | Outcome::Unavailable | Outcome::Busy | Outcome::NoSpace | Outcome::Io => error,
+    }
 }
 
 async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Result<Reply> {
