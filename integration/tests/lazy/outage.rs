@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use towline_integration::images;
 use towline_integration::link::Quality;
-use towline_integration::towline::Towline;
+use towline_integration::process::wait_until;
+use towline_integration::towline::{PATIENCE, Towline};
 
+use crate::failure::is_one_clear_line;
 use crate::rig::{Rig, after};
 use crate::truth::Truth;
 
@@ -51,4 +53,27 @@ fn the_background_fetch_survives_an_outage() {
     container.go("end");
     let output = container.wait_for("done");
     assert_eq!(Truth::of("small").compare(&output).0, 1, "{output}");
+}
+
+#[test]
+fn a_pull_of_everything_ends_and_the_image_goes_on() {
+    if !images::available("outage::a_pull_of_everything_ends_and_the_image_goes_on") {
+        return;
+    }
+    let towline = Towline::new().with_env("TOWLINE_FETCH", "patience=2000,backoff_max=1000");
+    let rig = Rig::new(towline, Quality::new(40, 2));
+    let pull = rig.towline.start(&["images", "pull", &rig.image("small:zstd")]);
+    wait_until("the image to be startable", PATIENCE, || pull.stderr().contains("  index "));
+    rig.link.cut();
+    let done = pull.wait(Duration::from_secs(30));
+    let address = rig.link.address().to_string();
+    is_one_clear_line("the registry is gone", &done, &["completing", &address, "in the background"]);
+    let warned = done.stderr.lines().filter(|line| line.contains("warning") && line.contains(&address)).count();
+    assert_eq!(warned, 1, "{}", done.stderr);
+
+    rig.link.restore();
+    rig.towline.wait_for_hand_off(Duration::from_secs(60));
+    rig.link.cut();
+    let read = rig.towline.run(&["run", "--rm", &rig.image("small:zstd"), "cat", "/data/changed"]);
+    assert_eq!((read.code(), read.stdout.as_str()), (Some(0), "second\n"), "{}", read.stderr);
 }
