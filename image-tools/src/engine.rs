@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use towline_lazyfs::daemon::client::{Client, Paths};
 use towline_lazyfs::error::{Error, Outcome, Result};
+use towline_lazyfs::store::create_private_dir;
 use towline_lazyfs::store::db::Db;
 use towline_runtime::client::Runtime;
 
@@ -32,7 +33,7 @@ impl Engine {
     /// The database of the store.
     pub fn db(&self) -> Result<Db> {
         let root = &self.paths.root;
-        std::fs::create_dir_all(root).map_err(|e| Error::io("creating", root, e))?;
+        create_private_dir(root)?;
         Db::open(root)
     }
 }

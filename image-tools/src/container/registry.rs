@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use towline_lazyfs::daemon::client::Paths;
 use towline_lazyfs::error::{Error, Outcome, Result};
+use towline_lazyfs::store::create_private_dir;
 
 use super::record::{self, Record};
 use super::{id, names};
@@ -70,7 +71,7 @@ fn name_link(paths: &Paths, name: &str) -> PathBuf {
 pub fn reserve(paths: &Paths, wanted: Option<&str>) -> Result<(String, String)> {
     let id = id::new()?;
     let links = containers(paths).join("by-name");
-    std::fs::create_dir_all(&links).map_err(|e| Error::io("creating", &links, e))?;
+    create_private_dir(&links)?;
     if let Some(name) = wanted {
         names::check(name)?;
         if claim(paths, name, &id)? {
@@ -96,7 +97,7 @@ fn claim(paths: &Paths, name: &str, id: &str) -> Result<bool> {
     for _ in 0..2 {
         // The directory comes first, so that a link without a directory is known to be a leftover.
         let home = containers(paths).join(id);
-        std::fs::create_dir_all(&home).map_err(|e| Error::io("creating", &home, e))?;
+        create_private_dir(&home)?;
         match std::os::unix::fs::symlink(&target, &link) {
             Ok(()) => return Ok(true),
             Err(e) if e.kind() == ErrorKind::AlreadyExists && link.exists() => {

@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use towline_lazyfs::error::{Error, Outcome, Result};
 use towline_lazyfs::rootfs::mount;
+use towline_lazyfs::store::create_private_dir;
 use towline_runtime::client::{Options, Runtime};
 
 use crate::container::log::{LogWriter, Stream};
@@ -136,7 +137,7 @@ impl Life<'_> {
     /// Records the monitor.
     fn begin(&self) -> Result<RunState> {
         let rootfs = self.dirs.rootfs();
-        std::fs::create_dir_all(&rootfs).map_err(|e| Error::io("creating", &rootfs, e))?;
+        create_private_dir(&rootfs)?;
         let monitor = Process::this().ok_or_else(|| {
             Error::new(Outcome::Unsupported, "looking up the monitor's own process")
                 .because("/proc does not show it")

@@ -110,6 +110,11 @@ fn a_user_who_is_not_root() {
     user.env("TOWLINE_ROOT", towline.root()).env("TOWLINE_STATE", towline.state());
     is_one_clear_line("not root", &run(user, PATIENCE), &["root"]);
     next_run_works("a user who is not root", &towline);
+    // Roots have setuid programs in them, and images may be private.
+    for dir in [towline.root().join("containers"), towline.state().join("containers")] {
+        let mode = std::os::unix::fs::MetadataExt::mode(&fs::metadata(&dir).unwrap());
+        assert_eq!(mode & 0o077, 0, "{} is open to other users: {mode:o}", dir.display());
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::protocol::{Event, Hello, MAX_LINE, Message, Prepared, PullRequest, Reply, Request, VERSION};
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
+use crate::store::create_private_dir;
 
 /// Where a store and its daemon live.
 #[derive(Clone, Debug)]
@@ -183,7 +184,7 @@ impl Client {
 /// Starts `towlined` and waits until it serves or says why it cannot: it writes one line to its standard output and closes it.
 fn start(paths: &Paths, towlined: &Path) -> Result<()> {
     let tried = || format!("starting {}", towlined.display());
-    std::fs::create_dir_all(&paths.state).map_err(|e| Error::io("creating", &paths.state, e))?;
+    create_private_dir(&paths.state)?;
     let log = std::fs::OpenOptions::new().create(true).append(true).open(paths.log());
     let log = log.map_err(|e| Error::io("opening", paths.log(), e))?;
     let mut child = Command::new(towlined)

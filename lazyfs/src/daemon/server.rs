@@ -29,7 +29,7 @@ use crate::fetch::{FetchConfig, Fetcher};
 use crate::pull::{self, LayerLocks, Sources};
 use crate::rootfs::probe;
 use crate::store::db::{Db, ImageRow, ImageState};
-use crate::store::{Store, boot, check_startable};
+use crate::store::{Store, boot, check_startable, create_private_dir};
 use crate::trigger::Trigger;
 
 /// How long a new daemon waits for the previous one to leave.
@@ -71,7 +71,7 @@ pub struct Ready {
 impl Ready {
     /// Makes everything that can fail: after this, clients can connect.
     pub async fn prepare(paths: Paths, config: FetchConfig) -> Result<Self> {
-        std::fs::create_dir_all(&paths.state).map_err(|e| Error::io("creating", &paths.state, e))?;
+        create_private_dir(&paths.state)?;
         let lock = lock(&paths).await?;
         let store = Arc::new(Store::open(&paths.root)?);
         crate::store::image::list_and_tidy(&paths.root)?;

@@ -18,6 +18,7 @@ pub mod db;
 pub mod image;
 
 use std::collections::HashSet;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::daemon::protocol::Prepared;
@@ -38,7 +39,7 @@ pub struct Store {
 impl Store {
     /// Opens the store at `root`, an absolute path, making what is missing.
     pub fn open(root: &Path) -> Result<Self> {
-        std::fs::create_dir_all(root).map_err(|e| Error::io("creating the store", root, e))?;
+        create_private_dir(root)?;
         let store = Self { root: root.to_owned(), cas: Cas::open(root)? };
         for dir in [store.indexes_dir(), store.gaps_dir()] {
             std::fs::create_dir_all(&dir).map_err(|e| Error::io("creating", &dir, e))?;
@@ -129,6 +130,12 @@ impl Store {
     fn indexes_dir(&self) -> PathBuf {
         self.root.join("indexes")
     }
+}
+
+/// Creates a directory that only its owner may enter, and its parents likewise; one that exists stays as it is. Mounted roots have
+/// programs with setuid bits, and images may be private, so no other user of the host may reach either (CVE-2021-41103).
+pub fn create_private_dir(path: &Path) -> Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| Error::io("creating", path, e))
 }
 
 /// Removes the files in `dir` whose names are not in `keep`; returns their size in bytes.
