@@ -1,14 +1,13 @@
 //! `towline run`
 
 mod flags;
+mod listener;
 
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use towline_lazyfs::daemon::client::Client;
 use towline_lazyfs::daemon::protocol::{Prepared, PullPolicy, PullUntil, Reply};
-use towline_lazyfs::digest::Digest;
 use towline_lazyfs::error::{Error, Outcome as Kind};
 use towline_lazyfs::rootfs::plan::{RootPlan, Writable};
 use towline_lazyfs::store::db::ImageState;
@@ -29,6 +28,7 @@ use crate::spec::process::{Changes, Plan};
 use crate::timeline::Timeline;
 use crate::timeline::step::Step;
 use crate::timeline::view::{Style, View};
+use listener::Listener;
 
 /// Flags of `run`.
 #[derive(Debug, clap::Args)]
@@ -106,14 +106,18 @@ pub fn run(engine: &Engine, args: Args, begin: Instant) -> Outcome {
     let signals = Signals::take(false)?;
     let monitor = Monitor::start(engine, &record, &order, !args.detach).map_err(Failure::from);
     let monitor = monitor.inspect_err(|_| give_up(engine, &id, &name))?;
-    let listener = (args.timeline.is_some() && order.lazy).then(|| listen(engine, record.image, &timeline)).transpose()?;
-    let ended = attend(monitor, &signals, &record, lazy, &timeline, &args);
+    let wanted = args.timeline.is_some() && order.lazy;
+    let listener = if wanted { Listener::start(engine, record.image, &timeline)? } else { None };
+    let mut ended = attend(monitor, &signals, &record, lazy, &timeline, &args);
     lock(&timeline).yield_terminal(false);
-    if let Some(listener) = listener {
-        // Whatever became of the container, its image goes on arriving; only a broken command waits for nothing.
-        if ended.is_ok() && listener.join().is_err() {
-            super::warn("watching the pull failed");
-        }
+    // Whatever became of the container, its image goes on arriving; only a broken command waits for nothing.
+    if let Some(listener) = listener
+        && ended.is_ok()
+        && let Some(signal) = listener.wait(&signals)?
+    {
+        let text = "interrupted; the rest of the image is fetched in the background".into();
+        lock(&timeline).step(Step::Warning { text });
+        ended = Ok(128 + u8::try_from(signal.as_raw()).unwrap_or(0));
     }
     lock(&timeline).finish();
     draw(&args, &timeline)?;
@@ -227,21 +231,6 @@ fn attend(mut monitor: Monitor<'_>, signals: &Signals, record: &Record, lazy: bo
             Report::Failed { code, line } => return Err(Failure { code, line }),
         }
     }
-}
-
-/// Listens to the daemon until everything is local and it has left.
-fn listen(engine: &Engine, image: Digest, timeline: &Shared) -> Result<std::thread::JoinHandle<()>, Failure> {
-    let Some(mut daemon) = Client::connect(&engine.paths)? else { return Ok(std::thread::spawn(|| ())) };
-    let timeline = Arc::clone(timeline);
-    Ok(std::thread::spawn(move || {
-        let mut note = |event| lock(&timeline).event(event);
-        let watched = daemon.watch(image, &mut note).and_then(|()| daemon.wait_gone(&mut note));
-        let last = match watched {
-            Ok(()) => Step::DaemonGone,
-            Err(e) => Step::Warning { text: e.one_line() },
-        };
-        lock(&timeline).step(last);
-    }))
 }
 
 /// Writes the picture where one is wanted.

@@ -6,6 +6,8 @@
 #[cfg(test)]
 mod bad_input;
 #[cfg(test)]
+mod caller;
+#[cfg(test)]
 mod content;
 #[cfg(test)]
 mod crash;
