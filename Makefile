@@ -17,7 +17,7 @@ OCI_STATIC := RUSTFLAGS='-C target-feature=+crt-static' LIBSECCOMP_LINK_TYPE=sta
 
 RUNS ?= 5
 
-.PHONY: help demo test bench build install deps images lint clean
+.PHONY: help demo test bench build install deps images testbed lint clean
 
 help:
 	@echo "make demo                 build, make a local registry with a real image, and show a lazy start beside a full pull"
@@ -28,6 +28,7 @@ help:
 	@echo "make deps                 install missing Debian packages"
 	@echo "make images               registry storage $(TOWLINE_WORK)/registry with {small,odd,python}:{gzip,zstd};"
 	@echo "                          OCI layouts oci:$(TOWLINE_WORK)/oci/{small,odd,python}:{gzip,zstd}"
+	@echo "make testbed              the test machine (integration/testbed): a kernel and systemd for QEMU, below $(TOWLINE_WORK)"
 	@echo "make lint                 rustfmt and clippy, warnings are errors"
 
 demo: deps build images
@@ -56,6 +57,9 @@ deps:
 
 images: deps
 	@bash integration/images/build.sh
+
+testbed: deps
+	@bash integration/testbed/build.sh
 
 lint:
 	$(CARGO) fmt --all --check

@@ -10,7 +10,12 @@ packages=(
     buildah debootstrap docker-registry busybox-static zstd jq curl
     # peers and tools that tests compare with or look through
     runc crun erofs-utils attr e2fsprogs iproute2 util-linux
+    # the test machine (integration/testbed)
+    qemu-system-x86 cpio kmod xz-utils
 )
+
+# QEMU's own until 8.0, a package of its own since.
+if apt-cache show virtiofsd >/dev/null 2>&1; then packages+=(virtiofsd); fi
 
 command -v dpkg-query >/dev/null || { echo "towline: $0 installs Debian packages, and this host has no dpkg: install by hand: ${packages[*]}" >&2; exit 1; }
 
