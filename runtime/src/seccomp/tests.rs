@@ -1,6 +1,10 @@
+use libseccomp::ScmpSyscall;
+use oci_spec::runtime::{Arch, LinuxSeccomp};
 use serde_json::{Value, json};
 
+use super::enosys::{RET_ERRNO, X32_BIT, native};
 use super::*;
+use crate::error::Outcome;
 
 fn profile(value: Value) -> LinuxSeccomp {
     serde_json::from_value(value).unwrap()
