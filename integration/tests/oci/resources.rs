@@ -68,6 +68,34 @@ fn cgroups_path_is_honoured_in_every_hierarchy() {
 }
 
 #[test]
+fn parents_of_our_own_go_with_the_last_container() {
+    if !v1_or_skip("parents_of_our_own_go_with_the_last_container") {
+        return;
+    }
+    let container = Container::new().script("sleep 100");
+    if container.subject() != Subject::Towline {
+        // No clause: the references leave the parents they make.
+        println!("SKIP parents_of_our_own_go_with_the_last_container: the references leave empty parents behind");
+        return;
+    }
+    let theirs = Parent::new(&container);
+    let dir = |controller: &str, below: &str| PathBuf::from(format!("/sys/fs/cgroup/{controller}/{}{below}", theirs.0));
+    fs::create_dir(dir("memory", "")).expect("a parent of the caller's");
+    let at = |leaf: &str| json!(format!("/{}/ours/{leaf}", theirs.0));
+    let container = container.with(|c| c["linux"]["cgroupsPath"] = at("one"));
+    let second = Container::new().script("sleep 100").with(|c| c["linux"]["cgroupsPath"] = at("two"));
+    container.up();
+    second.up();
+    container.delete_force().success();
+    assert!(CONTROLLERS.iter().all(|controller| dir(controller, "/ours/two").exists()), "the second container's are gone");
+    second.delete_force().success();
+    for controller in CONTROLLERS {
+        assert!(!dir(controller, "/ours").exists(), "{controller}: an empty parent of ours is left");
+    }
+    assert!(dir("memory", "").exists(), "a parent that the caller made is gone");
+}
+
+#[test]
 fn a_relative_path_is_below_the_callers_own() {
     if !v1_or_skip("a_relative_path_is_below_the_callers_own") {
         return;

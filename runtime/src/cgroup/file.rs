@@ -42,5 +42,10 @@ pub(super) fn read(dir: &Path, file: &str) -> Result<String> {
 
 /// As [`read`]; `None` when the file does not exist.
 pub(super) fn read_if_there(dir: &Path, file: &str) -> Result<Option<String>> {
-    if dir.join(file).exists() { read(dir, file).map(Some) } else { Ok(None) }
+    let path = dir.join(file);
+    match fs::read_to_string(&path) {
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(cause) => Err(Error::io("reading", path, cause)),
+    }
 }

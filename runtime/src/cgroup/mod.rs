@@ -11,7 +11,8 @@
 //! Each controller is on exactly one hierarchy, so limits go to whichever place has it, by that place's version; device rules
 //! go to the v1 `devices` controller or, without it, into an eBPF program on the v2 place.
 //!
-//! - `host.rs`: which hierarchies there are. `path.rs`: `linux.cgroupsPath` to directories. `need.rs`: missing controllers.
+//! - `host.rs`: which hierarchies there are. `path.rs`: `linux.cgroupsPath` to directories. `parents.rs`: making those, and taking
+//!   away what we made above them. `need.rs`: missing controllers.
 //! - `v1.rs`, `v2.rs`, `value.rs`: limits to control files. `devices.rs`, `ebpf.rs`: device rules.
 //! - `process.rs`: pids, freeze, kill, remove. `mounts.rs`: the container's own view.
 //!
@@ -25,6 +26,7 @@ mod file;
 mod host;
 mod mounts;
 mod need;
+mod parents;
 mod path;
 mod process;
 #[cfg(test)]
@@ -59,6 +61,13 @@ pub struct Place {
     name: Option<String>,
     mountpoint: PathBuf,
     dir: PathBuf,
+    /// How many of the directories directly above `dir` this container's creation has made.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    made_above: u32,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 impl Place {
@@ -113,10 +122,11 @@ impl CgroupManager {
                     name: found.name.clone(),
                     mountpoint: found.mountpoint.clone(),
                     dir: path::directory(host, found, cgroups_path, id)?,
+                    made_above: 0,
                 })
             })
             .collect::<Result<_>>()?;
-        let manager = Self { mode: host.mode(), places };
+        let mut manager = Self { mode: host.mode(), places };
         let mut made = Vec::new();
         let done = manager
             .make_directories(resources, &mut made)
@@ -191,15 +201,15 @@ impl CgroupManager {
         self.apply_devices(&rules)
     }
 
-    fn make_directories(&self, resources: &LinuxResources, made: &mut Vec<PathBuf>) -> Result<()> {
-        for place in &self.places {
+    fn make_directories(&mut self, resources: &LinuxResources, made: &mut Vec<PathBuf>) -> Result<()> {
+        for place in &mut self.places {
             refuse_in_use(place)?;
-            make_below(place, made)?;
-            if place.version == Version::V2 {
-                self.hand_down(place, resources)?;
+            parents::make(place, made)?;
+            if place.has("cpuset") && place.version == Version::V1 {
+                v1::fill_cpuset(&place.mountpoint, &place.dir)?;
             }
         }
-        Ok(())
+        self.places.iter().filter(|place| place.version == Version::V2).try_for_each(|place| self.hand_down(place, resources))
     }
 
     /// On pure v2 all controllers, as runc does, so that statistics are there; on a hybrid host only what a limit needs: the
@@ -262,29 +272,6 @@ fn refuse_in_use(place: &Place) -> Result<()> {
         return Err(Error::new(Outcome::Busy, tried())
             .because("it is frozen: a process that joins it would hang")
             .advise("thaw it, or remove it if it is left from a container that is gone"));
-    }
-    Ok(())
-}
-
-/// Makes the place's directory and its missing parents, noting in `made` what was not there before.
-fn make_below(place: &Place, made: &mut Vec<PathBuf>) -> Result<()> {
-    let mut levels: Vec<&Path> = place.dir.ancestors().take_while(|level| *level != place.mountpoint).collect();
-    levels.reverse();
-    for level in levels {
-        match fs::create_dir(level) {
-            Ok(()) => made.push(level.to_owned()),
-            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(cause) => {
-                let error = Error::io("creating the cgroup", level, cause);
-                return Err(match rustix::process::geteuid().is_root() {
-                    true => error,
-                    false => error.advise("an unprivileged user needs a delegated cgroup"),
-                });
-            }
-        }
-        if place.has("cpuset") && place.version == Version::V1 {
-            v1::inherit_cpuset(level)?;
-        }
     }
     Ok(())
 }

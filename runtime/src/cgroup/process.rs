@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::host::Version;
-use super::{CgroupManager, Place, file};
+use super::{CgroupManager, Place, file, parents};
 use crate::error::{Error, Outcome, Result};
 
 /// How long a freeze may take. Processes in uninterruptible sleep (a dead NFS server) can hold it up for ever.
@@ -168,7 +168,8 @@ impl CgroupManager {
         self.signal_all(Signal::KILL)
     }
 
-    /// Removes the container's cgroups with all that the container made below them. Cgroups that are gone already are fine.
+    /// Removes the container's cgroups with all that the container made below them, and empty parents that this runtime made.
+    /// Cgroups that are gone already are fine.
     ///
     /// # Errors
     /// `Busy`, with the processes that are still there, after five seconds.
@@ -183,7 +184,7 @@ impl CgroupManager {
                 }
             }
             if busy.is_empty() {
-                return Ok(());
+                return parents::remove(&self.places);
             }
             left = busy;
             if !backoff.wait() {
@@ -252,7 +253,7 @@ fn subdirectories(dir: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// ENOENT, and ENODEV that kernfs gives for a file of a removed cgroup.
-fn vanished(cause: &io::Error) -> bool {
+pub(super) fn vanished(cause: &io::Error) -> bool {
     cause.kind() == io::ErrorKind::NotFound || cause.raw_os_error() == Some(libc::ENODEV)
 }
 

@@ -295,6 +295,7 @@ fn the_container_sees_its_part_of_each_hierarchy() {
                 name: found.name.clone(),
                 mountpoint: found.mountpoint.clone(),
                 dir: found.mountpoint.join("c"),
+                made_above: 0,
             })
             .collect(),
     };

@@ -40,15 +40,18 @@ pub(super) fn devices(dir: &Path, rules: &[Rule]) -> Result<()> {
     Ok(())
 }
 
-/// A new cpuset is empty and takes no process: every new level gets what its parent has.
-pub(super) fn inherit_cpuset(dir: &Path) -> Result<()> {
-    let Some(parent) = dir.parent() else { return Ok(()) };
-    for name in ["cpuset.cpus", "cpuset.mems"] {
-        if file::read_if_there(dir, name)?.is_some_and(|value| value.is_empty()) {
-            file::write(dir, name, &file::read(parent, name)?)?;
-        }
-    }
-    Ok(())
+/// A new cpuset is empty and takes no process: it gets what its parent has, and so does a parent that is still empty.
+pub(super) fn fill_cpuset(mountpoint: &Path, dir: &Path) -> Result<()> {
+    ["cpuset.cpus", "cpuset.mems"].into_iter().try_for_each(|name| filled(mountpoint, dir, name).map(drop))
+}
+
+/// The content of the file, after it was taken from above if it was empty; `None` where there is no such file.
+fn filled(mountpoint: &Path, dir: &Path, name: &str) -> Result<Option<String>> {
+    let Some(value) = file::read_if_there(dir, name)? else { return Ok(None) };
+    let Some(parent) = dir.parent().filter(|_| dir != mountpoint && value.is_empty()) else { return Ok(Some(value)) };
+    let Some(value) = filled(mountpoint, parent, name)?.filter(|value| !value.is_empty()) else { return Ok(None) };
+    file::write(dir, name, &value)?;
+    Ok(Some(value))
 }
 
 fn cpuset(dir: &Path, resources: &LinuxResources) -> Result<()> {
