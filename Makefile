@@ -9,20 +9,22 @@ export CARGO
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 STATIC_TRIPLE := $(shell uname -m)-unknown-linux-gnu
 RELEASE := $(TARGET)/release
-RELEASE_OCI := $(TARGET)/$(STATIC_TRIPLE)/release/towline-oci
+RELEASE_OCI := $(TARGET)/$(STATIC_TRIPLE)/oci/towline-oci
 
-# towline-oci runs before any library of the host is trusted, and inside microVMs: it is static.
-OCI_STATIC := RUSTFLAGS='-C target-feature=+crt-static' LIBSECCOMP_LINK_TYPE=static \
+# towline-oci runs before any library of the host is trusted, and inside microVMs: it is static. At a fixed address: relocating
+# itself would cost each start page faults and memory.
+OCI_STATIC := RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' LIBSECCOMP_LINK_TYPE=static \
 	LIBSECCOMP_LIB_PATH=$(shell pkg-config --variable=libdir libseccomp 2>/dev/null || echo /usr/lib/$(shell uname -m)-linux-gnu)
 
 RUNS ?= 5
 
-.PHONY: help demo test bench build install deps images testbed lint clean
+.PHONY: help demo test bench bench-runtime build install deps images testbed lint clean
 
 help:
 	@echo "make demo                 build, make a local registry with a real image, and show a lazy start beside a full pull"
 	@echo "make test                 lint and all tests; needs root for the end-to-end part ($(TOWLINE_WORK) keeps the images)"
 	@echo "make bench RUNS=5         first output of a lazy start against the physical limit and a full pull"
+	@echo "make bench-runtime RUNS=40  start, exec and memory of towline-oci beside runc, crun, youki and the floor"
 	@echo "make build                release binaries: $(RELEASE)/{towline,towlined}, $(RELEASE_OCI)"
 	@echo "make install PREFIX=DIR   install them into DIR/bin (default /usr/local)"
 	@echo "make deps                 install missing Debian packages"
@@ -44,9 +46,16 @@ bench: build images
 	TOWLINE_BENCH_RUNS=$(RUNS) TOWLINE_BIN_DIR='$(abspath $(TARGET))/bench' \
 		$(CARGO) test -p towline-integration --test lazy -- start:: --nocapture
 
+# The peers are those that are installed; the report is $(TOWLINE_WORK)/reports/runtime.txt.
+bench-runtime: RUNS = 40
+bench-runtime: deps
+	$(CARGO) build -p towline-integration --bin bench-runtime
+	$(OCI_STATIC) $(CARGO) build --profile oci -p towline-runtime --target $(STATIC_TRIPLE)
+	'$(TARGET)/debug/bench-runtime' '$(RELEASE_OCI)' '$(RUNS)'
+
 build:
 	$(CARGO) build --release -p towline-lazyfs -p towline-image-tools -p towline-integration --bins
-	$(OCI_STATIC) $(CARGO) build --release -p towline-runtime --target $(STATIC_TRIPLE)
+	$(OCI_STATIC) $(CARGO) build --profile oci -p towline-runtime --target $(STATIC_TRIPLE)
 
 install: build
 	install -d '$(DESTDIR)$(PREFIX)/bin'

@@ -12,6 +12,8 @@ packages=(
     runc crun erofs-utils attr e2fsprogs iproute2 util-linux
     # the test machine (integration/testbed)
     qemu-system-x86 cpio kmod xz-utils
+    # make bench-runtime
+    hyperfine strace time
 )
 
 # QEMU's own until 8.0, a package of its own since.

@@ -439,7 +439,10 @@ pub fn cgroups_named(part: &str) -> Vec<PathBuf> {
 }
 
 /// A root file system of busybox with users, in `root`.
-fn make_root(root: &Path) {
+///
+/// # Panics
+/// When it cannot be made.
+pub fn make_root(root: &Path) {
     for folder in ["bin", "etc", "dev", "proc", "sys", "tmp", "root", "data"] {
         fs::create_dir(root.join(folder)).expect("make a directory of the root");
     }
