@@ -30,6 +30,7 @@ pub mod procfs;
 pub mod rootfs;
 pub mod seccomp;
 pub mod signal;
+pub mod size;
 pub mod state;
 pub mod time;
 

@@ -14,3 +14,4 @@ mod process;
 mod resources;
 mod seccomp;
 mod terminal;
+mod update;

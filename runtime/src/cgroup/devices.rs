@@ -42,26 +42,11 @@ impl Rule {
     pub(super) fn is_total(&self) -> bool {
         self.kind == Kind::Any && self.major.is_none() && self.minor.is_none() && self.access == ALL
     }
-
-    /// The form of `devices.allow` and `devices.deny` (Documentation/admin-guide/cgroup-v1/devices.rst).
-    pub(super) fn v1_text(&self) -> Vec<String> {
-        let number = |value: Option<u32>| value.map_or("*".to_owned(), |number| number.to_string());
-        let access: String =
-            [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')].iter().filter(|(bit, _)| self.access & bit != 0).map(|&(_, c)| c).collect();
-        let line = |kind: char| format!("{kind} {}:{} {access}", number(self.major), number(self.minor));
-        match self.kind {
-            // The kernel reads nothing behind an `a`: it always means every device and every access.
-            Kind::Any if self.is_total() => vec!["a".to_owned()],
-            Kind::Any => vec![line('b'), line('c')],
-            Kind::Block => vec![line('b')],
-            Kind::Char => vec![line('c')],
-        }
-    }
 }
 
 /// What every container may use: making any node (using it is another matter), the default devices of the runtime-spec,
 /// and terminals (config-linux.md "Default Devices").
-const DEFAULTS: [Rule; 10] = [
+pub(super) const DEFAULTS: [Rule; 10] = [
     Rule::allow(Kind::Char, None, None, MKNOD),
     Rule::allow(Kind::Block, None, None, MKNOD),
     Rule::allow(Kind::Char, Some(1), Some(3), ALL),
@@ -74,12 +59,12 @@ const DEFAULTS: [Rule; 10] = [
     Rule::allow(Kind::Char, Some(136), None, ALL),
 ];
 
-/// The rules of a new container: deny everything, then `configured`, then the defaults.
-pub(super) fn initial(configured: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>> {
+/// All rules of a container: deny everything, then `configured`, then the defaults.
+pub(super) fn with_defaults(configured: &[Rule]) -> Vec<Rule> {
     let mut rules = vec![Rule { allow: false, ..Rule::allow(Kind::Any, None, None, ALL) }];
-    rules.extend(checked(configured)?);
+    rules.extend(configured);
     rules.extend(DEFAULTS);
-    Ok(rules)
+    rules
 }
 
 /// The configured rules alone.
@@ -125,21 +110,6 @@ mod tests {
 
     fn parse(value: Value) -> Vec<LinuxDeviceCgroup> {
         serde_json::from_value(value).unwrap()
-    }
-
-    #[test]
-    fn rules_become_v1_commands() {
-        let cases = [
-            (json!({ "allow": false }), vec!["a"]),
-            (json!({ "allow": true, "type": "a", "access": "rwm" }), vec!["a"]),
-            (json!({ "allow": true, "type": "a", "major": 9, "access": "r" }), vec!["b 9:* r", "c 9:* r"]),
-            (json!({ "allow": true, "type": "c", "major": 10, "minor": 229, "access": "rw" }), vec!["c 10:229 rw"]),
-            (json!({ "allow": true, "type": "b", "major": -1, "minor": -1, "access": "m" }), vec!["b *:* m"]),
-        ];
-        for (rule, lines) in cases {
-            let rules = checked(&parse(json!([rule]))).unwrap();
-            assert_eq!(rules[0].v1_text(), lines, "{rule}");
-        }
     }
 
     #[test]

@@ -133,7 +133,7 @@ fn decision(rule: &Rule) -> Vec<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::devices::{MKNOD, READ, WRITE, initial};
+    use super::super::devices::{MKNOD, READ, WRITE, checked, with_defaults};
     use super::*;
 
     /// Runs a program as the kernel does (the subset of instructions used here).
@@ -181,7 +181,8 @@ mod tests {
 
     #[test]
     fn later_rules_win_for_each_access_bit() {
-        let rules = |value: serde_json::Value| initial(&serde_json::from_value::<Vec<_>>(value).unwrap()).unwrap();
+        let rules =
+            |value: serde_json::Value| with_defaults(&checked(&serde_json::from_value::<Vec<_>>(value).unwrap()).unwrap());
         let deny_all = serde_json::json!({ "allow": false, "access": "rwm" });
         let allow_all = serde_json::json!({ "allow": true });
         let sda = |allow: bool, access: &str| serde_json::json!({ "allow": allow, "type": "b", "major": 8, "minor": 0, "access": access });

@@ -1,10 +1,66 @@
 //! Reading and writing cgroup control files, with errors that name the file and the value.
+//!
+//! Limits are written through [`Files`]: one cgroup directory, and in an update the journal of what was there before.
 
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
+use super::journal::Journal;
 use crate::error::{Error, Outcome, Result};
+
+/// The control files of one cgroup directory.
+pub(super) struct Files<'a> {
+    dir: &'a Path,
+    journal: Option<&'a Journal>,
+}
+
+impl<'a> Files<'a> {
+    /// Of a cgroup that is removed if setting it up fails.
+    pub(super) fn new(dir: &'a Path) -> Self {
+        Self { dir, journal: None }
+    }
+
+    /// Of a cgroup in use; `journal` gets what each written file held before.
+    pub(super) fn noted(dir: &'a Path, journal: &'a Journal) -> Self {
+        Self { dir, journal: Some(journal) }
+    }
+
+    /// Writes `value` in one write(2), which is what the kernel parses as one command.
+    pub(super) fn write(&self, file: &str, value: &str) -> Result<()> {
+        self.write_raw(file, value).map_err(|cause| self.refused(file, value, cause))
+    }
+
+    /// As [`Files::write`], for callers that branch on the errno.
+    pub(super) fn write_raw(&self, file: &str, value: &str) -> io::Result<()> {
+        let old = self.journal.and_then(|journal| Some((journal, self.read(file).ok()?)));
+        write_raw(self.dir, file, value)?;
+        if let Some((journal, old)) = old {
+            journal.note(self.dir, file, &old, value);
+        }
+        Ok(())
+    }
+
+    /// The error of a refused write.
+    pub(super) fn refused(&self, file: &str, value: &str, cause: io::Error) -> Error {
+        refused(self.dir, file, value, cause)
+    }
+
+    /// The trimmed content of a control file.
+    pub(super) fn read(&self, file: &str) -> Result<String> {
+        read(self.dir, file)
+    }
+
+    /// As [`Files::read`]; `None` when the file does not exist.
+    pub(super) fn read_if_there(&self, file: &str) -> Result<Option<String>> {
+        read_if_there(self.dir, file)
+    }
+
+    /// Whether this kernel has the file.
+    pub(super) fn has(&self, file: &str) -> bool {
+        self.dir.join(file).exists()
+    }
+}
 
 /// Writes `value` in one write(2), which is what the kernel parses as one command.
 pub(super) fn write(dir: &Path, file: &str, value: &str) -> Result<()> {

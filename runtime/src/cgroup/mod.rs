@@ -13,17 +13,20 @@
 //!
 //! - `host.rs`: which hierarchies there are. `path.rs`: `linux.cgroupsPath` to directories. `parents.rs`: making those, and taking
 //!   away what we made above them. `need.rs`: missing controllers.
-//! - `v1.rs`, `v2.rs`, `value.rs`: limits to control files. `devices.rs`, `ebpf.rs`: device rules.
+//! - `v1.rs`, `v2.rs`, `value.rs`: limits to control files. `journal.rs`: taking back a failed update.
+//! - `devices.rs`: device rules. `device_list.rs`: their form on v1. `ebpf.rs`: on v2.
 //! - `process.rs`: pids, freeze, kill, remove. `mounts.rs`: the container's own view.
 //!
 //! Order in a container's life: [`CgroupManager::create`] makes the directories and applies every limit while they are empty, so
 //! that no process of the container runs a moment without them; [`CgroupManager::join`] (or `CLONE_INTO_CGROUP` with
 //! [`CgroupManager::dir_fd_for_clone`]) follows. If `create` fails, the directories it made are gone again.
 
+mod device_list;
 mod devices;
 mod ebpf;
 mod file;
 mod host;
+mod journal;
 mod mounts;
 mod need;
 mod parents;
@@ -46,8 +49,11 @@ use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Outcome, Result};
+use device_list::DeviceList;
 use devices::Rule;
+use file::Files;
 pub use host::{Hierarchy, Host, Mode, Version};
+use journal::Journal;
 pub use mounts::{CgroupMount, Entry, Source};
 
 /// How long joining may be refused with EINVAL: before 5.4 a process that was forked a moment ago could not be moved.
@@ -92,6 +98,8 @@ impl Place {
 pub struct CgroupManager {
     mode: Mode,
     places: Vec<Place>,
+    #[serde(skip)]
+    warnings: Vec<String>,
 }
 
 impl CgroupManager {
@@ -111,7 +119,7 @@ impl CgroupManager {
         let resources = resources.unwrap_or(&none);
         let tried = || format!("creating the cgroups of container {id}");
         need::check(host, resources).map_err(|error| error.during(tried()))?;
-        let rules = devices::initial(configured(resources)).map_err(|error| error.during(tried()))?;
+        let rules = devices::checked(configured(resources)).map_err(|error| error.during(tried()))?;
         let places = host
             .hierarchies()
             .iter()
@@ -126,17 +134,22 @@ impl CgroupManager {
                 })
             })
             .collect::<Result<_>>()?;
-        let mut manager = Self { mode: host.mode(), places };
+        let mut manager = Self { mode: host.mode(), places, warnings: ignored(resources) };
         let mut made = Vec::new();
         let done = manager
             .make_directories(resources, &mut made)
-            .and_then(|()| manager.apply_limits(resources))
+            .and_then(|()| manager.apply_limits(resources, None))
             .and_then(|()| manager.apply_devices(&rules));
         if let Err(error) = done {
             undo(&made);
             return Err(error.during(tried()));
         }
         Ok(manager)
+    }
+
+    /// What the caller should know about limits that could not be set as asked.
+    pub fn take_warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
     }
 
     /// What the host's hierarchies amounted to when the container was created.
@@ -181,8 +194,11 @@ impl CgroupManager {
     }
 
     /// Changes the limits of a container that exists (`update`): what `resources` does not name stays. Device rules, if there
-    /// are any, take the place of the old ones on v2; on v1 they are further `devices.allow` and `devices.deny` commands.
-    pub fn apply(&self, resources: &LinuxResources) -> Result<()> {
+    /// are any, take the place of the old ones. Returns warnings.
+    ///
+    /// # Errors
+    /// As for [`CgroupManager::create_on`]. The limits are then what they were before; if the kernel refuses that, the error says so.
+    pub fn apply(&self, resources: &LinuxResources) -> Result<Vec<String>> {
         let has = |controller: &str| self.places.iter().any(|place| place.has(controller));
         if let Some((field, controllers)) =
             need::fields(resources).into_iter().find(|(_, any)| !any.iter().any(|controller| has(controller)))
@@ -190,15 +206,21 @@ impl CgroupManager {
             return Err(Error::new(Outcome::Unsupported, format!("setting {field}"))
                 .because(format!("the container is in no cgroup of the controller {}", controllers.join(" or "))));
         }
-        self.apply_limits(resources)?;
-        if configured(resources).is_empty() {
-            return Ok(());
+        let v2 = self.places.iter().find(|place| place.version == Version::V2);
+        need::check_unified(resources, |controller| v2.is_some_and(|v2| v2.has(controller)))?;
+        let rules = devices::checked(configured(resources))?;
+        if let Some(place) = v2 {
+            self.hand_down(place, resources)?;
         }
-        let rules = match self.device_place() {
-            Some(place) if place.version == Version::V2 => devices::initial(configured(resources))?,
-            _ => devices::checked(configured(resources))?,
-        };
-        self.apply_devices(&rules)
+        let journal = Journal::default();
+        let done = self.apply_limits(resources, Some(&journal)).and_then(|()| self.change_devices(&rules));
+        let Err(error) = done else { return Ok(ignored(resources)) };
+        let left = journal.undo();
+        if left.is_empty() {
+            return Err(error.during("changing the limits (the old ones are in force again)"));
+        }
+        let left: Vec<String> = left.iter().map(Error::one_line).collect();
+        Err(error.during(format!("changing the limits (and bringing the old ones back failed: {})", left.join("; "))))
     }
 
     fn make_directories(&mut self, resources: &LinuxResources, made: &mut Vec<PathBuf>) -> Result<()> {
@@ -216,7 +238,8 @@ impl CgroupManager {
     /// v2 tree there belongs to somebody who chose not to use it for that.
     fn hand_down(&self, place: &Place, resources: &LinuxResources) -> Result<()> {
         let needed = need::fields(resources);
-        let is_needed = |name: &str| needed.iter().any(|(_, any)| any.contains(&name));
+        let unified = need::unified(resources);
+        let is_needed = |name: &str| needed.iter().any(|(_, any)| any.contains(&name)) || unified.contains(name);
         let wanted: Vec<String> =
             place.controllers.iter().filter(|name| self.mode == Mode::V2 || is_needed(name)).cloned().collect();
         for (controller, cause) in v2::hand_down(&place.mountpoint, &place.dir, &wanted) {
@@ -230,10 +253,16 @@ impl CgroupManager {
         Ok(())
     }
 
-    fn apply_limits(&self, resources: &LinuxResources) -> Result<()> {
-        self.places.iter().try_for_each(|place| match place.version {
-            Version::V1 => v1::apply(&place.dir, &place.controllers, resources),
-            Version::V2 => v2::apply(&place.dir, &place.controllers, resources),
+    fn apply_limits(&self, resources: &LinuxResources, journal: Option<&Journal>) -> Result<()> {
+        self.places.iter().try_for_each(|place| {
+            let files = match journal {
+                Some(journal) => Files::noted(&place.dir, journal),
+                None => Files::new(&place.dir),
+            };
+            match place.version {
+                Version::V1 => v1::apply(&files, &place.controllers, resources),
+                Version::V2 => v2::apply(&files, &place.controllers, resources),
+            }
         })
     }
 
@@ -243,15 +272,59 @@ impl CgroupManager {
     }
 
     /// A host that can enforce no device rules is refused: a container that reaches every device is no container.
-    fn apply_devices(&self, rules: &[Rule]) -> Result<()> {
-        match self.device_place() {
-            Some(place) if place.version == Version::V1 => v1::devices(&place.dir, rules),
-            Some(place) => ebpf::apply(&place.dir, rules),
+    fn apply_devices(&mut self, configured: &[Rule]) -> Result<()> {
+        let done = match self.device_place() {
+            Some(place) if place.version == Version::V1 => DeviceList::new(configured)?.set(&Files::new(&place.dir)),
+            Some(place) => ebpf::apply(&place.dir, &devices::with_defaults(configured)),
             None => Err(Error::new(Outcome::Unsupported, "restricting the container's devices")
                 .because("the host has neither the v1 devices controller nor a v2 hierarchy")
                 .advise("mount one of them")),
+        };
+        match done {
+            // An unprivileged user's container can make no device nodes and has its own user's rights on those that are there.
+            Err(error) if error.outcome() == Outcome::Denied && !rustix::process::geteuid().is_root() => {
+                self.warnings.push(format!("linux.resources.devices is not in force: {}", error.one_line()));
+                Ok(())
+            }
+            done => done,
         }
     }
+
+    /// Puts other rules in force, without a moment in which the container's processes lose what both old and new rules allow.
+    fn change_devices(&self, configured: &[Rule]) -> Result<()> {
+        if configured.is_empty() {
+            return Ok(());
+        }
+        match self.device_place() {
+            Some(place) if place.version == Version::V1 => {
+                DeviceList::new(configured)?.change(&Files::new(&place.dir), |change| self.while_frozen(change))
+            }
+            Some(place) => ebpf::apply(&place.dir, &devices::with_defaults(configured)),
+            None => Err(Error::new(Outcome::Unsupported, "changing the container's device rules")
+                .because("the container is in no cgroup that could enforce them")),
+        }
+    }
+
+    fn while_frozen(&self, change: &dyn Fn() -> Result<()>) -> Result<()> {
+        if self.is_frozen()? {
+            return change();
+        }
+        self.freeze()?;
+        let done = change();
+        self.thaw()?;
+        done
+    }
+}
+
+/// Warnings for fields that the kernel no longer knows and that the runtime-spec advises against.
+fn ignored(resources: &LinuxResources) -> Vec<String> {
+    let kernel = resources.memory().as_ref().and_then(|memory| memory.kernel()).filter(|&value| value != 0);
+    let text = |value| {
+        format!(
+            "linux.resources.memory.kernel {value} is ignored: kernels count kernel memory in memory.limit and limit it no more apart"
+        )
+    };
+    kernel.map(text).into_iter().collect()
 }
 
 fn configured(resources: &LinuxResources) -> &[LinuxDeviceCgroup] {

@@ -2,6 +2,8 @@
 //!
 //! As in runc, a number of 0 means "not set": callers written in Go fill in zero values.
 
+use std::collections::BTreeSet;
+
 use oci_spec::runtime::LinuxResources;
 
 use super::host::{Host, Version};
@@ -71,10 +73,30 @@ pub(super) fn check(host: &Host, resources: &LinuxResources) -> Result<()> {
             .advise("mount the controller, or leave the limit out"));
     }
     let unified = resources.unified().as_ref().is_some_and(|map| !map.is_empty());
-    if unified && !host.hierarchies().iter().any(|found| found.version == Version::V2) {
+    let v2 = host.hierarchies().iter().find(|found| found.version == Version::V2);
+    if unified && v2.is_none() {
         return Err(Error::new(Outcome::Unsupported, "setting linux.resources.unified")
             .because("this host has no cgroup v2 hierarchy")
             .advise("use the v1 fields of linux.resources"));
     }
-    Ok(())
+    check_unified(resources, |controller| v2.is_some_and(|v2| v2.has(controller)))
+}
+
+/// The controllers that keys of `linux.resources.unified` belong to.
+pub(super) fn unified(resources: &LinuxResources) -> BTreeSet<&str> {
+    let keys = resources.unified().iter().flat_map(|map| map.keys());
+    keys.map(|key| key.split_once('.').map_or(key.as_str(), |(controller, _)| controller))
+        .filter(|name| *name != "cgroup")
+        .collect()
+}
+
+/// Runtime-spec, "Unified": a key of a controller that is not present MUST be an error. `has`: on the v2 hierarchy.
+pub(super) fn check_unified(resources: &LinuxResources, has: impl Fn(&str) -> bool) -> Result<()> {
+    let missing: Vec<&str> = unified(resources).into_iter().filter(|controller| !has(controller)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(Outcome::Unsupported, "setting linux.resources.unified")
+        .because(format!("the cgroup v2 hierarchy does not have the controllers: {}", missing.join(", ")))
+        .advise("leave their keys out, or boot the host with these controllers on cgroup v2"))
 }

@@ -142,6 +142,15 @@ fn limits_reach_the_v1_files() {
                 ("cpuset.mems", "", "0"),
             ],
         ),
+        (
+            // Leaving idle comes before the shares, becoming idle after them: the last write is seen.
+            json!({ "cpu": { "shares": 512, "idle": 0, "burst": 0 } }),
+            vec![("cpu.idle", "1", "0"), ("cpu.shares", "", "512"), ("cpu.cfs_burst_us", "9", "0")],
+        ),
+        (json!({ "cpu": { "idle": 0, "burst": 0 } }), vec![]),
+        (json!({ "cpu": { "idle": 1 } }), vec![("cpu.idle", "0", "1")]),
+        (json!({ "memory": { "useHierarchy": true } }), vec![("memory.use_hierarchy", "1", "1")]),
+        (json!({ "memory": { "limit": -1, "swap": -1 } }), vec![("memory.limit_in_bytes", "", "-1")]),
         (json!({ "pids": { "limit": 20 } }), vec![("pids.max", "", "20")]),
         (json!({ "pids": { "limit": -1 } }), vec![("pids.max", "", "max")]),
         (json!({ "pids": { "limit": 0 } }), vec![("pids.max", "max", "max")]),
@@ -165,7 +174,7 @@ fn limits_reach_the_v1_files() {
     ];
     const SWAP: &str = "memory.memsw.limit_in_bytes";
     for (value, table) in cases {
-        check_files(|dir, resources| v1::apply(dir, &all_controllers(), resources), value, &table);
+        check_files(|dir, resources| v1::apply(&Files::new(dir), &all_controllers(), resources), value, &table);
     }
 }
 
@@ -178,6 +187,9 @@ fn limits_reach_the_v2_files() {
         ),
         (json!({ "memory": { "limit": -1 } }), vec![("memory.max", "", "max"), ("memory.swap.max", "", "max")]),
         (json!({ "cpu": { "shares": 1024 } }), vec![("cpu.weight", "", "100")]),
+        (json!({ "cpu": { "idle": 1, "burst": 7 } }), vec![("cpu.idle", "", "1"), ("cpu.max.burst", "", "7")]),
+        (json!({ "cpu": { "idle": 0, "burst": 0 } }), vec![]),
+        (json!({ "memory": { "limit": 64, "swap": 64 } }), vec![("memory.max", "", "64")]),
         (json!({ "cpu": { "quota": 5000, "period": 10000 } }), vec![("cpu.max", "", "5000 10000")]),
         (json!({ "cpu": { "quota": -1 } }), vec![("cpu.max", "", "max")]),
         (json!({ "cpu": { "period": 2000 } }), vec![("cpu.max", "max 100000", "max 200000")]),
@@ -190,7 +202,7 @@ fn limits_reach_the_v2_files() {
         (json!({ "unified": { "memory.high": "50", "pids.max": "5" } }), vec![("memory.high", "", "50"), ("pids.max", "", "5")]),
     ];
     for (value, table) in cases {
-        check_files(|dir, resources| v2::apply(dir, &all_controllers(), resources), value, &table);
+        check_files(|dir, resources| v2::apply(&Files::new(dir), &all_controllers(), resources), value, &table);
     }
 }
 
@@ -209,12 +221,12 @@ fn values_that_cannot_be_set_are_refused() {
         (json!({ "rdma": { "a b": { "hcaHandles": 1 } } }), Outcome::BadInput),
     ];
     for (value, outcome) in cases {
-        let error = v2::apply(v1_dir.path(), &all_controllers(), &resources(value.clone())).unwrap_err();
+        let error = v2::apply(&Files::new(v1_dir.path()), &all_controllers(), &resources(value.clone())).unwrap_err();
         assert_eq!(error.outcome(), outcome, "{value}: {error:?}");
     }
     fs::write(v1_dir.path().join("memory.usage_in_bytes"), "5000\n").unwrap();
     let squeeze = resources(json!({ "memory": { "limit": 4096, "checkBeforeUpdate": true } }));
-    assert_eq!(v1::apply(v1_dir.path(), &all_controllers(), &squeeze).unwrap_err().outcome(), Outcome::Busy);
+    assert_eq!(v1::apply(&Files::new(v1_dir.path()), &all_controllers(), &squeeze).unwrap_err().outcome(), Outcome::Busy);
 }
 
 #[test]
@@ -236,10 +248,14 @@ fn a_missing_controller_is_an_error_only_if_a_limit_needs_it() {
     assert!(line.contains("memory.limit (controller memory), linux.resources.cpu.cpus (controller cpuset)"), "{line}");
     assert!(!line.contains("shares") && !line.contains("pids"), "{line}");
     assert!(!base.path().join("devices/c").exists(), "something was made");
-    let unified = resources(json!({ "unified": { "memory.max": "1" } }));
-    let (_base, v1) = fake(&["memory"], None);
-    let error = CgroupManager::create_on(&v1, None, "c", Some(&unified)).unwrap_err();
-    assert_eq!(error.outcome(), Outcome::Unsupported);
+    // unified is about the v2 hierarchy, also where v1 has the controller.
+    let unified = resources(json!({ "unified": { "memory.max": "1", "cgroup.max.depth": "1" } }));
+    for (v2, word) in [(None, "no cgroup v2 hierarchy"), (Some("hugetlb"), "controllers: memory")] {
+        let (_base, host) = fake(&["memory"], v2);
+        let error = CgroupManager::create_on(&host, None, "c", Some(&unified)).unwrap_err();
+        assert_eq!(error.outcome(), Outcome::Unsupported);
+        assert!(error.one_line().contains(word), "{error:?}");
+    }
 }
 
 #[test]
@@ -286,6 +302,7 @@ fn controllers_are_handed_down_from_the_mount_point_to_the_parent() {
 fn the_container_sees_its_part_of_each_hierarchy() {
     let manager = |host: &Host| CgroupManager {
         mode: host.mode(),
+        warnings: Vec::new(),
         places: host
             .hierarchies()
             .iter()
@@ -391,6 +408,26 @@ fn a_container_lives_in_the_real_hierarchies() {
     assert_eq!(file::read(&dir("memory"), "memory.limit_in_bytes").unwrap(), "134217728");
     manager.0.apply(&resources(json!({ "memory": { "limit": 33554432, "swap": 33554432 } }))).unwrap();
     assert_eq!(file::read(&dir("memory"), "memory.memsw.limit_in_bytes").unwrap(), "33554432");
+
+    // The kernel refuses the last of these: those before it are taken back.
+    let (before, memory) = (file::read(&dir("devices"), "devices.list").unwrap(), "memory.limit_in_bytes");
+    let error = manager
+        .0
+        .apply(&resources(json!({
+            "memory": { "limit": 67108864, "swap": 67108864 }, "cpu": { "shares": 77, "cpus": "0" }, "pids": { "limit": 99999999999i64 }
+        })))
+        .unwrap_err();
+    assert!(error.one_line().contains("pids.max") && error.one_line().contains("in force again"), "{error:?}");
+    assert_eq!(file::read(&dir("memory"), memory).unwrap(), "33554432");
+    assert_eq!(file::read(&dir("cpu"), "cpu.shares").unwrap(), "300");
+    let tty = json!({ "allow": true, "type": "c", "major": 4, "minor": 1, "access": "rw" });
+    manager.0.apply(&resources(json!({ "devices": [{ "allow": false }, tty] }))).unwrap();
+    assert_eq!(file::read(&dir("devices"), "devices.list").unwrap(), format!("{before}\nc 4:1 rw"));
+    manager.0.apply(&resources(json!({ "devices": [{ "allow": true }] }))).unwrap();
+    assert_eq!(file::read(&dir("devices"), "devices.list").unwrap(), "a *:* rwm");
+    manager.0.apply(&resources(json!({ "devices": [{ "allow": false }] }))).unwrap();
+    let sorted = |text: &str| text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(sorted(&file::read(&dir("devices"), "devices.list").unwrap()), sorted(&before));
 
     manager.0.freeze().unwrap();
     assert!(manager.0.is_frozen().unwrap());

@@ -1,10 +1,10 @@
 //! Values that become part of a file name or of a control line, and the ones both cgroup versions write alike.
 
-use std::path::Path;
+use std::io;
 
 use oci_spec::runtime::LinuxResources;
 
-use super::file;
+use super::file::Files;
 use crate::error::{Error, Outcome, Result};
 
 /// `2MB`, `1GB`: what the kernel calls a huge page size in file names.
@@ -27,14 +27,30 @@ pub(super) fn plain_name<'a>(field: &str, text: &'a str) -> Result<&'a str> {
 }
 
 /// `rdma.max` has one format in both versions.
-pub(super) fn rdma(dir: &Path, resources: &LinuxResources) -> Result<()> {
+pub(super) fn rdma(files: &Files, resources: &LinuxResources) -> Result<()> {
     for (device, limit) in resources.rdma().iter().flatten() {
         let number = |value: Option<u32>| value.map_or("max".to_owned(), |value| value.to_string());
         let device = plain_name("linux.resources.rdma", device)?;
         let line = format!("{device} hca_handle={} hca_object={}", number(limit.hca_handles()), number(limit.hca_objects()));
-        file::write(dir, "rdma.max", &line)?;
+        files.write("rdma.max", &line)?;
     }
     Ok(())
+}
+
+/// The CPU burst, which may not be above the quota after each single write: before the quota changes, or behind it where the
+/// kernel refuses that.
+pub(super) fn ascending(files: &Files, file: &str, burst: Option<u64>, quota: impl FnOnce() -> Result<()>) -> Result<()> {
+    let Some(burst) = burst.filter(|&burst| burst != 0 || files.has(file)).map(|burst| burst.to_string()) else {
+        return quota();
+    };
+    match files.write_raw(file, &burst) {
+        Ok(()) => quota(),
+        Err(cause) if cause.kind() == io::ErrorKind::InvalidInput => {
+            quota()?;
+            files.write(file, &burst)
+        }
+        Err(cause) => Err(files.refused(file, &burst, cause)),
+    }
 }
 
 /// v1 shares (2 to 262144, default 1024) as a v2 weight (1 to 10000, default 100), through the three points minimum, default

@@ -13,6 +13,7 @@ mod run;
 mod spec;
 mod start;
 mod state;
+mod update;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -108,6 +109,8 @@ enum Verb {
     Pause(pause::Pause),
     /// Let a paused container go on
     Resume(resume::Resume),
+    /// Change the limits of a container
+    Update(update::Update),
 }
 
 /// Parses, runs the verb, reports a failure, and says with which code to leave.
@@ -146,6 +149,7 @@ fn dispatch(cli: &Cli, log: &Log) -> Result<u8> {
         Verb::Ps(verb) => verb.run(&context),
         Verb::Pause(verb) => verb.run(&context),
         Verb::Resume(verb) => verb.run(&context),
+        Verb::Update(verb) => verb.run(&context),
         Verb::Spec(verb) => verb.run(),
     };
     context.take_warnings().iter().for_each(|warning| log.warn(warning));

@@ -297,7 +297,10 @@ fn make_cgroup(context: &Context, spec: &Spec, id: &ContainerId) -> Result<Optio
     let linux = linux(spec);
     let made = CgroupManager::create(linux.cgroups_path().as_deref(), id.as_str(), linux.resources().as_ref());
     match made {
-        Ok(cgroup) => Ok(Some(cgroup)),
+        Ok(mut cgroup) => {
+            cgroup.take_warnings().into_iter().for_each(|warning| context.warn(warning));
+            Ok(Some(cgroup))
+        }
         Err(error) if context.rootless && error.outcome() == Outcome::Denied => {
             context.warn(format!("the container runs without a cgroup: {}", error.one_line()));
             Ok(None)

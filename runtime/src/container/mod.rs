@@ -24,6 +24,7 @@ pub mod run;
 pub mod spec;
 pub mod start;
 pub mod terminal;
+pub mod update;
 
 use std::cell::RefCell;
 use std::io::Write;
