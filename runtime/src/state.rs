@@ -4,6 +4,7 @@
 //! <root>/                 0700; /run/towline-oci, or --root
 //!   <id>/                 0700; made by create with mkdir, so that an id is taken exactly once
 //!     config.json         as it was read at create
+//!     seccomp.bpf         linux.seccomp compiled, if there is one, for exec
 //!     state.json          Record; written beside and renamed, so that it is there whole or not at all
 //!     start.sock          init listens here until it is started: its presence is what "created" means
 //! ```
@@ -28,14 +29,15 @@ use crate::client::{State, Status};
 use crate::error::{Error, Outcome, Result};
 use crate::id::ContainerId;
 use crate::procfs::{ProcFs, start_time};
-use crate::seccomp::Filter;
+use crate::seccomp::{Filter, format};
 
 const RECORD: &str = "state.json";
 const CONFIG: &str = "config.json";
 const START_SOCKET: &str = "start.sock";
+const FILTER: &str = "seccomp.bpf";
 
 /// The version of [`Record`]; a reader refuses others.
-const RECORD_VERSION: u32 = 1;
+const RECORD_VERSION: u32 = 2;
 
 /// What `state.json` holds. Names are those of runc where it has them.
 #[derive(Debug, Serialize, Deserialize)]
@@ -64,8 +66,8 @@ pub struct Record {
     pub namespaces: u64,
     /// Its cgroups.
     pub cgroup: Option<CgroupManager>,
-    /// `linux.seccomp` compiled, for exec.
-    pub seccomp: Option<Filter>,
+    /// Whether it has a seccomp filter; then that is beside this record, for exec.
+    pub seccomp: bool,
     /// Name of the session keyring, if it has one.
     pub keyring: Option<String>,
 }
@@ -162,7 +164,7 @@ impl StateRoot {
         };
         let failed = |name: &str, cause: Errno| Error::io("removing", self.path.join(id.as_str()).join(name), cause);
         // The record goes last: as long as it is there a repeated delete knows what to clean up.
-        for name in [START_SOCKET, CONFIG, "config.json.new", "state.json.new", RECORD] {
+        for name in [START_SOCKET, CONFIG, "config.json.new", FILTER, "seccomp.bpf.new", "state.json.new", RECORD] {
             match unlinkat(&dir.fd, name, AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(cause) => return Err(failed(name, cause)),
@@ -218,6 +220,18 @@ impl ContainerDir {
         self.read(CONFIG)?.ok_or_else(|| {
             Error::new(Outcome::NotFound, format!("reading the configuration of container {}", self.id)).because("it is gone")
         })
+    }
+
+    /// Keeps the compiled filter.
+    pub fn save_filter(&self, filter: &Filter) -> Result<()> {
+        self.write(FILTER, "seccomp.bpf.new", &format::encode(filter, &format::Key::default()))
+    }
+
+    /// The compiled filter of a container that has one.
+    pub fn load_filter(&self) -> Result<Filter> {
+        let tried = || format!("reading the seccomp filter of container {}", self.id);
+        let bytes = self.read(FILTER)?.ok_or_else(|| Error::new(Outcome::NotFound, tried()).because("it is gone"))?;
+        format::decode(&bytes, None).map_err(|why| Error::new(Outcome::BadInput, tried()).because(why))
     }
 
     /// The socket on which init waits for [`ContainerDir::connect_start`].

@@ -15,15 +15,17 @@
 //!   away what we made above them. `need.rs`: missing controllers.
 //! - `v1.rs`, `v2.rs`, `value.rs`: limits to control files. `journal.rs`: taking back a failed update.
 //! - `devices.rs`: device rules. `device_list.rs`: their form on v1. `ebpf.rs`: on v2.
-//! - `process.rs`: pids, freeze, kill, remove. `mounts.rs`: the container's own view.
+//! - `entrance.rs`: how a new process comes in without waiting. `process.rs`: pids, freeze, kill, remove.
+//!   `mounts.rs`: the container's own view.
 //!
 //! Order in a container's life: [`CgroupManager::create`] makes the directories and applies every limit while they are empty, so
-//! that no process of the container runs a moment without them; [`CgroupManager::join`] (or `CLONE_INTO_CGROUP` with
-//! [`CgroupManager::dir_fd_for_clone`]) follows. If `create` fails, the directories it made are gone again.
+//! that no process of the container runs a moment without them; then a process goes in by an [`Entrance`], or is moved by
+//! [`CgroupManager::join`]. If `create` fails, the directories it made are gone again.
 
 mod device_list;
 mod devices;
 mod ebpf;
+mod entrance;
 mod file;
 mod host;
 mod journal;
@@ -40,7 +42,6 @@ mod value;
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -51,6 +52,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Outcome, Result};
 use device_list::DeviceList;
 use devices::Rule;
+pub use entrance::Entrance;
 use file::Files;
 pub use host::{Hierarchy, Host, Mode, Version};
 use journal::Journal;
@@ -162,7 +164,7 @@ impl CgroupManager {
         &self.places
     }
 
-    /// Moves a process into all cgroups of the container.
+    /// Moves a process into all cgroups of the container. Waits for a grace period of the kernel, unlike [`Entrance::enter`].
     pub fn join(&self, pid: Pid) -> Result<()> {
         let value = pid.as_raw_nonzero().to_string();
         for place in &self.places {
@@ -178,19 +180,6 @@ impl CgroupManager {
             }
         }
         Ok(())
-    }
-
-    /// The directory for `CLONE_INTO_CGROUP`, on pure v2; it makes [`CgroupManager::join`] unnecessary. `None` where there are
-    /// v1 hierarchies, which that flag knows nothing of.
-    pub fn dir_fd_for_clone(&self) -> Result<Option<OwnedFd>> {
-        use rustix::fs::{Mode as FileMode, OFlags, open};
-        let [place] = self.places.as_slice() else { return Ok(None) };
-        if place.version != Version::V2 {
-            return Ok(None);
-        }
-        open(&place.dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, FileMode::empty())
-            .map(Some)
-            .map_err(|cause| Error::io("opening", &place.dir, cause))
     }
 
     /// Changes the limits of a container that exists (`update`): what `resources` does not name stays. Device rules, if there

@@ -168,6 +168,28 @@ impl CgroupManager {
         self.signal_all(Signal::KILL)
     }
 
+    /// Ends whatever is left in the container's cgroups and removes them.
+    ///
+    /// Where init had a pid namespace of its own nothing is left once init is gone, so first the directories are removed as they
+    /// are: that is one system call each, and fails with nothing done where there still is a process or a cgroup below.
+    ///
+    /// # Errors
+    /// Those of [`CgroupManager::kill_all`] and [`CgroupManager::remove`].
+    pub fn clear(&self) -> Result<()> {
+        for place in &self.places {
+            match fs::remove_dir(&place.dir) {
+                Ok(()) => {}
+                Err(cause) if vanished(&cause) => {}
+                Err(cause) if matches!(cause.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::DirectoryNotEmpty) => {
+                    self.kill_all()?;
+                    return self.remove();
+                }
+                Err(cause) => return Err(Error::io("removing", &place.dir, cause)),
+            }
+        }
+        parents::remove(&self.places)
+    }
+
     /// Removes the container's cgroups with all that the container made below them, and empty parents that this runtime made.
     /// Cgroups that are gone already are fine.
     ///

@@ -402,7 +402,16 @@ fn a_container_lives_in_the_real_hierarchies() {
     let inside = own.lines().filter(|line| line.ends_with(&format!("towline-{id}"))).count();
     assert_eq!(inside, host.hierarchies().len(), "{own}");
     assert!(manager.0.pids().unwrap().contains(&child.pid()));
-    assert!(manager.0.dir_fd_for_clone().unwrap().is_none(), "CLONE_INTO_CGROUP knows only v2");
+    // What writes 0 to `tasks` is moved alone: here a thread of the test.
+    let entrance = manager.0.entrance().unwrap();
+    let own = std::thread::spawn(move || {
+        entrance.enter().unwrap();
+        fs::read_to_string("/proc/thread-self/cgroup").unwrap()
+    });
+    let own = own.join().unwrap();
+    let inside = own.lines().filter(|line| line.ends_with(&format!("towline-{id}"))).count();
+    let v1 = host.hierarchies().iter().filter(|found| found.version == Version::V1).count();
+    assert_eq!(inside, v1, "{own}");
 
     manager.0.apply(&resources(json!({ "memory": { "limit": 134217728, "swap": 134217728 } }))).unwrap();
     assert_eq!(file::read(&dir("memory"), "memory.limit_in_bytes").unwrap(), "134217728");
@@ -492,7 +501,7 @@ fn a_container_lives_on_pure_v2() {
         { "allow": false, "access": "rwm" }, { "allow": true, "type": "c", "major": 1, "minor": 11, "access": "w" }
     ] }));
     let manager = Cleanup(CgroupManager::create_on(&host, Some(Path::new("/c")), "c", Some(&limits)).unwrap());
-    assert!(manager.0.dir_fd_for_clone().unwrap().is_some());
+    assert!(manager.0.entrance().unwrap().clone_into().is_some());
     let script = format!(
         "exec 2>&-; cd {}; try() {{ (: < $1) && echo $1-read; }}; put() {{ (: > $1) && echo $1-write; }}; \
          read go; try zero; try kmsg; put kmsg; mknod x c 7 7 && echo mknod; read again; put kmsg; try full; sleep 100",

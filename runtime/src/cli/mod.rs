@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use towline_runtime::container::Context;
-use towline_runtime::{Error, Outcome, Result, exe};
+use towline_runtime::{Error, Outcome, Result, exe, seccomp};
 
 use log::Log;
 
@@ -167,10 +167,13 @@ fn open(global: &Global) -> Result<Context> {
         When::True => true,
         When::False => false,
     };
-    let root = match (&global.root, std::env::var_os("XDG_RUNTIME_DIR").filter(|_| rootless)) {
-        (Some(root), _) => std::path::absolute(root).map_err(|cause| Error::io("finding", root, cause))?,
-        (None, Some(runtime)) => PathBuf::from(runtime).join("towline-oci"),
-        (None, None) => PathBuf::from("/run/towline-oci"),
+    // What does not outlive a boot.
+    let run = std::env::var_os("XDG_RUNTIME_DIR").filter(|_| rootless).map_or_else(|| PathBuf::from("/run"), PathBuf::from);
+    let root = match &global.root {
+        Some(root) => std::path::absolute(root).map_err(|cause| Error::io("finding", root, cause))?,
+        None => run.join("towline-oci"),
     };
-    Context::open(&root, global.cgroup_manager != Manager::Disabled, rootless)
+    let mut context = Context::open(&root, global.cgroup_manager != Manager::Disabled, rootless)?;
+    context.filters = Some(seccomp::Cache::new(seccomp::cache::below(&run)));
+    Ok(context)
 }

@@ -13,7 +13,7 @@ use super::Context;
 use super::console::Receiver;
 use super::prepare::{linux, plan_container};
 use crate::bundle::Bundle;
-use crate::cgroup::{CgroupManager, Mode};
+use crate::cgroup::{CgroupManager, Entrance};
 use crate::client::Status;
 use crate::error::{Error, Outcome, Result};
 use crate::hooks;
@@ -101,12 +101,10 @@ impl Drop for Built<'_> {
 
 /// Removes what a failed create made. The failure itself is what the caller reports, so these can only be warnings.
 fn undo(context: &Context, id: &ContainerId, cgroup: Option<&CgroupManager>) {
-    if let Some(cgroup) = cgroup {
-        for result in [cgroup.kill_all(), cgroup.remove()] {
-            if let Err(error) = result {
-                context.warn(error.one_line());
-            }
-        }
+    if let Some(cgroup) = cgroup
+        && let Err(error) = cgroup.clear()
+    {
+        context.warn(error.one_line());
     }
     if let Err(error) = context.root.remove(id) {
         context.warn(error.one_line());
@@ -124,15 +122,19 @@ pub fn build<'a>(context: &'a Context, id: &ContainerId, options: &BuildOptions,
     warnings.into_iter().for_each(|warning| context.warn(warning));
     let receiver = Receiver::new(process.terminal, options.console_socket.as_deref(), options.foreground)?;
     let namespaces = Namespaces::from_config(linux(&bundle.spec).namespaces().as_deref().unwrap_or_default())?;
-    let seccomp = compile_seccomp(&bundle.spec)?;
+    let seccomp = compile_seccomp(context, &bundle.spec)?;
     let keyring = if options.no_new_keyring { None } else { CString::new(format!("_ses.{id}")).ok() };
-    let plan = Plan { process, namespaces, proc: ProcFs::open()?, seccomp, keyring, preserve_fds: options.preserve_fds };
+    let (proc, preserve_fds) = (ProcFs::open()?, options.preserve_fds);
+    let mut plan = Plan { process, namespaces, proc, entrance: None, seccomp, keyring, preserve_fds };
     let record = new_record(id, &bundle, &plan);
     let mut container = plan_container(&bundle, options, &plan.namespaces, record.to_state(Status::Creating))?;
 
     let dir = context.root.create(id)?;
     let mut built = Built { context, dir, init: None, record, bundle, console: None, kept: false };
     built.dir.save_config(&built.bundle.json)?;
+    if let Some(filter) = &plan.seccomp {
+        built.dir.save_filter(filter)?;
+    }
     built.record.cgroup = make_cgroup(context, &built.bundle.spec, id)?;
     built.dir.save(&built.record)?;
     if starter == Starter::Later {
@@ -140,14 +142,20 @@ pub fn build<'a>(context: &'a Context, id: &ContainerId, options: &BuildOptions,
     }
     let own_cgroup_view = plan.namespaces.makes(Kind::CGROUP);
     container.cgroup_mount = built.record.cgroup.as_ref().map(|cgroup| cgroup.mount_parts(own_cgroup_view));
+    plan.entrance = built.record.cgroup.as_ref().map(CgroupManager::entrance).transpose()?;
     start_init(&mut built, &plan, &mut container).map_err(|error| last_words(&built, error))?;
     built.console = converse(&mut built, receiver)?;
     finish(&mut built, options)?;
     Ok(built)
 }
 
-fn compile_seccomp(spec: &Spec) -> Result<Option<seccomp::Filter>> {
-    let filter = linux(spec).seccomp().as_ref().map(seccomp::compile).transpose()?;
+fn compile_seccomp(context: &Context, spec: &Spec) -> Result<Option<seccomp::Filter>> {
+    let Some(profile) = linux(spec).seccomp() else { return Ok(None) };
+    let filter = match &context.filters {
+        Some(cache) => cache.filter(profile, |error| context.warn(error.one_line())),
+        None => seccomp::compile(profile),
+    };
+    let filter = Some(filter?);
     if filter.as_ref().is_some_and(|filter| filter.wants_listener()) {
         return Err(Error::new(Outcome::Unsupported, "checking linux.seccomp")
             .because("SCMP_ACT_NOTIFY is not supported by this version of towline-oci"));
@@ -157,13 +165,8 @@ fn compile_seccomp(spec: &Spec) -> Result<Option<seccomp::Filter>> {
 
 /// Clones init and puts it into its user namespace and cgroup.
 fn start_init(built: &mut Built<'_>, plan: &Plan, container: &mut ContainerPlan) -> Result<()> {
-    let cgroup = built.record.cgroup.as_ref();
-    let clone_into = match cgroup {
-        Some(cgroup) if cgroup.mode() == Mode::V2 => cgroup.dir_fd_for_clone()?,
-        _ => None,
-    };
-    let clone_fd = clone_into.as_ref().map(AsFd::as_fd);
-    let spawned = spawn(&plan.namespaces, clone_fd, |channel| init::run(plan, Some(container), channel))?;
+    let clone_into = plan.entrance.as_ref().and_then(Entrance::clone_into);
+    let spawned = spawn(&plan.namespaces, clone_into, |channel| init::run(plan, Some(container), channel))?;
     // The copies made for init are init's now.
     container.start_socket = None;
     let pid = spawned.pid;
@@ -174,11 +177,13 @@ fn start_init(built: &mut Built<'_>, plan: &Plan, container: &mut ContainerPlan)
         mappings::write(&plan.proc, pid, &map(linux.uid_mappings()), &map(linux.gid_mappings()))?;
         spawned.channel.send(&Message::Mapped, None)?;
     }
-    if let (Some(cgroup), None) = (cgroup, &clone_into) {
-        cgroup.join(Pid::from_raw(pid).expect("a child has a positive pid"))?;
+    if plan.entrance.is_none() {
+        if let Some(cgroup) = &built.record.cgroup {
+            cgroup.join(Pid::from_raw(pid).expect("a child has a positive pid"))?;
+        }
+        spawned.channel.send(&Message::InCgroup, None)?;
     }
-    set_oom_score(built.context, &plan.proc, pid, plan.process.oom_score_adj)?;
-    spawned.channel.send(&Message::InCgroup, None)
+    set_oom_score(built.context, &plan.proc, pid, plan.process.oom_score_adj)
 }
 
 /// Init may fail while we still prepare it; then a write to it or to its cgroup fails too, and what it said is the better error.
@@ -280,7 +285,7 @@ fn new_record(id: &ContainerId, bundle: &Bundle, plan: &Plan) -> Record {
         owner: owner(),
         namespaces: plan.namespaces.flags(),
         cgroup: None,
-        seccomp: plan.seccomp.clone(),
+        seccomp: plan.seccomp.is_some(),
         keyring: plan.keyring.as_ref().map(|name| name.to_string_lossy().into_owned()),
     }
 }

@@ -62,8 +62,10 @@ fn kill_init(context: &Context, container: &Container) -> Result<()> {
         Err(cause) if cause.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
         sent => sent.map_err(|cause| crate::error::Error::sys(format!("killing container {}", container.dir.id()), cause))?,
     }
-    if let Some(cgroup) = &container.record.cgroup {
-        // A frozen process does not die before it is thawed; kill_all sees to that and to processes outside the pid namespace.
+    if let Some(cgroup) = &container.record.cgroup
+        && cgroup.is_frozen()?
+    {
+        // A frozen process does not die before it is thawed.
         cgroup.kill_all()?;
     }
     Deadline::after(DEATH).wait(&[pidfd.as_fd()], &format!("the end of container {}", container.dir.id())).map(drop)
@@ -72,8 +74,7 @@ fn kill_init(context: &Context, container: &Container) -> Result<()> {
 /// Removes everything of a container whose init is gone.
 pub(super) fn destroy(context: &Context, dir: &ContainerDir, record: &Record) -> Result<()> {
     if let Some(cgroup) = &record.cgroup {
-        cgroup.kill_all()?;
-        cgroup.remove()?;
+        cgroup.clear()?;
     }
     let poststop = poststop(context, dir, record);
     context.root.remove(dir.id())?;

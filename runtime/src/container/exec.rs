@@ -5,7 +5,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilitiesBuilder, Process, User};
-use rustix::process::Pid;
 
 use super::build::set_oom_score;
 use super::console::Receiver;
@@ -13,7 +12,7 @@ use super::foreground::{Signals, wait};
 use super::start::await_program;
 use super::{Container, Context};
 use crate::bundle::{Bundle, load_process};
-use crate::cgroup::Mode;
+use crate::cgroup::{CgroupManager, Entrance};
 use crate::client::Status;
 use crate::error::{Error, Outcome, Result};
 use crate::id::ContainerId;
@@ -77,7 +76,7 @@ pub fn exec(context: &Context, id: &ContainerId, options: &ExecOptions) -> Resul
     // Before it joins: from then on processes of the container can see it (CVE-2016-9962).
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .map_err(|cause| Error::sys("making the runtime undumpable", cause))?;
-    let mut spawned = start_process(context, &container, &plan)?;
+    let mut spawned = start_process(context, &plan)?;
     let console = converse(context, &spawned, receiver, id)?;
     if let Some(path) = &options.pid_file {
         super::write_pid_file(path, spawned.pid)?;
@@ -99,22 +98,16 @@ fn plan(container: &Container, process: ProcessPlan, pidfd: OwnedFd, options: &E
         process,
         namespaces: Namespaces::of_process(pidfd, namespaces, what),
         proc: ProcFs::open()?,
-        seccomp: container.record.seccomp.clone(),
+        entrance: container.record.cgroup.as_ref().map(CgroupManager::entrance).transpose()?,
+        seccomp: if container.record.seccomp { Some(container.dir.load_filter()?) } else { None },
         keyring: container.record.keyring.as_deref().and_then(|name| CString::new(name).ok()),
         preserve_fds: options.preserve_fds,
     })
 }
 
-fn start_process(context: &Context, container: &Container, plan: &Plan) -> Result<Spawned> {
-    let cgroup = container.record.cgroup.as_ref();
-    let clone_into = match cgroup {
-        Some(cgroup) if cgroup.mode() == Mode::V2 => cgroup.dir_fd_for_clone()?,
-        _ => None,
-    };
-    let spawned = spawn(&plan.namespaces, clone_into.as_ref().map(AsFd::as_fd), |channel| init::run(plan, None, channel))?;
-    if let (Some(cgroup), None) = (cgroup, &clone_into) {
-        cgroup.join(Pid::from_raw(spawned.pid).expect("a child has a positive pid"))?;
-    }
+fn start_process(context: &Context, plan: &Plan) -> Result<Spawned> {
+    let clone_into = plan.entrance.as_ref().and_then(Entrance::clone_into);
+    let spawned = spawn(&plan.namespaces, clone_into, |channel| init::run(plan, None, channel))?;
     set_oom_score(context, &plan.proc, spawned.pid, plan.process.oom_score_adj)?;
     Ok(spawned)
 }

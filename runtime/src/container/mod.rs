@@ -37,6 +37,7 @@ use crate::client::{State, Status};
 use crate::error::{Error, Outcome, Result};
 use crate::id::ContainerId;
 use crate::procfs::{ProcFs, start_time};
+use crate::seccomp::Cache;
 use crate::state::{ContainerDir, Record, StateRoot};
 
 /// What every verb works with.
@@ -50,13 +51,22 @@ pub struct Context {
     pub cgroups: bool,
     /// True: what needs real root may be missing.
     pub rootless: bool,
+    /// Compiled seccomp filters; `None`: every profile is compiled anew.
+    pub filters: Option<Cache>,
     warnings: RefCell<Vec<String>>,
 }
 
 impl Context {
     /// Opens the state directory `root` and /proc.
     pub fn open(root: &Path, cgroups: bool, rootless: bool) -> Result<Self> {
-        Ok(Self { root: StateRoot::open(root)?, proc: ProcFs::open()?, cgroups, rootless, warnings: RefCell::default() })
+        Ok(Self {
+            root: StateRoot::open(root)?,
+            proc: ProcFs::open()?,
+            cgroups,
+            rootless,
+            filters: None,
+            warnings: RefCell::default(),
+        })
     }
 
     /// Keeps something the user should know for [`Context::take_warnings`].

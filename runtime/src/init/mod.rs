@@ -40,7 +40,7 @@ pub struct Init<'a> {
     null: Option<OwnedFd>,
     /// The container's root, until the pivot.
     root: Option<Root>,
-    /// The runtime said that we are in our cgroup.
+    /// We are in our cgroups.
     in_cgroup: bool,
     /// Where the program was found.
     program: PathBuf,
@@ -50,6 +50,7 @@ pub struct Init<'a> {
 type Step = (&'static str, fn(&mut Init<'_>) -> Result<()>);
 
 const CREATE: &[Step] = &[
+    ("entering the cgroups", settings::enter_cgroups),
     ("becoming root of the user namespace", settings::become_mapped_root),
     ("starting a session", settings::new_session),
     ("opening the host's /dev/null", take_null),
@@ -80,6 +81,7 @@ const CREATE: &[Step] = &[
 ];
 
 const EXEC: &[Step] = &[
+    ("entering the cgroups", settings::enter_cgroups),
     ("becoming root of the user namespace", settings::become_joined_root),
     ("starting a session", settings::new_session),
     ("making the console", console::in_joined_root),
@@ -97,7 +99,8 @@ pub fn run(plan: &Plan, container: Option<&mut ContainerPlan>, channel: Channel)
     // Modes of what we make are meant as they are written; the program's own umask is set last.
     rustix::process::umask(rustix::fs::Mode::empty());
     let steps = if container.is_some() { CREATE } else { EXEC };
-    let mut init = Init { plan, container, channel, null: None, root: None, in_cgroup: false, program: PathBuf::new() };
+    let mut init =
+        Init { plan, container, channel, null: None, root: None, in_cgroup: plan.entrance.is_some(), program: PathBuf::new() };
     for (name, step) in steps {
         if let Err(error) = step(&mut init) {
             init.fail(&error.during(*name));

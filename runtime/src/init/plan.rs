@@ -9,7 +9,7 @@ use oci_spec::runtime::{Hook, LinuxTimeOffset, PosixRlimitType, Process};
 use rustix::process::{Resource, Rlimit};
 
 use crate::capabilities::{Available, Capabilities};
-use crate::cgroup::CgroupMount;
+use crate::cgroup::{CgroupMount, Entrance};
 use crate::error::{Error, Outcome, Result};
 use crate::process::namespaces::{Kind, Namespaces};
 use crate::procfs::ProcFs;
@@ -27,6 +27,8 @@ pub struct Plan {
     pub namespaces: Namespaces,
     /// The runtime's verified /proc.
     pub proc: ProcFs,
+    /// The process goes into its cgroups through this, first of all; without it the runtime moves it, and says so to init.
+    pub entrance: Option<Entrance>,
     /// Compiled before the clone: init only loads it.
     pub seccomp: Option<Filter>,
     /// Name of the session keyring, unless the container keeps the caller's.

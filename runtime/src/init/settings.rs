@@ -4,6 +4,7 @@ use rustix::process::Rlimit;
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use super::{Init, in_user_namespace};
+use crate::cgroup::Entrance;
 use crate::error::{Error, Outcome, Result};
 use crate::process::message::Message;
 use crate::process::namespaces::Kind;
@@ -55,8 +56,13 @@ pub fn cgroup_namespace(init: &mut Init<'_>) -> Result<()> {
     unshare(Kind::CGROUP)
 }
 
-/// Waits until the runtime has put us into the cgroup. Moving a process waits for a grace period of the kernel (more than a
-/// millisecond on v1), so this is asked for as late as it is needed, and mounts are made meanwhile.
+/// Before anything else, so that all that is done counts against the container's limits.
+pub fn enter_cgroups(init: &mut Init<'_>) -> Result<()> {
+    init.plan.entrance.as_ref().map_or(Ok(()), Entrance::enter)
+}
+
+/// Where the runtime moves us, waits until it has. That takes a grace period of the kernel (more than a millisecond), so this is
+/// asked for as late as it is needed, and mounts are made meanwhile.
 pub fn in_cgroup(init: &mut Init<'_>) -> Result<()> {
     if !init.in_cgroup {
         init.channel.expect(&Message::InCgroup, "the cgroup")?;

@@ -1,28 +1,30 @@
 //! `linux.seccomp` to a BPF program, by libseccomp.
 //!
 //! Compiling a profile of 400 names takes milliseconds, so it happens in the parent and before anything else waits for it; init
-//! gets the finished [`Filter`] and makes one system call. A filter depends on nothing but the profile and the library, so it
-//! can be kept by the profile's digest.
+//! gets the finished [`Filter`] and makes one system call. A filter depends on nothing but the profile, the library and the
+//! kernel, so it is kept by their digest ([`Cache`]), and beside the container's record for `exec`.
 //!
 //! Two things are added to what libseccomp makes:
 //! - names that libseccomp does not know are left out, as in runc: profiles list system calls of future kernels;
 //! - under a default action of `SCMP_ACT_ERRNO`, system calls newer than any that the profile names fail with ENOSYS instead of
 //!   the default errno: C libraries fall back to older calls on ENOSYS, but take EPERM for an answer.
 
+pub mod cache;
 mod compile;
 mod enosys;
+pub mod format;
 mod profile;
 
-use serde::{Deserialize, Serialize};
 use towline_sys::SockFilter;
 
+pub use cache::Cache;
 pub use compile::compile;
 
 /// (code, jt, jf, k) of one instruction.
 type Instruction = (u16, u8, u8, u32);
 
 /// A compiled profile.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
     /// (code, jt, jf, k) of each instruction.
     program: Vec<Instruction>,

@@ -164,13 +164,3 @@ fn bad_profiles_are_refused_and_named() {
         assert!(error.one_line().contains(named), "{value}: {}", error.one_line());
     }
 }
-
-#[test]
-fn a_filter_survives_being_stored() {
-    let filter = compile(&profile(json!({
-        "defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{ "names": ["read"], "action": "SCMP_ACT_ALLOW" }]
-    })))
-    .unwrap();
-    let text = serde_json::to_string(&filter).unwrap();
-    assert_eq!(serde_json::from_str::<Filter>(&text).unwrap(), filter);
-}
