@@ -56,6 +56,27 @@ fn the_root_has_what_the_specification_promises() {
             wanted: "/bin/sh: can't create /file: Read-only file system\nshm",
         },
         Case {
+            name: "runc's tmpcopyup: content is there also beneath a read-only tmpfs, and mount points are made in it",
+            edit: |c| {
+                let options = json!(["ro", "tmpcopyup"]);
+                push(c, "/mounts", json!({ "destination": "/etc", "type": "tmpfs", "source": "tmpfs", "options": options }));
+                let bind = json!({ "destination": "/etc/new", "type": "bind", "source": "/dev/null", "options": ["bind"] });
+                push(c, "/mounts", bind);
+            },
+            script: "grep -c root: /etc/passwd; stat -c %F /etc/new; touch /etc/x 2>/dev/null; echo $?",
+            wanted: "1\ncharacter special file\n1",
+        },
+        Case {
+            name: "runc's tmpcopyup: a tmpfs where nothing was has the mode that it asks for, or the kernel's",
+            edit: |c| {
+                for (place, options) in [("/t", json!(["mode=1700", "tmpcopyup"])), ("/u", json!(["tmpcopyup"]))] {
+                    push(c, "/mounts", json!({ "destination": place, "type": "tmpfs", "source": "t", "options": options }));
+                }
+            },
+            script: "stat -c %a /t /u",
+            wanted: "1700\n1777",
+        },
+        Case {
             name: "the root is nothing but the root",
             edit: |_| {},
             script: "cd /..; pwd; ls",

@@ -49,8 +49,9 @@ impl Log {
         let text = error.one_line();
         self.write("error", &text, Some(error.outcome()));
         if self.file.is_some() {
-            // Whoever started us by hand with a log file still wants to see it, as with runc.
-            eprintln!("towline-oci: {text}");
+            // Whoever started us by hand with a log file still wants to see it, as with runc. podman 4 shows this instead of the
+            // log when the log has more than one line, and puts our name before it.
+            eprintln!("{text}");
         }
         ExitCode::FAILURE
     }

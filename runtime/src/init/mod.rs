@@ -26,6 +26,7 @@ use crate::error::{Error, Outcome, Result};
 use crate::hooks;
 use crate::process::message::{Channel, Message};
 use crate::process::namespaces::Kind;
+use crate::rootfs::mounts::MountPlan;
 use crate::rootfs::resolve::{Kind as DirectoryOrFile, Root};
 use crate::rootfs::{devices, mask, open_null};
 use plan::{ContainerPlan, Plan};
@@ -52,6 +53,7 @@ type Step = (&'static str, fn(&mut Init<'_>) -> Result<()>);
 const CREATE: &[Step] = &[
     ("entering the cgroups", settings::enter_cgroups),
     ("becoming root of the user namespace", settings::become_mapped_root),
+    ("making the ipc namespace", settings::ipc_namespace),
     ("starting a session", settings::new_session),
     ("opening the host's /dev/null", take_null),
     ("setting time offsets", settings::time_namespace),
@@ -67,7 +69,7 @@ const CREATE: &[Step] = &[
     ("waiting for the cgroup", settings::in_cgroup),
     ("waiting for the runtime's hooks", runtime_hooks),
     ("running createContainer hooks", create_container_hooks),
-    ("masking paths", mask_paths),
+    ("making mounts read-only and masking paths", mask_paths),
     ("entering the root file system", enter_root),
     ("setting sysctls", settings::sysctls),
     ("joining a session keyring", settings::keyring),
@@ -153,6 +155,9 @@ fn make_mounts(init: &mut Init<'_>) -> Result<()> {
             settings::in_cgroup(init)?;
         }
         mount.mount(&root, cgroup.as_ref())?;
+        if mount.is_unfinished() {
+            init.container().mounts.push(mount);
+        }
     }
     init.root = Some(root);
     Ok(())
@@ -205,6 +210,7 @@ fn state(container: &mut ContainerPlan) -> Result<String> {
 
 fn mask_paths(init: &mut Init<'_>) -> Result<()> {
     let Some(root) = init.root.take() else { return Ok(()) };
+    std::mem::take(&mut init.container().mounts).into_iter().try_for_each(MountPlan::finish)?;
     let null = init.null.take();
     let container = init.container();
     if let Some(null) = &null {

@@ -37,6 +37,11 @@ pub fn new_session(_init: &mut Init<'_>) -> Result<()> {
     rustix::process::setsid().map(drop).map_err(|cause| Error::sys("setsid", cause))
 }
 
+/// Makes the ipc namespace where that has to wait for the user namespace's root.
+pub fn ipc_namespace(init: &mut Init<'_>) -> Result<()> {
+    if init.plan.namespaces.late_ipc() { unshare(Kind::IPC) } else { Ok(()) }
+}
+
 /// Makes the time namespace; the program enters it with execve.
 pub fn time_namespace(init: &mut Init<'_>) -> Result<()> {
     if !init.plan.namespaces.makes(Kind::TIME) {

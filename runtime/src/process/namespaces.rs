@@ -22,6 +22,8 @@ impl Kind {
     pub const NET: Self = Self(LinuxNamespaceType::Network);
     /// Pid namespace.
     pub const PID: Self = Self(LinuxNamespaceType::Pid);
+    /// System V IPC and POSIX message queues.
+    pub const IPC: Self = Self(LinuxNamespaceType::Ipc);
     /// User namespace.
     pub const USER: Self = Self(LinuxNamespaceType::User);
     /// UTS namespace.
@@ -117,7 +119,14 @@ impl Namespaces {
     /// The kinds that clone3 makes. A cgroup namespace must wait until the process is in its cgroup, and a time namespace until
     /// its offsets are written.
     pub(super) fn clone_flags(&self) -> u64 {
-        self.new & !(Kind::CGROUP.flag() | Kind::TIME.flag())
+        let ipc = if self.late_ipc() { Kind::IPC.flag() } else { 0 };
+        self.new & !(Kind::CGROUP.flag() | Kind::TIME.flag() | ipc)
+    }
+
+    /// True if the ipc namespace is made by the process when it is the user namespace's root: the owner of /dev/mqueue is whoever
+    /// makes it.
+    pub fn late_ipc(&self) -> bool {
+        self.makes(Kind::IPC) && self.contains(Kind::USER)
     }
 
     /// True when a user namespace decides what may be joined: then a process in between has to join first.

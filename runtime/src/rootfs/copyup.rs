@@ -9,15 +9,32 @@ use rustix::fs::{
     AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Timestamps, Uid, chownat, fchmod, fchown, futimens, mkdirat, openat,
     readlinkat, statat, symlinkat,
 };
-use rustix::io::Errno;
 
 /// Deeper trees are refused: each level holds two descriptors.
 const MAX_DEPTH: usize = 64;
 
+/// What of the target directory itself stays as it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Keep {
+    /// Its mode.
+    pub mode: bool,
+    /// Its owner and group.
+    pub owner: bool,
+}
+
 /// Copies directories, regular files and symbolic links from `from` into the empty directory `to`, with owner, mode and
 /// modification time of each. Other kinds of files are left out, as runc does. Neither side is ever followed through a link.
-pub fn copy_up(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> std::io::Result<()> {
-    copy_dir(from, to, MAX_DEPTH)
+pub fn copy_up(from: BorrowedFd<'_>, to: BorrowedFd<'_>, keep: Keep) -> std::io::Result<()> {
+    let to = openat(to, ".", DIRECTORY, Mode::empty())?;
+    let before = rustix::fs::fstat(&to)?;
+    copy_dir(from, to.as_fd(), MAX_DEPTH)?;
+    if keep.owner {
+        fchown(&to, Some(Uid::from_raw(before.st_uid)), Some(Gid::from_raw(before.st_gid)))?;
+    }
+    if keep.mode {
+        fchmod(&to, Mode::from_raw_mode(before.st_mode & 0o7777))?;
+    }
+    Ok(())
 }
 
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::RDONLY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -49,14 +66,7 @@ fn copy_dir(from: BorrowedFd<'_>, to: BorrowedFd<'_>, depth: usize) -> std::io::
             _ => {}
         }
     }
-    let own = rustix::fs::fstat(&source)?;
-    match copy_metadata(to, &own) {
-        // O_PATH descriptors of a fresh mount cannot be changed themselves; open it properly.
-        Err(cause) if cause.raw_os_error() == Some(Errno::BADF.raw_os_error()) => {
-            copy_metadata(openat(to, ".", DIRECTORY, Mode::empty())?.as_fd(), &own)
-        }
-        result => result,
-    }
+    copy_metadata(to, &rustix::fs::fstat(&source)?)
 }
 
 fn copy_file(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &OsStr, stat: &Stat) -> std::io::Result<()> {
@@ -94,11 +104,20 @@ mod tests {
         fs::set_permissions(from.join("d/e/f"), fs::Permissions::from_mode(0o4711)).unwrap();
         fs::set_permissions(from.join("d"), fs::Permissions::from_mode(0o1777)).unwrap();
         symlink("/etc", from.join("link")).unwrap();
-        let open = |path| openat(rustix::fs::CWD, path, DIRECTORY, Mode::empty()).unwrap();
-        copy_up(open(&from).as_fd(), open(&to).as_fd()).unwrap();
+        let open = |path: &std::path::Path| openat(rustix::fs::CWD, path, DIRECTORY, Mode::empty()).unwrap();
+        copy_up(open(&from).as_fd(), open(&to).as_fd(), Keep::default()).unwrap();
         assert_eq!(fs::read_to_string(to.join("d/e/f")).unwrap(), "content");
         assert_eq!(fs::metadata(to.join("d/e/f")).unwrap().permissions().mode() & 0o7777, 0o4711);
         assert_eq!(fs::metadata(to.join("d")).unwrap().permissions().mode() & 0o7777, 0o1777);
         assert_eq!(fs::read_link(to.join("link")).unwrap().to_str(), Some("/etc"));
+
+        let mode_after = |keep| {
+            let to = tempfile::tempdir().unwrap();
+            fs::set_permissions(to.path(), fs::Permissions::from_mode(0o711)).unwrap();
+            copy_up(open(&from.join("d")).as_fd(), open(to.path()).as_fd(), keep).unwrap();
+            fs::metadata(to.path()).unwrap().permissions().mode() & 0o7777
+        };
+        assert_eq!(mode_after(Keep::default()), 0o1777);
+        assert_eq!(mode_after(Keep { mode: true, owner: true }), 0o711);
     }
 }

@@ -1,6 +1,6 @@
 //! The mounts of `config.json`.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Mount;
@@ -8,7 +8,7 @@ use rustix::fs::{FileType, Mode, OFlags, mkdirat, openat, symlinkat};
 use towline_sys::{MountAttr, mount_setattr};
 
 use super::copy_host_path;
-use super::copyup::copy_up;
+use super::copyup::{self, Keep};
 use super::options::{self, MountOptions};
 use super::procfs_targets::check_target;
 use super::resolve::{Kind, Root};
@@ -22,6 +22,8 @@ pub struct MountPlan {
     destination: PathBuf,
     kind: MountKind,
     options: MountOptions,
+    /// The mount, while it still has to become read-only.
+    unfinished: Option<OwnedFd>,
     /// How errors call it: "mount of proc on /proc".
     what: String,
 }
@@ -68,7 +70,7 @@ impl MountPlan {
             let source = mount.source().as_ref().map_or_else(|| kind.to_owned(), |source| source.display().to_string());
             MountKind::Filesystem { kind: kind.to_owned(), source }
         };
-        Ok(Self { destination, kind, options, what })
+        Ok(Self { destination, kind, options, unfinished: None, what })
     }
 
     /// True for a bind mount on `path`: then the caller keeps its own content there.
@@ -111,6 +113,19 @@ impl MountPlan {
         made.map_err(|error| error.during(format!("making the {what}")))
     }
 
+    /// Makes a tmpfs read-only that is configured so. This waits until everything is mounted and made: mount points and devices
+    /// in it have to be made first.
+    pub fn finish(self) -> Result<()> {
+        let Some(mount) = self.unfinished else { return Ok(()) };
+        mount_setattr(mount.as_fd(), false, MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() })
+            .map_err(|cause| Error::sys(format!("making the {} read-only", self.what), cause))
+    }
+
+    /// True if [`MountPlan::finish`] has something to do.
+    pub fn is_unfinished(&self) -> bool {
+        self.unfinished.is_some()
+    }
+
     fn bind(&self, root: &Root, source: &Path, copy: Option<Detached>) -> Result<()> {
         let recursive = self.options.bind == Some(true);
         let tree = match copy {
@@ -124,15 +139,21 @@ impl MountPlan {
         if !self.options.attr.is_empty() {
             tree.set(false, self.options.attr.to_mount_attr(), &self.what)?;
         }
-        self.attach(tree, target.as_fd())
+        self.attach(tree, target.as_fd()).map(drop)
     }
 
-    fn filesystem(&self, root: &Root, kind: &str, source: &str) -> Result<()> {
+    fn filesystem(&mut self, root: &Root, kind: &str, source: &str) -> Result<()> {
         if kind == "proc" || kind == "sysfs" {
             self.refuse_link(root)?;
         }
+        // A directory that is made only now has nothing to copy, and its mode is nobody's wish.
+        let copy_up = self.options.copy_up && root.open(&self.destination, OFlags::PATH).is_ok();
         let target = root.ensure(&self.destination, Kind::Directory)?;
         check_target(target.as_fd(), &self.destination)?;
+        let later = kind == "tmpfs" && self.options.attr.set & libc::MOUNT_ATTR_RDONLY != 0;
+        if later {
+            self.options.attr.set &= !libc::MOUNT_ATTR_RDONLY;
+        }
         let tree = match Detached::new_filesystem(kind, source, &self.options, &self.what) {
             // Only who owns the network namespace may mount sysfs; without one of its own the container gets the host's.
             Err(error) if kind == "sysfs" && error.outcome() == Outcome::Denied => {
@@ -142,11 +163,14 @@ impl MountPlan {
             }
             made => made?,
         };
-        if self.options.copy_up {
-            copy_up(target.as_fd(), tree.as_fd())
+        if copy_up {
+            let keep = Keep { mode: has_key(&self.options, &["mode"]), owner: has_key(&self.options, &["uid", "gid"]) };
+            copyup::copy_up(target.as_fd(), tree.as_fd(), keep)
                 .map_err(|cause| Error::sys(format!("copying the image's content into the {}", self.what), cause))?;
         }
-        self.attach(tree, target.as_fd())
+        let mount = self.attach(tree, target.as_fd())?;
+        self.unfinished = later.then_some(mount);
+        Ok(())
     }
 
     /// procfs and sysfs behind a symlink would be where nobody who masks them expects them.
@@ -160,7 +184,7 @@ impl MountPlan {
         Ok(())
     }
 
-    fn attach(&self, tree: Detached, target: std::os::fd::BorrowedFd<'_>) -> Result<()> {
+    fn attach(&self, tree: Detached, target: std::os::fd::BorrowedFd<'_>) -> Result<OwnedFd> {
         let root = tree.attach(target, &self.what)?;
         let set = |recursive, attr| {
             mount_setattr(root.as_fd(), recursive, attr)
@@ -172,17 +196,27 @@ impl MountPlan {
         for (propagation, recursive) in &self.options.propagation {
             set(*recursive, MountAttr { propagation: *propagation, ..MountAttr::default() })?;
         }
-        Ok(())
+        Ok(root)
+    }
+
+    /// A container without a cgroup (disabled, or rootless and none is delegated) sees the host's, and may not write there
+    /// (CVE-2023-25809).
+    fn host_cgroups(&self, root: &Root) -> Result<()> {
+        let tree = copy_host_path(Path::new("/sys/fs/cgroup"), true)?;
+        let mut attr = self.options.attr.to_mount_attr();
+        attr.set |= libc::MOUNT_ATTR_RDONLY;
+        attr.clear &= !libc::MOUNT_ATTR_RDONLY;
+        tree.set(true, attr, &self.what)?;
+        let target = root.ensure(&self.destination, Kind::Directory)?;
+        check_target(target.as_fd(), &self.destination)?;
+        self.attach(tree, target.as_fd()).map(drop)
     }
 
     fn cgroup(&self, root: &Root, parts: Option<&CgroupMount>) -> Result<()> {
-        let parts = parts.ok_or_else(|| {
-            Error::new(Outcome::Unsupported, format!("finding what the {} consists of", self.what))
-                .because("the container has no cgroup")
-        })?;
+        let Some(parts) = parts else { return self.host_cgroups(root) };
         let target = root.ensure(&self.destination, Kind::Directory)?;
         let (entries, links) = match parts {
-            CgroupMount::Unified(source) => return self.attach(self.cgroup_part(source)?, target.as_fd()),
+            CgroupMount::Unified(source) => return self.attach(self.cgroup_part(source)?, target.as_fd()).map(drop),
             CgroupMount::Split { entries, links } => (entries, links),
         };
         let failed = |cause: rustix::io::Errno| Error::sys(format!("filling the {}", self.what), cause);
