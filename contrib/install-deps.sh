@@ -9,6 +9,8 @@ packages=(
     # images and their registry
     buildah debootstrap docker-registry busybox-static zstd jq curl
     # peers and tools that tests compare with or look through
+    podman conmon netavark slirp4netns fuse-overlayfs catatonit uidmap passt iptables
+    containerd containernetworking-plugins
     runc crun erofs-utils attr e2fsprogs iproute2 util-linux
     # the test machine (integration/testbed)
     qemu-system-x86 cpio kmod xz-utils
@@ -31,7 +33,7 @@ if [ ${#missing[@]} != 0 ]; then
     sudo=()
     [ "$(id -u)" = 0 ] || sudo=(sudo)
     echo "installing with apt-get: ${missing[*]}"
-    # Debian's docker-registry is for our own short-lived processes: its service must not start and take port 5000.
+    # Debian's docker-registry, podman and containerd are for our own short-lived processes: no service must start.
     policy=/usr/sbin/policy-rc.d
     if [ ! -e "$policy" ]; then
         printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" tee "$policy" >/dev/null
