@@ -59,13 +59,26 @@ impl Registry {
     /// # Panics
     /// When the registry does not come up within 20 s.
     pub fn start_with(access: Access) -> Self {
+        Self::start_logging(access, true)
+    }
+
+    /// The same without an access log ([`Registry::requests`] stays empty): writing it costs the registry more than answering does, which
+    /// a measurement would see.
+    ///
+    /// # Panics
+    /// When the registry does not come up within 20 s.
+    pub fn start_quiet() -> Self {
+        Self::start_logging(Access::Anonymous, false)
+    }
+
+    fn start_logging(access: Access, access_log: bool) -> Self {
         let dir =
             tempfile::Builder::new().prefix("registry-").tempdir_in(images::work_dir()).expect("create the registry's directory");
         let mut copy = Command::new("cp");
         copy.arg("-al").arg(images::work_dir().join("registry")).arg(dir.path().join("storage"));
         run(copy, START).success();
         let config = dir.path().join("config.yml");
-        fs::write(&config, configuration(dir.path(), access)).expect("write the registry's configuration");
+        fs::write(&config, configuration(dir.path(), access, access_log)).expect("write the registry's configuration");
         let log = fs::File::create(dir.path().join("log")).expect("create the registry's log");
         let mut child = Command::new("docker-registry")
             .arg("serve")
@@ -143,10 +156,11 @@ pub fn reference(address: SocketAddr, name: &str) -> String {
     format!("{address}/{name}")
 }
 
-fn configuration(dir: &Path, access: Access) -> String {
+fn configuration(dir: &Path, access: Access, access_log: bool) -> String {
     let mut text = format!(
-        "version: 0.1\nlog: {{level: info, accesslog: {{disabled: false}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}, \
+        "version: 0.1\nlog: {{level: info, accesslog: {{disabled: {}}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}, \
          maintenance: {{readonly: {{enabled: true}}}}}}\nhttp: {{addr: \"127.0.0.1:0\", secret: test}}\n",
+        !access_log,
         dir.join("storage").display()
     );
     if access == Access::Basic {

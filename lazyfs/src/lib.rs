@@ -1,4 +1,5 @@
 //! The lazy half of towline: content store, fetcher and FUSE trigger.
+pub mod ahead;
 pub mod daemon;
 pub mod digest;
 pub mod error;

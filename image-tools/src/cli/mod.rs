@@ -111,7 +111,10 @@ fn beside(name: &str) -> PathBuf {
 /// A value of a flag that is wrong.
 fn bad_flag(flag: &str, value: &str, why: impl Into<String>) -> Failure {
     let why: String = why.into();
-    Error::new(Kind::BadInput, format!("reading {flag} {value}")).because(why).advise("see `towline help`, or add --help").into()
+    Error::new(Kind::BadInput, format!("reading {flag} {value}"))
+        .because(why)
+        .advise("the same command with --help says what it takes")
+        .into()
 }
 
 /// Does something to each of several things; says what failed and goes on, and fails at the end if anything did.

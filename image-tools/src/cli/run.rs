@@ -28,7 +28,7 @@ use crate::spec::process::{Changes, Plan};
 use crate::timeline::Timeline;
 use crate::timeline::step::Step;
 use crate::timeline::view::{Style, View};
-use listener::Listener;
+use listener::{Listener, Waited};
 
 /// Flags of `run`.
 #[derive(Debug, clap::Args)]
@@ -113,15 +113,25 @@ pub fn run(engine: &Engine, args: Args, begin: Instant) -> Outcome {
     // Whatever became of the container, its image goes on arriving; only a broken command waits for nothing.
     if let Some(listener) = listener
         && ended.is_ok()
-        && let Some(signal) = listener.wait(&signals)?
+        && let Some(code) = await_rest(listener, &signals, &timeline)?
     {
-        let text = "interrupted; the rest of the image is fetched in the background".into();
-        lock(&timeline).step(Step::Warning { text });
-        ended = Ok(128 + u8::try_from(signal.as_raw()).unwrap_or(0));
+        ended = Ok(code);
     }
     lock(&timeline).finish();
     draw(&args, &timeline)?;
     ended
+}
+
+/// Waits for the rest of the image. An exit code where the user did not want to.
+fn await_rest(listener: Listener, signals: &Signals, timeline: &Shared) -> Result<Option<u8>, Failure> {
+    let (why, code) = match listener.wait(signals)? {
+        Waited::ToTheEnd => return Ok(None),
+        Waited::Interrupted(signal) => ("interrupted".to_owned(), u8::try_from(signal.as_raw()).ok().map(|signal| 128 + signal)),
+        Waited::InVain(silence) => (format!("towlined has said nothing for {} s", silence.as_secs()), None),
+    };
+    let text = format!("{why}; the rest of the image is fetched in the background");
+    lock(timeline).step(Step::Warning { text });
+    Ok(code)
 }
 
 /// Makes sure that containers of the image can start.
@@ -173,6 +183,9 @@ fn make(
     let dirs = Dirs::of(&engine.paths, id);
     let Prepared { image, name: image_name, tree, data, lazy, config } = image::prepare(engine, &image, id)?;
     let plan = Plan::new(&image_name, &config, changes)?;
+    if lazy {
+        engine.daemon()?.ahead(image, plan.command())?;
+    }
     let writable = Writable { upper: dirs.home.join("upper"), work: dirs.home.join("work") };
     let root = RootPlan { tree, data, writable: Some(writable) };
     let record = Record {

@@ -3,6 +3,7 @@
 
 use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
+use towline_lazyfs::daemon::protocol::Command;
 use towline_lazyfs::error::{Error, Outcome, Result};
 
 use super::env::{self, Change};
@@ -71,6 +72,12 @@ impl Plan {
         let user = changes.user.or(config.user().clone()).unwrap_or_default();
         let stop_signal = config.stop_signal().clone().filter(|signal| !signal.is_empty()).unwrap_or_else(|| "SIGTERM".into());
         Ok(Self { args, env, cwd, user, stop_signal })
+    }
+
+    /// What runs, as the daemon wants to know it to fetch ahead.
+    pub fn command(&self) -> Command {
+        let path = self.env.iter().find_map(|entry| entry.strip_prefix("PATH="));
+        Command { args: self.args.clone(), path: path.unwrap_or(DEFAULT_PATH).to_owned(), cwd: self.cwd.clone() }
     }
 }
 

@@ -18,7 +18,15 @@ pub struct Rig {
 
 impl Rig {
     pub fn new(towline: Towline, quality: Quality) -> Self {
-        let registry = Registry::start();
+        Self::with(Registry::start(), towline, quality)
+    }
+
+    /// For measurements: a registry that keeps no access log.
+    pub fn quiet(towline: Towline, quality: Quality) -> Self {
+        Self::with(Registry::start_quiet(), towline, quality)
+    }
+
+    fn with(registry: Registry, towline: Towline, quality: Quality) -> Self {
         let link = Link::start(registry.address(), quality).unwrap();
         Self { towline, link, registry }
     }

@@ -27,7 +27,7 @@ fn runs() -> usize {
 
 /// The start in the middle of several, each on an empty store.
 fn median_start(image: &str, link: Quality) -> Start {
-    let mut starts: Vec<Start> = (0..runs()).map(|_| first_output(&Rig::new(Towline::new(), link), image)).collect();
+    let mut starts: Vec<Start> = (0..runs()).map(|_| first_output(&Rig::quiet(Towline::new(), link), image)).collect();
     starts.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
     starts.swap_remove(starts.len() / 2)
 }
@@ -43,11 +43,11 @@ fn first_output(rig: &Rig, image: &str) -> Start {
 
 /// Bytes over the link until the program has ended, when nothing but what it asks for is fetched.
 fn bytes_needed(image: &str) -> u64 {
-    first_output(&Rig::new(Towline::new().demand_only(), Quality::LOOPBACK), image).bytes
+    first_output(&Rig::quiet(Towline::new().demand_only(), Quality::LOOPBACK), image).bytes
 }
 
 fn pull_first(image: &str) -> Start {
-    let rig = Rig::new(Towline::new(), Quality::PROMISE);
+    let rig = Rig::quiet(Towline::new(), Quality::PROMISE);
     let pull = rig.towline.start(&["images", "pull", &rig.image(image)]).wait(PULL).success();
     let run = first_output(&rig, image);
     Start { seconds: pull.elapsed.as_secs_f64() + run.seconds, bytes: run.bytes }

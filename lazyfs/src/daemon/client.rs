@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::protocol::{Event, Hello, MAX_LINE, Message, Prepared, PullRequest, Reply, Request, VERSION};
+use super::protocol::{Command as Runs, Event, Hello, MAX_LINE, Message, Prepared, PullRequest, Reply, Request, VERSION};
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::store::create_private_dir;
@@ -111,6 +111,11 @@ impl Client {
             Reply::Prepared(prepared) => Ok(prepared),
             other => Err(unexpected(&request, &other)),
         }
+    }
+
+    /// Says what a container of `image` is about to run.
+    pub fn ahead(&mut self, image: Digest, command: Runs) -> Result<()> {
+        self.request(&Request::Ahead { image, command }, &mut |_| {}).map(drop)
     }
 
     /// Ends the pin of `container`.

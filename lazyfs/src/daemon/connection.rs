@@ -73,6 +73,7 @@ impl Connection {
                 self.while_sending(received, pull::pull(&daemon, request, events)).await
             }
             Request::Prepare { image, container } => Ok(daemon.prepare(image, container).await.map(Reply::Prepared)),
+            Request::Ahead { image, command } => Ok(daemon.ahead.command(image, command).map(|()| Reply::Ok)),
             Request::Release { container } => Ok(daemon.database.with(move |db| db.unpin(&container)).await.map(|()| Reply::Ok)),
             Request::Watch { image } => {
                 self.stay = None;

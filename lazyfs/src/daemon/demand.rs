@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use tokio::runtime::Handle;
 
+use crate::ahead::Ahead;
 use crate::digest::Digest;
 use crate::fetch::Fetcher;
 use crate::store::Store;
@@ -19,22 +20,28 @@ pub struct Demand {
     runtime: Handle,
     fetcher: Arc<Fetcher>,
     store: Arc<Store>,
+    ahead: Arc<Ahead>,
     logged: Mutex<Vec<(Digest, Instant)>>,
 }
 
 impl Demand {
     /// A resolver that fetches on `runtime`.
-    pub fn new(runtime: Handle, fetcher: Arc<Fetcher>, store: Arc<Store>) -> Arc<Self> {
-        Arc::new(Self { runtime, fetcher, store, logged: Mutex::default() })
+    pub fn new(runtime: Handle, fetcher: Arc<Fetcher>, store: Arc<Store>, ahead: Arc<Ahead>) -> Arc<Self> {
+        Arc::new(Self { runtime, fetcher, store, ahead, logged: Mutex::default() })
     }
 
     async fn answer(&self, digest: Digest, ticket: Ticket) {
+        let begin = Instant::now();
         let local = match self.fetcher.demand(&digest).await {
             Ok(()) => self.store.cas().link_late(&digest),
             Err(error) => Err(error),
         };
         match local {
-            Ok(()) => ticket.arrived(),
+            Ok(()) => {
+                ticket.arrived();
+                tracing::debug!("a program has waited {:?} for {digest}", begin.elapsed());
+                self.ahead.arrived(digest);
+            }
             Err(error) => {
                 if self.is_news(digest) {
                     tracing::error!(file = %digest, "the program gets ELOOP: {}", error.one_line());

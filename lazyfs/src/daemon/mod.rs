@@ -9,6 +9,7 @@
 //! | [`active`] | images on their way to be complete |
 //! | `demand` | from the FUSE trigger to the fetcher |
 //! | [`life`] | when to leave |
+//! | `sweep` | removing what no image names |
 
 pub mod active;
 pub mod client;
@@ -19,3 +20,4 @@ mod demand;
 pub mod life;
 pub mod protocol;
 pub mod server;
+mod sweep;

@@ -43,6 +43,13 @@ pub enum Request {
         /// The container that the pin belongs to.
         container: String,
     },
+    /// Says what a container is about to run, so that what it needs first is fetched before it asks. [`Reply::Ok`], at once.
+    Ahead {
+        /// The image.
+        image: Digest,
+        /// What runs.
+        command: Command,
+    },
     /// Ends the pin of a container; not an error where there is none. [`Reply::Ok`].
     Release {
         /// The container.
@@ -76,6 +83,18 @@ pub struct PullRequest {
     pub credentials: Option<Credentials>,
     /// Talk plain HTTP to the registry even if it is not on this machine.
     pub plain_http: bool,
+}
+
+/// What a container runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Command {
+    /// Program and arguments.
+    pub args: Vec<String>,
+    /// Where programs are looked for, as in `PATH`.
+    pub path: String,
+    /// Working directory.
+    pub cwd: String,
 }
 
 /// How much of an image has to be local before a pull ends.

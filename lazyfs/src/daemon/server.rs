@@ -24,6 +24,8 @@ use super::database::Database;
 use super::demand::Demand;
 use super::life::{Life, Stay};
 use super::protocol::{Prepared, Reply};
+use super::sweep::sweep;
+use crate::ahead::Ahead;
 use crate::error::{Error, Outcome, Result};
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::pull::{self, LayerLocks, Sources};
@@ -49,12 +51,13 @@ pub struct Daemon {
     pub(crate) database: Arc<Database>,
     pub(crate) fetcher: Arc<Fetcher>,
     pub(crate) active: Arc<Active>,
+    pub(crate) ahead: Arc<Ahead>,
     pub(crate) sources: Sources,
     pub(crate) life: Life,
     pub(crate) layer_locks: LayerLocks,
     /// Set once the trigger is unmounted for good.
     pub(crate) handed_off: watch::Sender<bool>,
-    pulls: RwLock<()>,
+    pulls: Arc<RwLock<()>>,
     trigger: Mutex<Option<Trigger>>,
 }
 
@@ -64,15 +67,14 @@ pub struct Ready {
     daemon: Arc<Daemon>,
     listener: UnixListener,
     beginning: Stay,
-    /// Held until the process ends.
-    _lock: std::fs::File,
 }
 
 impl Ready {
     /// Makes everything that can fail: after this, clients can connect.
     pub async fn prepare(paths: Paths, config: FetchConfig) -> Result<Self> {
         create_private_dir(&paths.state)?;
-        let lock = lock(&paths).await?;
+        // Never let go of: the kernel does that when the process has ended, and with it whatever still works on the store.
+        std::mem::forget(lock(&paths).await?);
         let store = Arc::new(Store::open(&paths.root)?);
         crate::store::image::list_and_tidy(&paths.root)?;
         let features = probe::probe(&paths.root, &paths.state)?;
@@ -85,6 +87,7 @@ impl Ready {
         let fetcher = Fetcher::new(store.clone(), config);
         let (life, beginning) = Life::begin();
         let daemon = Arc::new(Daemon {
+            ahead: Ahead::new(fetcher.clone(), store.clone()),
             active: Active::new(store.clone(), database.clone(), fetcher.clone()),
             sources: Sources::open(&paths.state)?,
             store,
@@ -93,18 +96,18 @@ impl Ready {
             life,
             layer_locks: LayerLocks::default(),
             handed_off: watch::Sender::new(false),
-            pulls: RwLock::default(),
+            pulls: Arc::default(),
             trigger: Mutex::default(),
             paths,
         });
         daemon.resume().await?;
         let listener = listen(&daemon.paths.socket())?;
-        Ok(Self { daemon, listener, beginning, _lock: lock })
+        Ok(Self { daemon, listener, beginning })
     }
 
     /// Serves until nothing is lazy any more, or until a signal says to end.
     pub async fn serve(self) -> Result<()> {
-        let Self { daemon, listener, beginning, _lock } = self;
+        let Self { daemon, listener, beginning } = self;
         let mut clients = JoinSet::new();
         let signals = |kind| signal(kind).map_err(|e| Error::io("watching for", "signals", e));
         let (mut terminate, mut interrupt) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
@@ -189,7 +192,7 @@ impl Daemon {
     /// [`super::protocol::Request::RemoveImage`].
     pub(crate) async fn remove_image(&self, image: String) -> Result<Reply> {
         let tried = format!("removing image {image}");
-        let alone = tokio::time::timeout(REMOVE_DEADLINE, self.pulls.write()).await.map_err(|_| {
+        let alone = tokio::time::timeout(REMOVE_DEADLINE, self.pulls.clone().write_owned()).await.map_err(|_| {
             Error::new(Outcome::Busy, tried.clone())
                 .because(format!("a pull is under way for longer than {REMOVE_DEADLINE:?}"))
                 .advise("try again when it has ended")
@@ -198,10 +201,8 @@ impl Daemon {
         let mut bytes_freed = 0;
         if image_removed {
             self.active.detach(&digest).await;
-            let store = self.store.clone();
-            bytes_freed = self.database.with(move |db| store.collect_garbage(db)).await?;
+            bytes_freed = sweep(alone, self.database.clone(), self.store.clone()).await?;
         }
-        drop(alone);
         Ok(Reply::Removed { image_removed, bytes_freed })
     }
 
@@ -212,9 +213,8 @@ impl Daemon {
 
     /// Removes what no image names, unless a pull is under way, which will do it if it fails.
     pub(crate) async fn collect_garbage_if_alone(&self) {
-        let Ok(_alone) = self.pulls.try_write() else { return };
-        let store = self.store.clone();
-        match self.database.with(move |db| store.collect_garbage(db)).await {
+        let Ok(alone) = self.pulls.clone().try_write_owned() else { return };
+        match sweep(alone, self.database.clone(), self.store.clone()).await {
             Ok(freed) => tracing::info!("removed {freed} bytes that no image needs"),
             Err(error) => tracing::error!("{}", error.one_line()),
         }
@@ -239,7 +239,8 @@ impl Daemon {
     async fn mount_trigger(&self) -> Result<()> {
         let mut trigger = self.trigger.lock().await;
         if trigger.is_none() {
-            let resolver = Demand::new(tokio::runtime::Handle::current(), self.fetcher.clone(), self.store.clone());
+            let resolver =
+                Demand::new(tokio::runtime::Handle::current(), self.fetcher.clone(), self.store.clone(), self.ahead.clone());
             *trigger = Some(Trigger::mount(&self.paths.trigger(), Arc::new(resolver))?);
         }
         Ok(())

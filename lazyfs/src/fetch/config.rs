@@ -15,6 +15,9 @@ pub struct FetchConfig {
     pub readahead_max: u64,
     /// Requests for waiting programs that run at the same time.
     pub demand_parallel: usize,
+    /// Files that are fetched at the same time because a program is about to open them; 0: none are. They share the line, and the first is
+    /// wanted first.
+    pub ahead: usize,
     /// After this a program that waits gets an error.
     pub demand_deadline: Duration,
     /// Whether the rest of the image is fetched without being asked for.
@@ -47,6 +50,7 @@ impl Default for FetchConfig {
             readahead: 96 << 10,
             readahead_max: 512 << 10,
             demand_parallel: 8,
+            ahead: 4,
             demand_deadline: Duration::from_secs(30),
             background: true,
             background_idle: Duration::from_millis(150),
@@ -85,6 +89,7 @@ impl FetchConfig {
             "readahead" => self.readahead = number()?,
             "readahead_max" => self.readahead_max = number()?,
             "demand_parallel" => self.demand_parallel = usize::try_from(number()?.clamp(1, 64)).expect("at most 64"),
+            "ahead" => self.ahead = usize::try_from(number()?.min(64)).expect("at most 64"),
             "demand_deadline" => self.demand_deadline = time()?,
             "background" => {
                 self.background = match value {

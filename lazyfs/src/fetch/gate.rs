@@ -30,6 +30,12 @@ impl Gate {
         Waiting(self)
     }
 
+    /// A program will soon wait: counts as if one had waited just now.
+    pub fn expect(&self) {
+        self.state().last = Some(Instant::now());
+        self.changed.notify_waiters();
+    }
+
     /// Whether a program waits.
     pub fn is_busy(&self) -> bool {
         self.state().waiting > 0

@@ -41,7 +41,7 @@ mod transfer;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, watch};
 
@@ -65,6 +65,8 @@ pub struct Fetcher {
     inflight: Arc<InFlight>,
     gate: Gate,
     demands: Semaphore,
+    /// The same for files that are fetched ahead: they must not keep a demand waiting.
+    aheads: Semaphore,
     /// The gaps of layers that some attached image looks into: two images must not write one log.
     gaps: Mutex<HashMap<Digest, Weak<Gaps>>>,
 }
@@ -72,7 +74,7 @@ pub struct Fetcher {
 impl Fetcher {
     /// A fetcher that brings content into `store`.
     pub fn new(store: Arc<Store>, config: FetchConfig) -> Arc<Self> {
-        let demands = Semaphore::new(config.demand_parallel);
+        let (demands, aheads) = (Semaphore::new(config.demand_parallel), Semaphore::new(config.ahead));
         Arc::new(Self {
             store,
             config,
@@ -80,6 +82,7 @@ impl Fetcher {
             inflight: Arc::default(),
             gate: Gate::default(),
             demands,
+            aheads,
             gaps: Mutex::default(),
         })
     }
@@ -93,6 +96,8 @@ impl Fetcher {
             images.retain(|other| other.content.image != image.content.image);
             images.push(Arc::clone(&image));
         }
+        // A container is most likely about to start.
+        self.gate.expect();
         let fetcher = Arc::clone(self);
         // Only progress needs this, so nobody waits for it; what is fetched is looked up in the store one by one.
         drop(tokio::task::spawn_blocking(move || fetcher.find_local(&image)));
@@ -146,6 +151,26 @@ impl Fetcher {
         }
     }
 
+    /// Brings a file that a program is about to open; whether it is in the store then. As urgent as a demand, but tried only once.
+    pub async fn ahead(self: &Arc<Self>, file: &Digest) -> bool {
+        if self.store.cas().contains(file) {
+            return true;
+        }
+        if self.config.ahead == 0 {
+            return false;
+        }
+        let _waiting = self.gate.enter();
+        let begin = Instant::now();
+        let here = tokio::time::timeout(self.config.demand_deadline, self.bring_ahead(*file)).await.unwrap_or(false);
+        tracing::debug!("fetched ahead in {:?}: {file}", begin.elapsed());
+        here
+    }
+
+    /// An attached image that has the file.
+    pub fn image_with(&self, file: &Digest) -> Option<Digest> {
+        self.images().iter().find(|image| image.content.table.lookup(file).is_some()).map(|image| image.content.image)
+    }
+
     /// Brings everything that is missing, behind all demands, and checks every layer against its diffID. Goes on through failures
     /// that may pass, for ever. [`Outcome::Integrity`]: a file is damaged in the registry (everything else is here then), or a layer
     /// is not what the image's configuration says. Dropping this stops it; what is local stays.
@@ -156,6 +181,7 @@ impl Fetcher {
         if !self.config.background {
             return std::future::pending().await;
         }
+        self.accompany(&image).await;
         let mut pauses = self.pauses();
         while let Err(error) = self.learn_gaps(&image).await {
             if matches!(error.outcome(), Outcome::Integrity | Outcome::BadInput) {

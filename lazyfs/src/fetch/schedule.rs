@@ -58,11 +58,41 @@ impl Fetcher {
         }
     }
 
+    /// Brings a file that a program is about to open, if that works at once. Claims it only when it is its turn, so that a program which is
+    /// faster need not wait for the others.
+    pub(super) async fn bring_ahead(self: &Arc<Self>, file: Digest) -> bool {
+        let _permit = self.aheads.acquire().await.expect("the semaphore is never closed");
+        let Ok((image, layer, nth)) = self.find(&file) else { return false };
+        let control: Arc<Control> = Arc::default();
+        control.urge();
+        let flight = match self.inflight.claim(file, &control) {
+            Claimed::Theirs(flight) => {
+                flight.control.urge();
+                flight
+            }
+            Claimed::Mine(_) if self.store.cas().contains(&file) => return true,
+            Claimed::Mine(claim) => {
+                let flight = Arc::clone(claim.flight());
+                let transfer = self.make(&image, layer, vec![Part::File(nth)], vec![claim], Origin::Readahead, control);
+                // A task of its own: a program may wait for it by the time that we are given up.
+                let this = Arc::clone(self);
+                tokio::spawn(async move { this.urgently(transfer).await });
+                flight
+            }
+        };
+        matches!(flight.landed().await, Landing::Stored)
+    }
+
     async fn demanded(self: Arc<Self>, image: Arc<Image>, layer: usize, nth: usize, claim: Claim, control: Arc<Control>) {
         let _permit = self.demands.acquire().await.expect("the semaphore is never closed");
+        let transfer = self.plan_demand(&image, layer, nth, claim, control);
+        self.urgently(transfer).await;
+    }
+
+    /// Carries out a transfer that is as patient as whoever waits for it.
+    async fn urgently(self: &Arc<Self>, transfer: Transfer) {
         let deadline = self.config.demand_deadline;
         let backoff = || Backoff::new(self.config.backoff_first, self.config.backoff_max, Some(deadline));
-        let transfer = self.plan_demand(&image, layer, nth, claim, control);
         if let Err(error) = self.deliver(transfer, backoff).await {
             tracing::debug!("{}", error.one_line());
         }
@@ -159,6 +189,18 @@ impl Fetcher {
             }
         }
         Ok(report.yielded)
+    }
+
+    /// Does nothing but fetch around the places where programs wait, until none has waited for a while: what takes time from a starting
+    /// container has to come later.
+    pub(super) async fn accompany(self: &Arc<Self>, image: &Arc<Image>) {
+        while let Some(hot) = self.turn(image).await {
+            let backoff = || Backoff::new(self.config.backoff_first, self.config.backoff_max, Some(BACKGROUND_PATIENCE));
+            if let Err(error) = self.deliver(hot, backoff).await {
+                // The sweep will meet it too, if it lasts, and say so.
+                return tracing::debug!("{}", error.one_line());
+            }
+        }
     }
 
     /// Fetches everything that is missing; ends when nothing is, but for files that are damaged.

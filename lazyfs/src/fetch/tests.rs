@@ -402,8 +402,8 @@ async fn the_background_brings_the_rest_once_and_goes_on_after_a_restart() {
     assert_eq!(rig.local().len(), lengths.len());
     let progress = rig.progress();
     assert_eq!((progress.bytes_local, progress.percent()), (progress.bytes_total, 100));
-    // Small files that were demanded before the gaps around them are fetched along once more.
-    assert!(progress.fetched() <= progress.bytes_total * 21 / 20, "{progress:?}");
+    // Small files that came before it was known what lies between them are fetched along once more.
+    assert!(progress.fetched() <= progress.bytes_total * 11 / 10, "{progress:?}");
     let longest = rig.fake.requests().iter().map(|r| r.end - r.start).max().unwrap();
     assert!(longest <= 65_536 || longest <= (96 << 10) + 20_000, "a request of {longest} bytes");
 

@@ -145,7 +145,10 @@ async fn from_toc(source: &dyn Source, layer: &Digest, location: &TocLocation) -
         attempt += 1;
         let compressed = read_range(source, layer, location.range.clone()).await?;
         tracing::debug!("parsing {length} bytes of the table of contents of {layer}");
-        match zstd_chunked::parse(layer, location, &compressed) {
+        // On a thread of its own: the layers' tables are parsed side by side, and others go on arriving.
+        let (digest, place) = (*layer, location.clone());
+        let parsed = blocking("reading a table of contents", move || zstd_chunked::parse(&digest, &place, &compressed)).await;
+        match parsed {
             Err(error) if error.outcome() == Outcome::Integrity && attempt < ATTEMPTS => {
                 tracing::warn!("asking again: {}", error.one_line());
             }

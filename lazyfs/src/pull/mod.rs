@@ -180,16 +180,20 @@ fn build(
     record: ImageRecord,
 ) -> Result<(u64, u64)> {
     let layers: Vec<_> = indexed.iter().zip(diff_ids).map(|(layer, diff_id)| layer.describe(*diff_id)).collect();
-    tracing::debug!("building the mapping table of {image}");
-    let table = table::build(&layers)?;
-    tracing::debug!("merging {} layers", layers.len());
-    let tree = merge::merge(indexed.iter().map(|layer| &layer.index))?;
-    tracing::debug!("writing the tree");
-    let image_bytes = erofs::write(&tree)?;
+    tracing::debug!("building tree and mapping table of {image} from {} layers", layers.len());
+    // Both are made of the same indexes, and somebody waits.
+    let (table, tree) = std::thread::scope(|scope| {
+        let table = scope.spawn(|| table::build(&layers));
+        let tree = merge::merge(indexed.iter().map(|layer| &layer.index)).and_then(|tree| {
+            tracing::debug!("writing the tree");
+            Ok((erofs::write(&tree)?, tree.counts()))
+        });
+        (table.join().expect("building a table does not panic"), tree)
+    });
+    let (table, (image_bytes, counts)) = (table?, tree?);
     tracing::debug!("storing {} and {} bytes", image_bytes.len(), table.len());
     store.image(&image).write(&image_bytes, &table, record)?;
     tracing::debug!("{image} is built");
-    let counts = tree.counts();
     Ok((counts.entries, counts.bytes))
 }
 

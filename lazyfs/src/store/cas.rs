@@ -10,9 +10,11 @@
 //! An object is written into an unnamed file (O_TMPFILE) and gets its name only when its digest is right, so a writer that is
 //! killed leaves nothing behind.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::DirEntryExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
@@ -138,22 +140,29 @@ impl Cas {
         Ok(())
     }
 
-    /// Every object that is here, in no order.
-    pub fn list(&self) -> Result<Vec<Digest>> {
-        let mut all = Vec::new();
-        for byte in 0..=255u8 {
-            let prefix = format!("{byte:02x}");
-            let dir = self.objects_dir().join(&prefix);
-            for entry in std::fs::read_dir(&dir).map_err(|e| Error::io("listing", &dir, e))? {
-                let name = entry.map_err(|e| Error::io("listing", &dir, e))?.file_name();
-                if let Some(rest) = name.to_str()
-                    && let Ok(digest) = Digest::from_hex(&format!("{prefix}{rest}"))
-                {
-                    all.push(digest);
-                }
+    /// Removes all objects but these; yields their size in bytes. The caller makes sure that no image names any other.
+    pub fn remove_all_but(&self, keep: &HashSet<Digest>) -> Result<u64> {
+        let mut freed = 0;
+        // Most objects have no late link, so it is asked once which have.
+        for (dir, path) in [(&self.late, self.late_dir()), (&self.objects, self.objects_dir())] {
+            let mut unnamed: Vec<(u64, Digest)> = list(&path)?.into_iter().filter(|(_, digest)| !keep.contains(digest)).collect();
+            // Inodes that were made one after the other are beside each other on the disk; names are not.
+            unnamed.sort_unstable();
+            for (_, digest) in unnamed {
+                let name = digest.object_path();
+                let failed = |e: Errno| Error::io("removing", path.join(&name), e);
+                let stat = rustix::fs::statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+                rustix::fs::unlinkat(dir, &name, AtFlags::empty()).map_err(failed)?;
+                // The last name is what holds the bytes.
+                freed += if stat.st_nlink == 1 { u64::try_from(stat.st_size).unwrap_or(0) } else { 0 };
             }
         }
-        Ok(all)
+        Ok(freed)
+    }
+
+    /// Every object that is here, in no order.
+    pub fn list(&self) -> Result<Vec<Digest>> {
+        Ok(list(&self.objects_dir())?.into_iter().map(|(_, digest)| digest).collect())
     }
 
     /// Makes everything that was stored so far durable, with one system call for the whole file system.
@@ -217,9 +226,51 @@ impl ObjectWriter<'_> {
     }
 }
 
+/// What `cas/` or `late/` has, with the numbers of the inodes.
+fn list(dir: &Path) -> Result<Vec<(u64, Digest)>> {
+    let mut all = Vec::new();
+    for byte in 0..=255u8 {
+        let prefix = format!("{byte:02x}");
+        let dir = dir.join(&prefix);
+        for entry in std::fs::read_dir(&dir).map_err(|e| Error::io("listing", &dir, e))? {
+            let entry = entry.map_err(|e| Error::io("listing", &dir, e))?;
+            if let Some(rest) = entry.file_name().to_str()
+                && let Ok(digest) = Digest::from_hex(&format!("{prefix}{rest}"))
+            {
+                all.push((entry.ino(), digest));
+            }
+        }
+    }
+    Ok(all)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_kept_goes_with_its_late_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let cas = Cas::open(dir.path()).unwrap();
+        let objects: Vec<Digest> = (0..50u8)
+            .map(|n| {
+                let mut writer = cas.writer().unwrap();
+                writer.write(&vec![n; 1000]).unwrap();
+                let digest = writer.finish().unwrap();
+                if n % 3 == 0 {
+                    cas.link_late(&digest).unwrap();
+                }
+                digest
+            })
+            .collect();
+        let keep: HashSet<Digest> = objects.iter().step_by(2).copied().collect();
+        assert_eq!(cas.remove_all_but(&keep).unwrap(), 25 * 1000);
+        for (n, digest) in objects.iter().enumerate() {
+            let late = cas.late_dir().join(digest.object_path()).exists();
+            assert_eq!((cas.contains(digest), late), (n % 2 == 0, n % 6 == 0), "object {n}");
+        }
+        assert_eq!(cas.remove_all_but(&keep).unwrap(), 0);
+    }
 
     #[test]
     fn an_object_appears_whole_or_not_at_all() {

@@ -92,32 +92,30 @@ impl Store {
         Ok(Prepared { image: image.digest, name, tree: files.tree(), data, lazy, config: record.config })
     }
 
-    /// Removes everything that no image of the database names, and returns how many bytes became free. The caller makes sure that
-    /// no pull is under way: the content of an image is stored before its row.
-    pub fn collect_garbage(&self, db: &Db) -> Result<u64> {
-        let mut images = HashSet::new();
-        let mut layers = HashSet::new();
-        let mut objects = HashSet::new();
+    /// What the images of the database name.
+    pub fn named(&self, db: &Db) -> Result<Named> {
+        let mut named = Named::default();
         for row in db.images()? {
             let table = Table::open(&self.image(&row.digest).table())?;
-            layers.extend(table.layers().map(|layer| layer.digest.hex()));
-            objects.extend(table.files().map(|file| file.digest));
-            images.insert(row.digest);
+            named.layers.extend(table.layers().map(|layer| layer.digest.hex()));
+            named.objects.extend(table.files().map(|file| file.digest));
+            named.images.insert(row.digest);
         }
-        let mut freed = 0;
-        for digest in self.cas.list()? {
-            if !objects.contains(&digest) {
-                freed += self.cas.size(&digest).unwrap_or(0);
-                self.cas.remove(&digest)?;
-            }
-        }
+        Ok(named)
+    }
+
+    /// Removes everything that is not named, and returns how many bytes became free. The caller makes sure that no pull is under way
+    /// from before the names were read: the content of an image is stored before its row.
+    pub fn sweep(&self, named: &Named) -> Result<u64> {
+        let Named { images, layers, objects } = named;
+        let mut freed = self.cas.remove_all_but(objects)?;
         for digest in image::list_and_tidy(&self.root)? {
             if !images.contains(&digest) {
                 self.image(&digest).remove()?;
             }
         }
         for dir in [self.indexes_dir(), self.gaps_dir()] {
-            freed += remove_unnamed(&dir, &layers)?;
+            freed += remove_unnamed(&dir, layers)?;
         }
         Ok(freed)
     }
@@ -130,6 +128,15 @@ impl Store {
     fn indexes_dir(&self) -> PathBuf {
         self.root.join("indexes")
     }
+}
+
+/// Everything that images name, and that therefore stays.
+#[derive(Debug, Default)]
+pub struct Named {
+    images: HashSet<Digest>,
+    /// As they are in file names.
+    layers: HashSet<String>,
+    objects: HashSet<Digest>,
 }
 
 /// Creates a directory that only its owner may enter, and its parents likewise; one that exists stays as it is. Mounted roots have

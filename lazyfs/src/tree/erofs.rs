@@ -25,6 +25,7 @@
 
 mod directory;
 mod format;
+pub mod read;
 mod xattr;
 
 use std::collections::HashMap;

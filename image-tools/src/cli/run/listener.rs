@@ -1,10 +1,11 @@
 //! Listens to the daemon for as long as an image arrives, also after the container has ended.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::pipe::PipeFlags;
 use rustix::process::Signal;
 use towline_lazyfs::daemon::client::Client;
@@ -16,11 +17,27 @@ use crate::engine::Engine;
 use crate::relay::process::Signals;
 use crate::timeline::step::Step;
 
+/// How long the daemon may say nothing before it is no longer waited for: long enough for it to try a broken registry again several times.
+const SILENCE: Duration = Duration::from_secs(120);
+
 /// A thread that moves the timeline on with what the daemon says.
 pub struct Listener {
     thread: JoinHandle<()>,
     /// Hangs up when the thread ends.
     ended: OwnedFd,
+    /// When the daemon said something last.
+    heard: Arc<Mutex<Instant>>,
+}
+
+/// Why waiting for the rest of an image ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waited {
+    /// All of it is local, or the daemon has gone.
+    ToTheEnd,
+    /// The user has seen enough.
+    Interrupted(Signal),
+    /// The daemon has said nothing for so long.
+    InVain(Duration),
 }
 
 impl Listener {
@@ -30,9 +47,14 @@ impl Listener {
         let pipe = rustix::pipe::pipe_with(PipeFlags::CLOEXEC);
         let (ended, alive) = pipe.map_err(|e| Error::io("creating", "a pipe", e))?;
         let timeline = Arc::clone(timeline);
+        let heard = Arc::new(Mutex::new(Instant::now()));
+        let told = Arc::clone(&heard);
         let thread = std::thread::spawn(move || {
             let _alive = alive;
-            let mut note = |event| lock(&timeline).event(event);
+            let mut note = |event| {
+                *told.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+                lock(&timeline).event(event);
+            };
             let watched = daemon.watch(image, &mut note).and_then(|()| daemon.wait_gone(&mut note));
             let last = match watched {
                 Ok(()) => Step::DaemonGone,
@@ -40,14 +62,17 @@ impl Listener {
             };
             lock(&timeline).step(last);
         });
-        Ok(Some(Self { thread, ended }))
+        Ok(Some(Self { thread, ended, heard }))
     }
 
-    /// Waits for its end, or for the user to have seen enough: the signal that said so. The image goes on arriving in any case.
-    pub fn wait(self, signals: &Signals) -> Result<Option<Signal>> {
+    /// Waits for its end. The image goes on arriving in any case.
+    pub fn wait(self, signals: &Signals) -> Result<Waited> {
         loop {
+            let silent = self.heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+            let Some(left) = SILENCE.checked_sub(silent) else { return Ok(Waited::InVain(SILENCE)) };
+            let deadline = Timespec { tv_sec: left.as_secs().cast_signed() + 1, tv_nsec: 0 };
             let mut fds = [PollFd::new(&self.ended, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
-            match rustix::event::poll(&mut fds, None) {
+            match rustix::event::poll(&mut fds, Some(&deadline)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(Error::io("waiting for", "towlined", e)),
             }
@@ -56,13 +81,13 @@ impl Listener {
             }
             while let Some(signal) = signals.next()? {
                 if [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT].contains(&signal) {
-                    return Ok(Some(signal));
+                    return Ok(Waited::Interrupted(signal));
                 }
             }
         }
         if self.thread.join().is_err() {
             crate::cli::warn("watching the pull failed");
         }
-        Ok(None)
+        Ok(Waited::ToTheEnd)
     }
 }

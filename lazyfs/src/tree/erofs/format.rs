@@ -15,7 +15,7 @@ pub(super) const EXTENDED: u64 = 64;
 pub(super) const SUPERBLOCK_OFFSET: usize = 1024;
 pub(super) const SUPERBLOCK: usize = 128;
 
-const MAGIC: u32 = 0xE0F5_E1E2;
+pub(super) const MAGIC: u32 = 0xE0F5_E1E2;
 /// The checksum of the superblock is right.
 const COMPAT_CHECKSUM: u32 = 1;
 /// Times of inodes are those of their last modification.

@@ -1,0 +1,174 @@
+//! What a program opens before its own first instruction, fetched before it asks: the dynamic linker opens the interpreter and one library
+//! after the other, and each would cost a round trip.
+//!
+//! ```text
+//! command of a container ──► its program, files that it names ─┐
+//! file that a program waited for has come ─────────────────────┤
+//!                                                              ▼
+//!             in the store? ── no ──► fetched like a demand, a few at a time
+//!                  │ yes                          │
+//!                  ▼                              ▼
+//!        #! script: interpreter      ELF: interpreter, DT_NEEDED      (looked up in the image's stored tree) ──► the same again
+//! ```
+//!
+//! | module | what |
+//! |---|---|
+//! | elf | what an ELF file needs (pure) |
+//! | places | where that is in a tree |
+//!
+//! A guess that is wrong costs bytes, never correctness: nothing here makes a file visible that the fetcher has not verified. There are
+//! no locks; each command and each file has a task of its own.
+
+mod elf;
+mod places;
+#[cfg(test)]
+mod sample;
+
+use std::collections::HashSet;
+use std::io::Read as _;
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+use towline_sys::mmap::MappedFile;
+
+use crate::daemon::protocol::Command;
+use crate::digest::Digest;
+use crate::error::{Error, Outcome, Result};
+use crate::fetch::Fetcher;
+use crate::store::Store;
+use crate::tree::erofs::read::{FoundFile, StoredTree};
+
+/// How many files one program or library may bring along.
+const MAX_FILES: usize = 256;
+
+/// Bytes that tell what a file is.
+const BEGINNING: u64 = 256;
+
+/// Fetches ahead for the images of one store.
+pub struct Ahead {
+    fetcher: Arc<Fetcher>,
+    store: Arc<Store>,
+}
+
+/// Whose needs are looked up.
+struct Case {
+    store: Arc<Store>,
+    tree: StoredTree,
+    /// What the container runs, where that is known.
+    command: Option<Command>,
+}
+
+impl Ahead {
+    /// Fetches with `fetcher` into `store`.
+    pub fn new(fetcher: Arc<Fetcher>, store: Arc<Store>) -> Arc<Self> {
+        Arc::new(Self { fetcher, store })
+    }
+
+    /// A container of `image` is about to run `command`. Returns at once. To be called in a tokio runtime, as everything here.
+    pub fn command(self: &Arc<Self>, image: Digest, command: Command) -> Result<()> {
+        let tree = StoredTree::open(&self.store.image(&image).tree())?;
+        let mut roots = places::arguments(&tree, &command);
+        roots.extend(places::program(&tree, &command));
+        let case = Arc::new(Case { store: self.store.clone(), tree, command: Some(command) });
+        tokio::spawn(self.clone().bring_all(case, roots));
+        Ok(())
+    }
+
+    /// A file that a program waited for is in the store now: the libraries that it needs are what the program opens next.
+    pub fn arrived(self: &Arc<Self>, file: Digest) {
+        let this = self.clone();
+        tokio::spawn(async move {
+            let looked = this.clone();
+            let found = blocking("looking for libraries", move || looked.needs_of(&file)).await;
+            match found {
+                Ok(Some((case, needed))) => this.bring_all(Arc::new(case), needed).await,
+                Ok(None) => {}
+                Err(error) => tracing::debug!("{}", error.one_line()),
+            }
+        });
+    }
+
+    fn needs_of(&self, file: &Digest) -> Result<Option<(Case, Vec<FoundFile>)>> {
+        let Some(needs) = Thing::open(&self.store, file)?.elf_needs() else { return Ok(None) };
+        if needs.libraries.is_empty() && needs.interpreter.is_none() {
+            return Ok(None);
+        }
+        let Some(image) = self.fetcher.image_with(file) else { return Ok(None) };
+        let tree = StoredTree::open(&self.store.image(&image).tree())?;
+        let needed = places::of_elf(&tree, &needs, None);
+        Ok(Some((Case { store: self.store.clone(), tree, command: None }, needed)))
+    }
+
+    /// Brings files and what they need, and what that needs.
+    async fn bring_all(self: Arc<Self>, case: Arc<Case>, roots: Vec<FoundFile>) {
+        let mut seen = HashSet::new();
+        let mut tasks = JoinSet::new();
+        let mut found = roots;
+        loop {
+            for file in found.drain(..) {
+                if seen.len() < MAX_FILES && seen.insert(file.digest) {
+                    tasks.spawn(self.clone().bring(case.clone(), file));
+                }
+            }
+            match tasks.join_next().await {
+                None => return,
+                Some(Ok(needed)) => found = needed,
+                Some(Err(error)) => tracing::debug!("fetching ahead: {error}"),
+            }
+        }
+    }
+
+    /// Brings one file; yields what it needs. Nothing where it could not be had: whoever really opens it hears why.
+    async fn bring(self: Arc<Self>, case: Arc<Case>, file: FoundFile) -> Vec<FoundFile> {
+        if !self.fetcher.ahead(&file.digest).await {
+            return Vec::new();
+        }
+        let needed = blocking("looking for libraries", move || case.needs(&file)).await;
+        needed.unwrap_or_else(|error| {
+            tracing::debug!("{}", error.one_line());
+            Vec::new()
+        })
+    }
+}
+
+impl Case {
+    fn needs(&self, file: &FoundFile) -> Result<Vec<FoundFile>> {
+        let thing = Thing::open(&self.store, &file.digest)?;
+        if let Some(needs) = thing.elf_needs() {
+            return Ok(places::of_elf(&self.tree, &needs, Some(&places::directory(&file.path))));
+        }
+        Ok(self.command.as_ref().map(|command| places::of_script(&self.tree, command, &thing.beginning)).unwrap_or_default())
+    }
+}
+
+/// An object of the store, looked at.
+struct Thing {
+    beginning: Vec<u8>,
+    /// All of it, where it is an ELF file. Objects do not change.
+    elf: Option<MappedFile>,
+}
+
+impl Thing {
+    fn open(store: &Store, digest: &Digest) -> Result<Self> {
+        let file = store.cas().get(digest)?;
+        let failed = |e| Error::io("reading", store.cas().objects_dir().join(digest.object_path()), e);
+        let mut beginning = Vec::new();
+        (&file).take(BEGINNING).read_to_end(&mut beginning).map_err(failed)?;
+        let elf = elf::is_elf(&beginning).then(|| MappedFile::map(&file)).transpose().map_err(failed)?;
+        Ok(Self { beginning, elf })
+    }
+
+    fn elf_needs(&self) -> Option<elf::Needs> {
+        self.elf.as_ref().map(|bytes| elf::needs(bytes))
+    }
+}
+
+async fn blocking<T: Send + 'static>(tried: &str, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| Error::new(Outcome::Io, tried).because(e))?
+}
+
+impl std::fmt::Debug for Ahead {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ahead").field("fetcher", &self.fetcher).finish_non_exhaustive()
+    }
+}
