@@ -11,6 +11,7 @@
 //! | [`procfs`] | the one verified descriptor of /proc |
 //! | [`exe`] | the protection of the runtime's own binary |
 //! | [`cgroup`], [`seccomp`], [`capabilities`] | limits and privileges |
+//! | [`systemd`] | a small D-Bus client, for the cgroup manager systemd |
 //! | [`client`] | a typed wrapper with which the other crates drive the binary |
 //!
 //! The runtime is single-threaded and synchronous. Every wait is a `poll` on descriptors with a deadline.
@@ -32,6 +33,7 @@ pub mod seccomp;
 pub mod signal;
 pub mod size;
 pub mod state;
+pub mod systemd;
 pub mod time;
 
 pub use error::{Error, Outcome, Result};

@@ -1,4 +1,4 @@
-//! The cgroups of one container: made, limited, joined, frozen, emptied, removed. Driver: cgroupfs.
+//! The cgroups of one container: made, limited, joined, frozen, emptied, removed. Drivers: cgroupfs, and systemd (`systemd/`).
 //!
 //! A container has one directory in each mounted hierarchy, a [`Place`]:
 //!
@@ -34,6 +34,7 @@ mod need;
 mod parents;
 mod path;
 mod process;
+pub mod systemd;
 #[cfg(test)]
 mod tests;
 mod v1;
@@ -57,6 +58,7 @@ use file::Files;
 pub use host::{Hierarchy, Host, Mode, Version};
 use journal::Journal;
 pub use mounts::{CgroupMount, Entry, Source};
+pub use path::looks_like_systemd as names_unit;
 
 /// How long joining may be refused with EINVAL: before 5.4 a process that was forked a moment ago could not be moved.
 const JOIN_DEADLINE: Duration = Duration::from_millis(200);
@@ -102,6 +104,9 @@ pub struct CgroupManager {
     places: Vec<Place>,
     #[serde(skip)]
     warnings: Vec<String>,
+    /// With the systemd driver: the unit that these are the cgroups of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unit: Option<systemd::Unit>,
 }
 
 impl CgroupManager {
@@ -136,7 +141,7 @@ impl CgroupManager {
                 })
             })
             .collect::<Result<_>>()?;
-        let mut manager = Self { mode: host.mode(), places, warnings: ignored(resources) };
+        let mut manager = Self { mode: host.mode(), places, unit: None, warnings: ignored(resources) };
         let mut made = Vec::new();
         let done = manager
             .make_directories(resources, &mut made)
@@ -202,7 +207,11 @@ impl CgroupManager {
             self.hand_down(place, resources)?;
         }
         let journal = Journal::default();
-        let done = self.apply_limits(resources, Some(&journal)).and_then(|()| self.change_devices(&rules));
+        let done = self
+            .apply_limits(resources, Some(&journal))
+            .and_then(|()| self.unit.as_ref().map_or(Ok(()), |unit| unit.update(resources, self.mode)))
+            // Last: where systemd writes a device list, it is wider than the rules.
+            .and_then(|()| self.change_devices(&rules));
         let Err(error) = done else { return Ok(ignored(resources)) };
         let left = journal.undo();
         if left.is_empty() {

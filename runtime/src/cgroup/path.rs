@@ -54,12 +54,12 @@ fn clean(path: &Path) -> PathBuf {
 }
 
 /// `slice:prefix:name` is what callers pass together with `--systemd-cgroup`.
-fn looks_like_systemd(path: &Path) -> bool {
+pub fn looks_like_systemd(path: &Path) -> bool {
     path.to_str().is_some_and(|text| !text.contains('/') && text.split(':').count() == 3)
 }
 
 fn systemd_form(path: &Path) -> Error {
     Error::new(Outcome::Unsupported, format!("linux.cgroupsPath {:?}", path.display()))
-        .because("this is the slice:prefix:name form of the systemd cgroup driver, which is not there yet")
-        .advise("set the caller's cgroup manager to cgroupfs (podman: --cgroup-manager=cgroupfs)")
+        .because("this is the slice:prefix:name form of the systemd cgroup manager, and the cgroup manager is cgroupfs")
+        .advise("use --systemd-cgroup, or set the caller's cgroup manager to cgroupfs (podman: --cgroup-manager=cgroupfs)")
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::host::Version;
+use super::systemd::Unit;
 use super::{CgroupManager, Place, file, parents};
 use crate::error::{Error, Outcome, Result};
 
@@ -176,6 +177,10 @@ impl CgroupManager {
     /// # Errors
     /// Those of [`CgroupManager::kill_all`] and [`CgroupManager::remove`].
     pub fn clear(&self) -> Result<()> {
+        if self.unit.is_some() {
+            self.kill_all()?;
+            return self.remove();
+        }
         for place in &self.places {
             match fs::remove_dir(&place.dir) {
                 Ok(()) => {}
@@ -196,6 +201,16 @@ impl CgroupManager {
     /// # Errors
     /// `Busy`, with the processes that are still there, after five seconds.
     pub fn remove(&self) -> Result<()> {
+        let stopped = self.unit.as_ref().map_or(Ok(()), Unit::stop);
+        // A systemd that does not answer must not keep a container from going: it notices by itself that a scope became empty.
+        // What counts is that the directories are gone.
+        self.remove_directories().map_err(|error| match &stopped {
+            Err(cause) => error.advise(cause.one_line()),
+            Ok(()) => error,
+        })
+    }
+
+    fn remove_directories(&self) -> Result<()> {
         let mut backoff = Backoff::new(REMOVE_DEADLINE);
         let mut left: Vec<&Place> = self.places.iter().collect();
         loop {

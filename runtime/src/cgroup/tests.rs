@@ -315,6 +315,7 @@ fn the_container_sees_its_part_of_each_hierarchy() {
                 made_above: 0,
             })
             .collect(),
+        unit: None,
     };
     let (base, hybrid) = fake(&["cpu,cpuacct", "memory", "name=systemd"], Some("hugetlb"));
     let CgroupMount::Split { entries, links } = manager(&hybrid).mount_parts(true) else { panic!("not split") };

@@ -15,12 +15,14 @@ mod start;
 mod state;
 mod update;
 
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use towline_runtime::cgroup::systemd::{Environment, Systemd};
 use towline_runtime::container::Context;
-use towline_runtime::{Error, Outcome, Result, exe, seccomp};
+use towline_runtime::{Error, Result, exe, seccomp};
 
 use log::Log;
 
@@ -57,7 +59,7 @@ struct Global {
     /// Log more
     #[arg(long)]
     debug: bool,
-    /// Let systemd manage the cgroups (not supported yet)
+    /// Let systemd manage the cgroups: linux.cgroupsPath is slice:prefix:name
     #[arg(long)]
     systemd_cgroup: bool,
     /// Who manages the cgroups
@@ -157,11 +159,6 @@ fn dispatch(cli: &Cli, log: &Log) -> Result<u8> {
 }
 
 fn open(global: &Global) -> Result<Context> {
-    if global.systemd_cgroup || global.cgroup_manager == Manager::Systemd {
-        return Err(Error::new(Outcome::Unsupported, "choosing a cgroup manager")
-            .because("systemd is not supported by this version of towline-oci")
-            .advise("use cgroupfs (podman: --cgroup-manager=cgroupfs; containerd: SystemdCgroup = false)"));
-    }
     let rootless = match global.rootless {
         When::Auto => !rustix::process::geteuid().is_root(),
         When::True => true,
@@ -175,5 +172,24 @@ fn open(global: &Global) -> Result<Context> {
     };
     let mut context = Context::open(&root, global.cgroup_manager != Manager::Disabled, rootless)?;
     context.filters = Some(seccomp::Cache::new(seccomp::cache::below(&run)));
+    if global.systemd_cgroup || global.cgroup_manager == Manager::Systemd {
+        context.systemd = Some(systemd(&context)?);
+    }
     Ok(context)
+}
+
+/// The host's systemd for the host's root, and for everybody else the one of their session; also for a user who is root in a user
+/// namespace.
+fn systemd(context: &Context) -> Result<Systemd> {
+    let environment = Environment {
+        runtime_dir: std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from),
+        session_bus: std::env::var_os("DBUS_SESSION_BUS_ADDRESS").map(OsStringExt::into_vec),
+        system_bus: std::env::var_os("DBUS_SYSTEM_BUS_ADDRESS").map(OsStringExt::into_vec),
+    };
+    let map = context.proc.read("self/uid_map").map_err(|cause| Error::sys("reading /proc/self/uid_map", cause))?;
+    let initial = map.split_whitespace().eq(["0", "0", "4294967295"]);
+    Ok(match initial && rustix::process::geteuid().is_root() {
+        true => Systemd::system(&environment),
+        false => Systemd::user(&environment),
+    })
 }

@@ -13,6 +13,7 @@ use super::Context;
 use super::console::Receiver;
 use super::prepare::{linux, plan_container};
 use crate::bundle::Bundle;
+use crate::cgroup::systemd::Planned;
 use crate::cgroup::{CgroupManager, Entrance};
 use crate::client::Status;
 use crate::error::{Error, Outcome, Result};
@@ -70,6 +71,8 @@ pub struct Built<'a> {
     pub bundle: Bundle,
     /// The terminal's master, when the caller did not name a console socket.
     pub console: Option<OwnedFd>,
+    /// The systemd scope that init is to be put in.
+    scope: Option<Planned>,
     kept: bool,
 }
 
@@ -130,19 +133,21 @@ pub fn build<'a>(context: &'a Context, id: &ContainerId, options: &BuildOptions,
     let mut container = plan_container(&bundle, options, &plan.namespaces, record.to_state(Status::Creating))?;
 
     let dir = context.root.create(id)?;
-    let mut built = Built { context, dir, init: None, record, bundle, console: None, kept: false };
+    let mut built = Built { context, dir, init: None, record, bundle, console: None, scope: None, kept: false };
     built.dir.save_config(&built.bundle.json)?;
     if let Some(filter) = &plan.seccomp {
         built.dir.save_filter(filter)?;
     }
-    built.record.cgroup = make_cgroup(context, &built.bundle.spec, id)?;
+    (built.record.cgroup, built.scope) = make_cgroup(context, &built.bundle.spec, id, &built.record.annotations)?;
     built.dir.save(&built.record)?;
     if starter == Starter::Later {
         container.start_socket = Some(built.dir.listen_start()?);
     }
     let own_cgroup_view = plan.namespaces.makes(Kind::CGROUP);
     container.cgroup_mount = built.record.cgroup.as_ref().map(|cgroup| cgroup.mount_parts(own_cgroup_view));
-    plan.entrance = built.record.cgroup.as_ref().map(CgroupManager::entrance).transpose()?;
+    // A scope has no cgroup to enter before there is a process for it.
+    let cgroup = built.record.cgroup.as_ref().filter(|_| built.scope.is_none());
+    plan.entrance = cgroup.map(CgroupManager::entrance).transpose()?;
     start_init(&mut built, &plan, &mut container).map_err(|error| last_words(&built, error))?;
     built.console = converse(&mut built, receiver)?;
     finish(&mut built, options)?;
@@ -178,8 +183,10 @@ fn start_init(built: &mut Built<'_>, plan: &Plan, container: &mut ContainerPlan)
         spawned.channel.send(&Message::Mapped, None)?;
     }
     if plan.entrance.is_none() {
-        if let Some(cgroup) = &built.record.cgroup {
-            cgroup.join(Pid::from_raw(pid).expect("a child has a positive pid"))?;
+        let init = Pid::from_raw(pid).expect("a child has a positive pid");
+        if let (Some(cgroup), Some(scope)) = (built.record.cgroup.as_mut(), built.scope.take()) {
+            scope.start(cgroup, init)?;
+            cgroup.take_warnings().into_iter().for_each(|warning| built.context.warn(warning));
         }
         spawned.channel.send(&Message::InCgroup, None)?;
     }
@@ -295,20 +302,30 @@ fn owner() -> String {
     if uid.is_root() { "root".to_owned() } else { uid.as_raw().to_string() }
 }
 
-fn make_cgroup(context: &Context, spec: &Spec, id: &ContainerId) -> Result<Option<CgroupManager>> {
+/// The container's cgroups; those of a systemd scope are there when the scope is started with init in it.
+fn make_cgroup(
+    context: &Context,
+    spec: &Spec,
+    id: &ContainerId,
+    annotations: &BTreeMap<String, String>,
+) -> Result<(Option<CgroupManager>, Option<Planned>)> {
     if !context.cgroups {
-        return Ok(None);
+        return Ok((None, None));
     }
     let linux = linux(spec);
-    let made = CgroupManager::create(linux.cgroups_path().as_deref(), id.as_str(), linux.resources().as_ref());
-    match made {
+    let (path, resources) = (linux.cgroups_path().as_deref(), linux.resources().as_ref());
+    if let Some(systemd) = &context.systemd {
+        return CgroupManager::plan_unit(systemd, path, id.as_str(), resources, annotations)
+            .map(|(cgroup, scope)| (Some(cgroup), Some(scope)));
+    }
+    match CgroupManager::create(path, id.as_str(), resources) {
         Ok(mut cgroup) => {
             cgroup.take_warnings().into_iter().for_each(|warning| context.warn(warning));
-            Ok(Some(cgroup))
+            Ok((Some(cgroup), None))
         }
         Err(error) if context.rootless && error.outcome() == Outcome::Denied => {
             context.warn(format!("the container runs without a cgroup: {}", error.one_line()));
-            Ok(None)
+            Ok((None, None))
         }
         Err(error) => Err(error),
     }

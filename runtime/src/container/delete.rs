@@ -49,6 +49,10 @@ fn clear_unrecorded_cgroups(context: &Context, dir: &ContainerDir) {
     let Ok(json) = dir.load_config() else { return };
     let cleared = Bundle::parse("/".into(), json).and_then(|bundle| {
         let path = bundle.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
+        // A scope of systemd is recorded before it is made.
+        if path.as_deref().is_some_and(crate::cgroup::names_unit) {
+            return Ok(());
+        }
         CgroupManager::create(path.as_deref(), dir.id().as_str(), None)?.remove()
     });
     if let Err(error) = cleared {

@@ -33,6 +33,7 @@ use std::path::Path;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use crate::cgroup::systemd::Systemd;
 use crate::client::{State, Status};
 use crate::error::{Error, Outcome, Result};
 use crate::id::ContainerId;
@@ -49,6 +50,8 @@ pub struct Context {
     pub proc: ProcFs,
     /// False: containers get no cgroup (`--cgroup-manager disabled`).
     pub cgroups: bool,
+    /// The systemd that makes the cgroups of new containers (`--systemd-cgroup`); without it the runtime does.
+    pub systemd: Option<Systemd>,
     /// True: what needs real root may be missing.
     pub rootless: bool,
     /// Compiled seccomp filters; `None`: every profile is compiled anew.
@@ -63,6 +66,7 @@ impl Context {
             root: StateRoot::open(root)?,
             proc: ProcFs::open()?,
             cgroups,
+            systemd: None,
             rootless,
             filters: None,
             warnings: RefCell::default(),
