@@ -1,16 +1,24 @@
 //! The bundle: `config.json`, read once at create, and checked for what this version cannot do.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use oci_spec::runtime::{Process, Spec};
+use rustix::fs::{FileType, Mode, OFlags};
 use serde::de::DeserializeOwned;
 
 use crate::capabilities::take_unknown;
 use crate::error::{Error, Outcome, Result};
+use crate::process::wait::Deadline;
 
 /// The largest `config.json` that is read, in bytes.
 const MAX_CONFIG: u64 = 8 << 20;
+
+/// How long the writer of a pipe may take that is given instead of a file.
+const WRITER: Duration = Duration::from_secs(60);
 
 /// A bundle's directory and configuration.
 #[derive(Debug)]
@@ -53,12 +61,30 @@ pub fn load_process(path: &Path) -> Result<(Process, Vec<String>)> {
 }
 
 fn read_limited(path: &Path) -> Result<Vec<u8>> {
-    let size = fs::metadata(path).map_err(|cause| Error::io("reading", path, cause))?.len();
-    if size > MAX_CONFIG {
-        return Err(Error::new(Outcome::BadInput, format!("reading {}", path.display()))
-            .because(format!("it has {size} bytes, and {MAX_CONFIG} is the limit")));
+    let failed = |cause: std::io::Error| Error::io("reading", path, cause);
+    let too_long = || {
+        Error::new(Outcome::BadInput, format!("reading {}", path.display()))
+            .because(format!("it has more than {MAX_CONFIG} bytes, which is the limit"))
+    };
+    // Non-blocking: what is there may be a FIFO that nobody writes.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::open(path, flags, Mode::empty()).map_err(|cause| failed(cause.into()))?);
+    let stat = rustix::fs::fstat(&file).map_err(|cause| failed(cause.into()))?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size as u64 > MAX_CONFIG {
+        return Err(too_long());
     }
-    fs::read(path).map_err(|cause| Error::io("reading", path, cause))
+    let mut content = Vec::with_capacity(usize::try_from(stat.st_size).unwrap_or_default() + 1);
+    let deadline = Deadline::after(WRITER);
+    loop {
+        match (&mut file).take(MAX_CONFIG + 1 - content.len() as u64).read_to_end(&mut content) {
+            Ok(_) if content.len() as u64 > MAX_CONFIG => return Err(too_long()),
+            Ok(_) => return Ok(content),
+            Err(cause) if cause.kind() == std::io::ErrorKind::WouldBlock => {
+                deadline.wait(&[file.as_fd()], &format!("somebody to write {}", path.display()))?;
+            }
+            Err(cause) => return Err(failed(cause)),
+        }
+    }
 }
 
 /// Parses JSON. Capability names that the typed form does not know are left out with a warning; looking for them costs a second

@@ -1,12 +1,13 @@
 //! Hooks (runtime-spec, "POSIX-platform Hooks"): programs run at points of a container's life, with its state on their stdin.
 
-use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use oci_spec::runtime::Hook;
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::error::{Error, Outcome, Result};
@@ -14,6 +15,16 @@ use crate::process::wait::Deadline;
 
 /// How long a hook may take when its configuration sets no timeout: nothing here waits for ever.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// How long a killed hook may take to be gone.
+const DEATH: Duration = Duration::from_secs(10);
+
+/// How long `hooks` may take together.
+pub fn longest(hooks: &[Hook]) -> Duration {
+    let of =
+        |hook: &Hook| hook.timeout().and_then(|seconds| u64::try_from(seconds).ok()).map_or(DEFAULT_TIMEOUT, Duration::from_secs);
+    hooks.iter().map(of).fold(Duration::ZERO, |sum, one| sum.saturating_add(one))
+}
 
 /// Runs `hooks` in order; the first that fails ends it. `state` is the container's state as JSON.
 pub fn run(kind: &str, hooks: &[Hook], state: &str) -> Result<()> {
@@ -46,22 +57,19 @@ fn run_one(hook: &Hook, state: &str) -> Result<()> {
         command.env(name, value);
     }
     let mut child = command.spawn().map_err(|cause| Error::sys("starting it", cause))?;
-    let mut stdin = child.stdin.take().expect("stdin is piped");
+    let stdin = child.stdin.take().expect("stdin is piped");
     let mut stderr = child.stderr.take().expect("stderr is piped");
     let result = (|| {
-        match stdin.write_all(state.as_bytes()) {
-            // A hook need not read its state.
-            Err(cause) if cause.kind() == std::io::ErrorKind::BrokenPipe => {}
-            written => written.map_err(|cause| Error::sys("giving it the state", cause))?,
-        }
-        drop(stdin);
         let pid = rustix::process::Pid::from_child(&child);
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|cause| Error::sys("opening its pidfd", cause))?;
-        if let Err(error) = Deadline::after(timeout).wait(&[pidfd.as_fd()], "its end") {
+        let deadline = Deadline::after(timeout);
+        let ended =
+            give_state(stdin, state.as_bytes(), deadline).and_then(|()| deadline.wait(&[pidfd.as_fd()], "its end").map(drop));
+        if ended.is_err() {
             pidfd_send_signal(&pidfd, Signal::KILL).map_err(|cause| Error::sys("killing it", cause))?;
-            return Err(error);
+            Deadline::after(DEATH).wait(&[pidfd.as_fd()], "its end after SIGKILL")?;
         }
-        Ok(())
+        ended
     })();
     let status = child.wait().map_err(|cause| Error::sys("waiting for it", cause))?;
     result?;
@@ -69,6 +77,23 @@ fn run_one(hook: &Hook, state: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(Outcome::Io, "waiting for its success").because(format!("{}{}", end_of(status), last_words(&mut stderr))))
+}
+
+/// Writes the state into the hook's stdin. A hook need not read it, and a long state does not fit into the pipe.
+fn give_state(stdin: ChildStdin, mut state: &[u8], deadline: Deadline) -> Result<()> {
+    let failed = |cause: Errno| Error::sys("giving it the state", cause);
+    let flags = fcntl_getfl(&stdin).map_err(failed)?;
+    fcntl_setfl(&stdin, flags | OFlags::NONBLOCK).map_err(failed)?;
+    while !state.is_empty() {
+        match rustix::io::write(&stdin, state) {
+            Ok(count) => state = &state[count..],
+            Err(Errno::INTR) => {}
+            Err(Errno::PIPE) => return Ok(()),
+            Err(Errno::AGAIN) => deadline.wait_writable(stdin.as_fd(), "it to read its state")?,
+            Err(cause) => return Err(failed(cause)),
+        }
+    }
+    Ok(())
 }
 
 fn end_of(status: ExitStatus) -> String {
@@ -113,6 +138,21 @@ mod tests {
         let failures = run_all("poststop", &[touch("a"), shell("exit 4", 10), touch("b")], "{}");
         assert_eq!(failures.len(), 1, "{failures:?}");
         assert!(dir.path().join("a").exists() && dir.path().join("b").exists());
+    }
+
+    #[test]
+    fn a_hook_that_does_not_read_a_long_state_has_its_timeout_too() {
+        let state = "x".repeat(300_000);
+        assert_eq!(run("t", &[shell("sleep 60", 1)], &state).unwrap_err().outcome(), Outcome::Timeout);
+        run("t", &[shell("exit 0", 30), shell("test $(wc -c) = 300000", 30)], &state).unwrap();
+    }
+
+    #[test]
+    fn timeouts_add_up_and_huge_ones_do_not_overflow() {
+        assert_eq!(longest(&[shell("", 3), shell("", 4)]), Duration::from_secs(7));
+        let huge = [shell("exit 0", i64::MAX), shell("exit 0", i64::MAX)];
+        assert_eq!(longest(&huge), Duration::from_secs(u64::MAX - 1));
+        run("t", &huge, "{}").unwrap();
     }
 
     #[test]

@@ -13,13 +13,18 @@
 //! create that is still running or was killed; `delete --force` clears it away.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, mkdirat, openat2, renameat, statat, unlinkat};
+use rustix::fs::{
+    AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, ResolveFlags, flock, mkdirat, openat2, renameat, statat, unlinkat,
+};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with};
 use serde::{Deserialize, Serialize};
@@ -28,6 +33,7 @@ use crate::cgroup::CgroupManager;
 use crate::client::{State, Status};
 use crate::error::{Error, Outcome, Result};
 use crate::id::ContainerId;
+use crate::process::wait::Deadline;
 use crate::procfs::{ProcFs, start_time};
 use crate::seccomp::{Filter, format};
 
@@ -35,6 +41,12 @@ const RECORD: &str = "state.json";
 const CONFIG: &str = "config.json";
 const START_SOCKET: &str = "start.sock";
 const FILTER: &str = "seccomp.bpf";
+
+/// How many may wait for init to accept them; each look at the status is one for a moment.
+const QUEUE: i32 = 64;
+
+/// How long init may take to accept somebody when that many wait.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// The version of [`Record`]; a reader refuses others.
 const RECORD_VERSION: u32 = 2;
@@ -72,6 +84,12 @@ pub struct Record {
     pub keyring: Option<String>,
 }
 
+/// The part of every version's record.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
+}
+
 impl Record {
     /// A record of this version.
     pub const VERSION: u32 = RECORD_VERSION;
@@ -95,6 +113,15 @@ impl Record {
             owner: self.owner.clone(),
         }
     }
+}
+
+/// What is left of a record.
+#[derive(Debug)]
+pub struct Salvaged {
+    /// Pid and start time of init; a pid of 0 is nobody.
+    pub init: (i32, u64),
+    /// Its cgroups.
+    pub cgroup: Option<CgroupManager>,
 }
 
 /// The directory of all containers.
@@ -163,13 +190,20 @@ impl StateRoot {
             dir => dir?,
         };
         let failed = |name: &str, cause: Errno| Error::io("removing", self.path.join(id.as_str()).join(name), cause);
-        // The record goes last: as long as it is there a repeated delete knows what to clean up.
-        for name in [START_SOCKET, CONFIG, "config.json.new", FILTER, "seccomp.bpf.new", "state.json.new", RECORD] {
-            match unlinkat(&dir.fd, name, AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(cause) => return Err(failed(name, cause)),
+        let remove = |name: &OsStr| match unlinkat(&dir.fd, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(cause) => Err(failed(&name.to_string_lossy(), cause)),
+        };
+        // Whatever is there, also what an interrupted call left. The record goes last: as long as it is there a repeated delete
+        // knows what to clean up.
+        for entry in Dir::read_from(&dir.fd).map_err(|cause| failed("", cause))? {
+            let entry = entry.map_err(|cause| failed("", cause))?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if ![".", "..", RECORD].iter().any(|other| name == *other) {
+                remove(name)?;
             }
         }
+        remove(OsStr::new(RECORD))?;
         match unlinkat(&self.fd, id.as_str(), AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(cause) => Err(failed("", cause)),
@@ -206,13 +240,31 @@ impl ContainerDir {
     pub fn load(&self) -> Result<Option<Record>> {
         let Some(json) = self.read(RECORD)? else { return Ok(None) };
         let tried = || format!("reading the state of container {}", self.id);
-        let record: Record =
-            serde_json::from_slice(&json).map_err(|cause| Error::new(Outcome::BadInput, tried()).because(cause))?;
-        if record.version != RECORD_VERSION {
-            return Err(Error::new(Outcome::Unsupported, tried())
-                .because(format!("it has version {}, and this runtime knows {RECORD_VERSION}", record.version)));
-        }
+        let damaged = |cause: serde_json::Error| Error::new(Outcome::BadInput, tried()).because(cause);
+        let record = match serde_json::from_slice::<Record>(&json) {
+            Ok(record) if record.version == RECORD_VERSION => record,
+            // What is wrong with another version's fields does not matter then.
+            other => {
+                let version = serde_json::from_slice::<Versioned>(&json).map_err(damaged)?.version;
+                if version != RECORD_VERSION {
+                    return Err(Error::new(Outcome::Unsupported, tried())
+                        .because(format!("it has version {version}, and this runtime knows {RECORD_VERSION}")));
+                }
+                other.map_err(damaged)?
+            }
+        };
         Ok(Some(record))
+    }
+
+    /// What a record that [`ContainerDir::load`] refuses still tells: another version's, or a damaged one's.
+    pub fn salvage(&self) -> Salvaged {
+        let json = self.read(RECORD).ok().flatten().unwrap_or_default();
+        let value: serde_json::Value = serde_json::from_slice(&json).unwrap_or_default();
+        let pid = value["init_process_pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).unwrap_or(0);
+        Salvaged {
+            init: (pid, value["init_process_start"].as_u64().unwrap_or(0)),
+            cgroup: serde_json::from_value(value["cgroup"].clone()).unwrap_or(None),
+        }
     }
 
     /// The configuration the container was made from.
@@ -239,21 +291,58 @@ impl ContainerDir {
         let failed = |cause: Errno| self.socket_error("making", cause);
         let socket = self.socket()?;
         bind(&socket, &self.start_address()?).map_err(failed)?;
-        listen(&socket, 1).map_err(failed)?;
+        listen(&socket, QUEUE).map_err(failed)?;
         Ok(socket)
     }
 
     /// Connects to a waiting init.
     pub fn connect_start(&self) -> Result<OwnedFd> {
-        let socket = self.socket()?;
-        rustix::io::retry_on_intr(|| connect(&socket, &self.start_address_raw()?))
-            .map_err(|cause| self.socket_error("connecting to", cause))?;
+        let deadline = Deadline::after(ANSWER);
+        loop {
+            match self.try_connect_start() {
+                Ok(socket) => return Ok(socket),
+                Err(Errno::AGAIN) if deadline.left() > Duration::ZERO => std::thread::sleep(Duration::from_millis(10)),
+                Err(Errno::AGAIN) => {
+                    return Err(Error::new(Outcome::Timeout, format!("connecting to the start socket of container {}", self.id))
+                        .because(format!("init has accepted nobody for {ANSWER:?}"))
+                        .advise("`delete --force` ends it"));
+                }
+                Err(cause) => return Err(self.socket_error("connecting to", cause)),
+            }
+        }
+    }
+
+    fn try_connect_start(&self) -> rustix::io::Result<OwnedFd> {
+        // Not to wait in connect(2): init may be stopped, and what others queued for it may be all that it takes.
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        rustix::io::retry_on_intr(|| connect(&socket, &self.start_address_raw()?))?;
         Ok(socket)
     }
 
-    /// True until the container is started.
-    pub fn waits_for_start(&self) -> bool {
-        statat(&self.fd, START_SOCKET, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    /// True until the container is started. The socket alone does not tell: a `start` that was killed after its word was taken
+    /// leaves it, with nobody who listens.
+    pub fn waits_for_start(&self) -> Result<bool> {
+        match statat(&self.fd, START_SOCKET, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => {}
+            Err(Errno::NOENT) => return Ok(false),
+            Err(cause) => return Err(self.socket_error("looking for", cause)),
+        }
+        match self.try_connect_start() {
+            Ok(_) | Err(Errno::AGAIN) => Ok(true),
+            Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(false),
+            Err(cause) => Err(self.socket_error("trying", cause)),
+        }
+    }
+
+    /// Takes the lock of the container's directory for as long as this value lives; false if somebody has it. The kernel drops it
+    /// with a process that is killed.
+    pub fn lock(&self) -> Result<bool> {
+        match flock(&self.fd, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(true),
+            Err(Errno::WOULDBLOCK) => Ok(false),
+            Err(cause) => Err(Error::sys(format!("locking container {}", self.id), cause)),
+        }
     }
 
     /// The container is started: nobody can start it again.
@@ -327,9 +416,15 @@ mod tests {
         assert!(container.load().unwrap().is_none());
         container.save_config(b"{}").unwrap();
         let socket = container.listen_start().unwrap();
-        assert!(container.waits_for_start());
+        assert!(container.waits_for_start().unwrap());
         container.connect_start().unwrap();
+        // Nobody accepts, and still nobody hangs.
+        while container.try_connect_start().is_ok() {}
+        assert!(container.waits_for_start().unwrap());
         drop(socket);
+        assert!(!container.waits_for_start().unwrap());
+        assert!(container.lock().unwrap() && !root.find(&id).unwrap().lock().unwrap());
+        container.write("left", "left.new", b"by an interrupted call").unwrap();
         assert!(container.connect_start().is_err());
         assert_eq!(root.ids().unwrap(), std::slice::from_ref(&id));
         root.remove(&id).unwrap();
@@ -343,6 +438,28 @@ mod tests {
         let root = StateRoot::open(dir.path()).unwrap();
         let container = root.create(&ContainerId::new("c1").unwrap()).unwrap();
         container.write(RECORD, "state.json.new", br#"{"version":99}"#).unwrap();
-        assert_eq!(container.load().unwrap_err().outcome(), Outcome::BadInput);
+        let error = container.load().unwrap_err();
+        assert!(error.outcome() == Outcome::Unsupported && error.one_line().contains("version 99"), "{error:?}");
+    }
+
+    #[test]
+    fn a_damaged_record_is_named_and_what_it_tells_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = StateRoot::open(dir.path()).unwrap();
+        let container = root.create(&ContainerId::new("c1").unwrap()).unwrap();
+        for (bytes, init) in [
+            (&b""[..], (0, 0)),
+            (b"{\"version\":1", (0, 0)),
+            (b"\0\xff\xfegarbage", (0, 0)),
+            (b"[]", (0, 0)),
+            (b"{\"version\":2,\"init_process_pid\":7,\"init_process_start\":9}", (7, 9)),
+            (b"{\"version\":99,\"init_process_pid\":7,\"init_process_start\":9,\"new\":[]}", (7, 9)),
+            (b"{\"version\":1,\"init_process_pid\":99999999999,\"init_process_start\":-1}", (0, 0)),
+        ] {
+            container.write(RECORD, "state.json.new", bytes).unwrap();
+            let error = container.load().unwrap_err().one_line();
+            assert!(error.starts_with("reading the state of container c1"), "{error}");
+            assert_eq!(container.salvage().init, init, "{error}");
+        }
     }
 }

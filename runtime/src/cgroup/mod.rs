@@ -127,21 +127,7 @@ impl CgroupManager {
         let tried = || format!("creating the cgroups of container {id}");
         need::check(host, resources).map_err(|error| error.during(tried()))?;
         let rules = devices::checked(configured(resources)).map_err(|error| error.during(tried()))?;
-        let places = host
-            .hierarchies()
-            .iter()
-            .map(|found| {
-                Ok(Place {
-                    version: found.version,
-                    controllers: found.controllers.clone(),
-                    name: found.name.clone(),
-                    mountpoint: found.mountpoint.clone(),
-                    dir: path::directory(host, found, cgroups_path, id)?,
-                    made_above: 0,
-                })
-            })
-            .collect::<Result<_>>()?;
-        let mut manager = Self { mode: host.mode(), places, unit: None, warnings: ignored(resources) };
+        let mut manager = Self { warnings: ignored(resources), ..Self::on(host, cgroups_path, id)? };
         let mut made = Vec::new();
         let done = manager
             .make_directories(resources, &mut made)
@@ -157,6 +143,30 @@ impl CgroupManager {
     /// What the caller should know about limits that could not be set as asked.
     pub fn take_warnings(&mut self) -> Vec<String> {
         std::mem::take(&mut self.warnings)
+    }
+
+    /// The cgroups that [`CgroupManager::create`] would make or has made; touches nothing.
+    pub fn find(cgroups_path: Option<&Path>, id: &str) -> Result<Self> {
+        Self::on(&Host::detect()?, cgroups_path, id)
+    }
+
+    fn on(host: &Host, cgroups_path: Option<&Path>, id: &str) -> Result<Self> {
+        let place = |found: &Hierarchy| {
+            Ok(Place {
+                version: found.version,
+                controllers: found.controllers.clone(),
+                name: found.name.clone(),
+                mountpoint: found.mountpoint.clone(),
+                dir: path::directory(host, found, cgroups_path, id)?,
+                made_above: 0,
+            })
+        };
+        Ok(Self {
+            mode: host.mode(),
+            places: host.hierarchies().iter().map(place).collect::<Result<_>>()?,
+            unit: None,
+            warnings: Vec::new(),
+        })
     }
 
     /// What the host's hierarchies amounted to when the container was created.

@@ -2,12 +2,17 @@
 #![allow(clippy::print_stdout, reason = "this verb's result is what it prints")]
 
 use std::process::Command;
+use std::time::Duration;
 
 use clap::Args;
 use towline_runtime::container::{Context, list};
+use towline_runtime::process::command::output;
 use towline_runtime::{ContainerId, Error, Outcome, Result};
 
 use super::list::Format;
+
+/// How long ps(1) may take.
+const LIST: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Args)]
 pub struct Ps {
@@ -39,7 +44,7 @@ impl Ps {
 fn table(options: &[String], pids: &[i32]) -> Result<String> {
     let default = ["-ef".to_owned()];
     let options = if options.is_empty() { &default } else { options };
-    let output = Command::new("ps").args(options).output().map_err(|cause| Error::sys("running ps", cause))?;
+    let output = output(Command::new("ps").args(options), LIST, "ps")?;
     if !output.status.success() {
         return Err(Error::new(Outcome::BadInput, format!("running ps {}", options.join(" ")))
             .because(String::from_utf8_lossy(&output.stderr).trim().to_owned()));

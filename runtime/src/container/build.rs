@@ -25,7 +25,7 @@ use crate::process::mappings;
 use crate::process::message::Message;
 use crate::process::namespaces::{Kind, Namespaces};
 use crate::process::spawn::{Spawned, reap, spawn};
-use crate::process::wait::Deadline;
+use crate::process::wait::{Deadline, STEP};
 use crate::procfs::{ProcFs, start_time};
 use crate::seccomp;
 use crate::state::{ContainerDir, Record};
@@ -148,7 +148,7 @@ pub fn build<'a>(context: &'a Context, id: &ContainerId, options: &BuildOptions,
     // A scope has no cgroup to enter before there is a process for it.
     let cgroup = built.record.cgroup.as_ref().filter(|_| built.scope.is_none());
     plan.entrance = cgroup.map(CgroupManager::entrance).transpose()?;
-    start_init(&mut built, &plan, &mut container).map_err(|error| last_words(&built, error))?;
+    start_init(&mut built, &plan, &mut container).map_err(|error| last_words(&mut built, error))?;
     built.console = converse(&mut built, receiver)?;
     finish(&mut built, options)?;
     Ok(built)
@@ -194,15 +194,19 @@ fn start_init(built: &mut Built<'_>, plan: &Plan, container: &mut ContainerPlan)
 }
 
 /// Init may fail while we still prepare it; then a write to it or to its cgroup fails too, and what it said is the better error.
-fn last_words(built: &Built<'_>, error: Error) -> Error {
+fn last_words(built: &mut Built<'_>, error: Error) -> Error {
     const PATIENCE: Duration = Duration::from_millis(200);
     let Some(init) = &built.init else { return error };
-    while let Ok(Some((message, _))) = init.channel.receive_until(Deadline::after(PATIENCE), "init's last words") {
-        if let Message::Failed(outcome, text) = message {
-            return Error::new(outcome, format!("creating container {}", built.dir.id())).because(text);
+    loop {
+        match init.channel.receive_until(Deadline::after(PATIENCE), "init's last words") {
+            Ok(Some((Message::Failed(outcome, text), _))) => {
+                return Error::new(outcome, format!("creating container {}", built.dir.id())).because(text);
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => return init_died(built),
+            Err(_) => return error,
         }
     }
-    error
 }
 
 /// `process.oomScoreAdj`. Lowering it is the privilege of CAP_SYS_RESOURCE: without that the process keeps the runtime's.
@@ -228,8 +232,11 @@ pub(super) fn set_oom_score(context: &Context, proc: &ProcFs, pid: i32, score: O
 /// Answers init until it is ready. Returns the terminal's master if nobody else got it.
 fn converse(built: &mut Built<'_>, mut receiver: Receiver) -> Result<Option<OwnedFd>> {
     let init = built.init.as_ref().expect("start_init made it");
+    // Init runs these, each with a timeout of its own.
+    let hooks = built.bundle.spec.hooks().as_ref().and_then(|hooks| hooks.create_container().as_deref()).unwrap_or_default();
+    let step = STEP.saturating_add(hooks::longest(hooks));
     loop {
-        match init.channel.receive("the container's init")? {
+        match init.channel.receive_until(Deadline::after(step), "the container's init")? {
             Some((Message::Ready, _)) => return Ok(receiver.kept()),
             Some((Message::Console, Some(master))) => receiver.take(master)?,
             Some((Message::Warning(text), _)) => built.context.warn(text),

@@ -1,13 +1,13 @@
 //! `delete`: nothing of a container is left.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use super::{Container, Context};
+use super::{Container, Context, pidfd_of};
 use crate::bundle::Bundle;
 use crate::cgroup::CgroupManager;
 use crate::client::Status;
-use crate::error::{Outcome, Result};
+use crate::error::{Error, Outcome, Result};
 use crate::hooks;
 use crate::id::ContainerId;
 use crate::process::wait::Deadline;
@@ -23,12 +23,25 @@ pub fn delete(context: &Context, id: &ContainerId, force: bool) -> Result<()> {
         Err(error) if force && error.outcome() == Outcome::NotFound => return Ok(()),
         dir => dir?,
     };
-    let Some(record) = dir.load()? else {
-        if force {
-            clear_unrecorded_cgroups(context, &dir);
+    let record = match dir.load() {
+        Ok(Some(record)) => record,
+        Ok(None) if !force => return context.load(id).map(drop),
+        Ok(None) => {
+            clear_unrecorded(context, &dir, None);
             return context.root.remove(id);
         }
-        return context.load(id).map(drop);
+        Err(error) if !force => {
+            return Err(error.advise("`delete --force` ends what it can still find of the container and removes its state"));
+        }
+        Err(error) => {
+            context.warn(format!("{}; deleting what can still be found", error.one_line()));
+            let salvaged = dir.salvage();
+            if let Some(pidfd) = pidfd_of(context, salvaged.init.0, salvaged.init.1)? {
+                kill(&pidfd, salvaged.cgroup.as_ref(), id)?;
+            }
+            clear_unrecorded(context, &dir, Some(salvaged.cgroup));
+            return context.root.remove(id);
+        }
     };
     let container = Container { dir, record };
     match container.status(context)? {
@@ -43,36 +56,54 @@ pub fn delete(context: &Context, id: &ContainerId, force: bool) -> Result<()> {
     destroy(context, &container.dir, &container.record)
 }
 
-/// A create that was killed between making the cgroups and recording them left them empty. They follow from the configuration, so
-/// making them once more finds them. What fails here must not keep the rest from being cleared away.
-fn clear_unrecorded_cgroups(context: &Context, dir: &ContainerDir) {
-    let Ok(json) = dir.load_config() else { return };
-    let cleared = Bundle::parse("/".into(), json).and_then(|bundle| {
+/// Removes the cgroups of a container without a usable record: they follow from the configuration. A create that was killed before
+/// it could record them left them empty, and they may be somebody else's, so nothing is killed in them; `damaged` says that there
+/// was a record, and what it still tells. What fails here must not keep the rest from being cleared away.
+fn clear_unrecorded(context: &Context, dir: &ContainerDir, damaged: Option<Option<CgroupManager>>) {
+    let from_config = || {
+        let bundle = Bundle::parse("/".into(), dir.load_config()?)?;
         let path = bundle.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
         // A scope of systemd is recorded before it is made.
         if path.as_deref().is_some_and(crate::cgroup::names_unit) {
-            return Ok(());
+            return Err(Error::new(Outcome::NotFound, format!("finding the scope of container {}", dir.id()))
+                .because("its record is damaged")
+                .advise("`systemctl stop` ends it"));
         }
-        CgroupManager::create(path.as_deref(), dir.id().as_str(), None)?.remove()
+        CgroupManager::find(path.as_deref(), dir.id().as_str())
+    };
+    let was_recorded = damaged.is_some();
+    let cleared = damaged.flatten().map_or_else(from_config, Ok).and_then(|cgroup| {
+        if was_recorded {
+            cgroup.kill_all()?;
+        }
+        cgroup.remove()
     });
-    if let Err(error) = cleared {
-        context.warn(error.one_line());
+    match cleared {
+        // Killed before it kept the configuration, which comes before the cgroups.
+        Err(error) if error.outcome() == Outcome::NotFound && !was_recorded => {}
+        Err(error) => context.warn(error.one_line()),
+        Ok(()) => {}
     }
 }
 
 fn kill_init(context: &Context, container: &Container) -> Result<()> {
     let Some(pidfd) = container.pidfd(context)? else { return Ok(()) };
+    kill(&pidfd, container.record.cgroup.as_ref(), container.dir.id())
+}
+
+/// Kills init and waits for its end.
+fn kill(pidfd: &OwnedFd, cgroup: Option<&CgroupManager>, id: &ContainerId) -> Result<()> {
     match towline_sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL) {
         Err(cause) if cause.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
-        sent => sent.map_err(|cause| crate::error::Error::sys(format!("killing container {}", container.dir.id()), cause))?,
+        sent => sent.map_err(|cause| Error::sys(format!("killing container {id}"), cause))?,
     }
-    if let Some(cgroup) = &container.record.cgroup
+    if let Some(cgroup) = cgroup
         && cgroup.is_frozen()?
     {
         // A frozen process does not die before it is thawed.
         cgroup.kill_all()?;
     }
-    Deadline::after(DEATH).wait(&[pidfd.as_fd()], &format!("the end of container {}", container.dir.id())).map(drop)
+    Deadline::after(DEATH).wait(&[pidfd.as_fd()], &format!("the end of container {id}")).map(drop)
 }
 
 /// Removes everything of a container whose init is gone.

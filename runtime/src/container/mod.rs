@@ -28,9 +28,11 @@ pub mod update;
 
 use std::cell::RefCell;
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
+use rustix::fs::{AtFlags, CWD, OFlags, linkat};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::cgroup::systemd::Systemd;
@@ -120,29 +122,33 @@ impl Container {
         if !self.record.is_alive(&context.proc) {
             return Ok(Status::Stopped);
         }
-        if self.dir.waits_for_start() {
-            return Ok(Status::Created);
-        }
         let frozen = self.record.cgroup.as_ref().map_or(Ok(false), |cgroup| cgroup.is_frozen())?;
-        Ok(if frozen { Status::Paused } else { Status::Running })
+        if frozen {
+            return Ok(Status::Paused);
+        }
+        Ok(if self.dir.waits_for_start()? { Status::Created } else { Status::Running })
     }
 
     /// A pidfd of init; `None` when init is gone.
     pub fn pidfd(&self, context: &Context) -> Result<Option<OwnedFd>> {
-        let Some(pid) = Pid::from_raw(self.record.init_process_pid) else { return Ok(None) };
-        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(pidfd) => pidfd,
-            Err(rustix::io::Errno::SRCH) => return Ok(None),
-            Err(cause) => return Err(Error::sys(format!("opening a pidfd of container {}", self.dir.id()), cause)),
-        };
-        // Asked after the pidfd is there: if the start time still fits, the pidfd is of init and not of a later process.
-        let same = start_time(&context.proc, self.record.init_process_pid) == Some(self.record.init_process_start);
-        Ok(same.then_some(pidfd))
+        pidfd_of(context, self.record.init_process_pid, self.record.init_process_start)
     }
 
     fn wrong_state(&self, tried: &str, why: &str) -> Error {
         Error::new(Outcome::WrongState, format!("{tried} container {}", self.dir.id())).because(why.to_owned())
     }
+}
+
+/// A pidfd of the process `pid` that began at `start`; `None` when it is gone.
+fn pidfd_of(context: &Context, pid: i32, start: u64) -> Result<Option<OwnedFd>> {
+    let Some(number) = Pid::from_raw(pid) else { return Ok(None) };
+    let pidfd = match pidfd_open(number, PidfdFlags::empty()) {
+        Ok(pidfd) => pidfd,
+        Err(Errno::SRCH) => return Ok(None),
+        Err(cause) => return Err(Error::sys(format!("opening a pidfd of init {pid}"), cause)),
+    };
+    // Asked after the pidfd is there: if the start time still fits, the pidfd is of init and not of a later process.
+    Ok((start_time(&context.proc, pid) == Some(start)).then_some(pidfd))
 }
 
 /// The state a hook gets, with the pid the host knows init by.
@@ -151,8 +157,36 @@ fn hook_state(record: &Record, status: Status, pid: i32) -> Result<String> {
     serde_json::to_string(&state).map_err(|cause| Error::new(Outcome::Io, "writing the state for hooks").because(cause))
 }
 
-/// Writes `pid` to `path`, whole or not at all: callers watch for the file to appear.
+/// Writes `pid` to `path`, whole or not at all: callers watch for the file to appear. It has no name before it is complete, so
+/// that a killed runtime leaves none behind.
 fn write_pid_file(path: &Path, pid: i32) -> Result<()> {
+    let failed = |cause: Errno| Error::io("writing pid file", path, cause);
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mode = rustix::fs::Mode::from_raw_mode(0o644);
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(parent, flags, mode) {
+        Ok(file) => file,
+        // The file system has no unnamed files.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => return write_pid_file_beside(path, pid),
+        Err(cause) => return Err(failed(cause)),
+    };
+    rustix::io::write(&file, pid.to_string().as_bytes()).map_err(failed)?;
+    let name = format!("/proc/self/fd/{}", file.as_raw_fd());
+    loop {
+        match linkat(CWD, &name, CWD, path, AtFlags::SYMLINK_FOLLOW) {
+            Ok(()) => return Ok(()),
+            // The caller's from an earlier container.
+            Err(Errno::EXIST) => match rustix::fs::unlink(path) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(cause) => return Err(failed(cause)),
+            },
+            Err(cause) => return Err(failed(cause)),
+        }
+    }
+}
+
+/// The same through a file beside it.
+fn write_pid_file_beside(path: &Path, pid: i32) -> Result<()> {
     let failed = |cause: std::io::Error| Error::io("writing pid file", path, cause);
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().ok_or_else(|| failed(std::io::ErrorKind::IsADirectory.into()))?);

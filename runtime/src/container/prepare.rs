@@ -8,6 +8,7 @@ use super::build::BuildOptions;
 use crate::bundle::Bundle;
 use crate::client::State;
 use crate::error::{Error, Outcome, Result};
+use crate::hooks;
 use crate::init::plan::{ContainerPlan, sysctls, time_offsets};
 use crate::process::namespaces::{Kind, Namespaces};
 use crate::rootfs::devices::Device;
@@ -46,10 +47,10 @@ pub(super) fn plan_container(
         )
     };
     let paths = |list: &Option<Vec<String>>| list.iter().flatten().map(PathBuf::from).collect();
-    let hooks = |pick: fn(&Hooks) -> &Option<Vec<Hook>>| -> Vec<Hook> {
+    let hooks_of = |pick: fn(&Hooks) -> &Option<Vec<Hook>>| -> Vec<Hook> {
         spec.hooks().as_ref().and_then(|hooks| pick(hooks).clone()).unwrap_or_default()
     };
-    let prestart = hooks(Hooks::prestart);
+    let by_runtime = [hooks_of(Hooks::prestart), hooks_of(Hooks::create_runtime)].concat();
     Ok(ContainerPlan {
         rootfs,
         mounts,
@@ -62,9 +63,9 @@ pub(super) fn plan_container(
         time_offsets: time_offsets(linux.time_offsets().as_ref(), namespaces)?,
         hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
         domainname: spec.domainname().clone().filter(|name| !name.is_empty()),
-        runtime_hooks: !prestart.is_empty() || !hooks(Hooks::create_runtime).is_empty(),
-        create_container: hooks(Hooks::create_container),
-        start_container: hooks(Hooks::start_container),
+        runtime_hooks: (!by_runtime.is_empty()).then(|| hooks::longest(&by_runtime)),
+        create_container: hooks_of(Hooks::create_container),
+        start_container: hooks_of(Hooks::start_container),
         state,
         start_socket: None,
     })

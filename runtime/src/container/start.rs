@@ -8,7 +8,7 @@ use crate::client::Status;
 use crate::error::{Error, Outcome, Result};
 use crate::hooks;
 use crate::id::ContainerId;
-use crate::process::message::{Channel, Message};
+use crate::process::message::{Channel, Message, Received};
 use crate::process::wait::Deadline;
 
 /// How long the program may take to come up, startContainer hooks included: its pages may have to come over a network.
@@ -17,12 +17,15 @@ const LAUNCH: Duration = Duration::from_secs(1800);
 /// Starts a created container. Returns when the program runs, and fails when it could not be executed.
 pub fn start(context: &Context, id: &ContainerId) -> Result<()> {
     let container = context.load(id)?;
+    // Two starts at once: one of them starts it, and the other must not say that it did.
+    if !container.dir.lock()? {
+        return Err(container.wrong_state("starting", "cannot start an already running container: another start is under way"));
+    }
     match container.status(context)? {
         Status::Created => {}
         Status::Stopped => return Err(container.wrong_state("starting", "cannot start a container that has stopped")),
-        Status::Paused | Status::Running => {
-            return Err(container.wrong_state("starting", "cannot start an already running container"));
-        }
+        Status::Paused => return Err(container.wrong_state("starting", "cannot start a paused container")),
+        Status::Running => return Err(container.wrong_state("starting", "cannot start an already running container")),
         Status::Creating => return Err(container.wrong_state("starting", "it is still being created")),
     }
     let channel = Channel::from_socket(container.dir.connect_start()?);
@@ -37,10 +40,11 @@ pub fn start(context: &Context, id: &ContainerId) -> Result<()> {
 /// Waits until init has become the program: execve closes its end of the channel.
 pub(super) fn await_program(channel: &Channel, id: &ContainerId) -> Result<()> {
     let tried = || format!("starting container {id}");
-    match channel.receive_until(Deadline::after(LAUNCH), "the container's program to be executed")? {
-        None => Ok(()),
-        Some((Message::Failed(outcome, text), _)) => Err(Error::new(outcome, tried()).because(text)),
-        Some((other, _)) => Err(Error::new(Outcome::Io, tried()).because(format!("init sent {other:?}"))),
+    match channel.receive_or_end(Deadline::after(LAUNCH), "the container's program to be executed")? {
+        Received::End => Ok(()),
+        Received::Reset => Err(Error::new(Outcome::Io, tried()).because("init was gone before it could run the program")),
+        Received::Message(Message::Failed(outcome, text), _) => Err(Error::new(outcome, tried()).because(text)),
+        Received::Message(other, _) => Err(Error::new(Outcome::Io, tried()).because(format!("init sent {other:?}"))),
     }
 }
 

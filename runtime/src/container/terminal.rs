@@ -134,6 +134,7 @@ fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<()> {
             Ok(count) => bytes = &bytes[count..],
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => {
+                // No deadline: whoever reads our output may take as long as it likes, as in any pipeline.
                 poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::OUT)], None)
                     .map_err(|cause| Error::sys("waiting for standard output", cause))?;
             }

@@ -215,11 +215,22 @@ fn lower_case(cause: nix::Error) -> String {
 fn home_of(uid: u32) -> CString {
     const MAX_PASSWD: u64 = 1 << 20;
     let mut passwd = Vec::new();
-    let read = File::open("/etc/passwd").and_then(|file| file.take(MAX_PASSWD).read_to_end(&mut passwd));
+    let read = open_image_file("/etc/passwd").and_then(|file| file.take(MAX_PASSWD).read_to_end(&mut passwd));
     let home = read.ok().and_then(|_| home_in(&passwd, uid)).unwrap_or_else(|| PathBuf::from("/"));
     let mut entry = b"HOME=".to_vec();
     entry.extend(home.into_os_string().into_vec());
     CString::new(entry).unwrap_or_else(|_| c"HOME=/".to_owned())
+}
+
+/// Opens a regular file of the image. Anything else could have effects, or keep us waiting for ever: a FIFO that nobody writes.
+fn open_image_file(path: &str) -> std::io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let kind = |stat: rustix::fs::Stat| FileType::from_raw_mode(stat.st_mode);
+    if kind(rustix::fs::stat(path)?) != FileType::RegularFile {
+        return Err(std::io::ErrorKind::InvalidInput.into());
+    }
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    if kind(rustix::fs::fstat(&file)?) == FileType::RegularFile { Ok(file) } else { Err(std::io::ErrorKind::InvalidInput.into()) }
 }
 
 fn home_in(passwd: &[u8], uid: u32) -> Option<PathBuf> {

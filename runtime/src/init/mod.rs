@@ -26,6 +26,7 @@ use crate::error::{Error, Outcome, Result};
 use crate::hooks;
 use crate::process::message::{Channel, Message};
 use crate::process::namespaces::Kind;
+use crate::process::wait::{Deadline, STEP};
 use crate::rootfs::mounts::MountPlan;
 use crate::rootfs::resolve::{Kind as DirectoryOrFile, Root};
 use crate::rootfs::{devices, mask, open_null};
@@ -100,6 +101,7 @@ const EXEC: &[Step] = &[
 pub fn run(plan: &Plan, container: Option<&mut ContainerPlan>, channel: Channel) -> Result<()> {
     // Modes of what we make are meant as they are written; the program's own umask is set last.
     rustix::process::umask(rustix::fs::Mode::empty());
+    die_with_runtime(true)?;
     let steps = if container.is_some() { CREATE } else { EXEC };
     let mut init =
         Init { plan, container, channel, null: None, root: None, in_cgroup: plan.entrance.is_some(), program: PathBuf::new() };
@@ -110,6 +112,13 @@ pub fn run(plan: &Plan, container: Option<&mut ContainerPlan>, channel: Channel)
     }
     let error = launch::execute(&init);
     init.fail(&error)
+}
+
+/// Until it is ready, a process that was just made ends with the runtime: a killed `create` must not leave one
+/// that waits for hooks or for a slow file system. Changing the user clears this, so it is said again after that.
+fn die_with_runtime(with: bool) -> Result<()> {
+    rustix::process::set_parent_process_death_signal(with.then_some(rustix::process::Signal::KILL))
+        .map_err(|cause| Error::sys("setting the signal for the runtime's end", cause))
 }
 
 impl Init<'_> {
@@ -175,11 +184,9 @@ fn make_devices(init: &mut Init<'_>) -> Result<()> {
 }
 
 fn runtime_hooks(init: &mut Init<'_>) -> Result<()> {
-    if !init.container().runtime_hooks {
-        return Ok(());
-    }
+    let Some(longest) = init.container().runtime_hooks else { return Ok(()) };
     init.channel.send(&Message::MountsDone, None)?;
-    init.channel.expect(&Message::HooksDone, "the runtime's hooks")
+    init.channel.expect_until(&Message::HooksDone, Deadline::after(STEP.saturating_add(longest)), "the runtime's hooks")
 }
 
 fn create_container_hooks(init: &mut Init<'_>) -> Result<()> {
@@ -231,6 +238,8 @@ fn enter_root(init: &mut Init<'_>) -> Result<()> {
 }
 
 fn report_ready(init: &mut Init<'_>) -> Result<()> {
+    // From here on nothing but the channel is waited for, and that ends with the runtime too.
+    die_with_runtime(false)?;
     init.channel.send(&Message::Ready, None)
 }
 

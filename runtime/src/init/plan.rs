@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use oci_spec::runtime::{Hook, LinuxTimeOffset, PosixRlimitType, Process};
 use rustix::process::{Resource, Rlimit};
@@ -62,8 +63,8 @@ pub struct ContainerPlan {
     pub hostname: Option<String>,
     /// `domainname`.
     pub domainname: Option<String>,
-    /// True when the runtime has hooks to run before the pivot.
-    pub runtime_hooks: bool,
+    /// How long the hooks that the runtime has to run before the pivot may take; `None` when it has none.
+    pub runtime_hooks: Option<Duration>,
     /// `hooks.createContainer`.
     pub create_container: Vec<Hook>,
     /// `hooks.startContainer`.

@@ -29,7 +29,8 @@ pub fn become_joined_root(init: &mut Init<'_>) -> Result<()> {
         Err(cause) => return Err(Error::sys("dropping additional groups", cause)),
     }
     set_thread_res_gid(gid, gid, gid).map_err(|cause| Error::sys("setgid to the namespace's root", cause))?;
-    set_thread_res_uid(uid, uid, uid).map_err(|cause| Error::sys("setuid to the namespace's root", cause))
+    set_thread_res_uid(uid, uid, uid).map_err(|cause| Error::sys("setuid to the namespace's root", cause))?;
+    super::die_with_runtime(true)
 }
 
 /// A session of its own: signals of the caller's terminal do not reach the container.

@@ -1,14 +1,19 @@
 //! Mappings of a new user namespace, written by the runtime.
 
 use std::process::Command;
+use std::time::Duration;
 
 use oci_spec::runtime::LinuxIdMapping;
 
 use crate::error::{Error, Outcome, Result};
+use crate::process::command::output;
 use crate::procfs::ProcFs;
 
 /// The kernel's limit of lines in a map (UID_GID_MAP_MAX_EXTENTS).
 const MAX_LINES: usize = 340;
+
+/// How long newuidmap and newgidmap may take: they may have to ask a directory service for the user's ids.
+const HELPER: Duration = Duration::from_secs(60);
 
 /// Writes the maps of process `pid`. Without privileges over the ids, the setuid helpers of shadow (newuidmap, newgidmap) do it.
 pub fn write(proc: &ProcFs, pid: i32, uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Result<()> {
@@ -43,9 +48,9 @@ fn run_helper(helper: &str, pid: i32, map: &[LinuxIdMapping]) -> Result<()> {
     for line in map {
         command.args([line.container_id(), line.host_id(), line.size()].map(|number| number.to_string()));
     }
-    let output = command.output().map_err(|cause| {
-        Error::sys(format!("running {helper}"), cause)
-            .advise("install it (Debian: package uidmap) for user namespaces without root")
+    let output = output(&mut command, HELPER, helper).map_err(|error| match error.outcome() {
+        Outcome::NotFound => error.advise("install it (Debian: package uidmap) for user namespaces without root"),
+        _ => error,
     })?;
     if output.status.success() {
         return Ok(());

@@ -7,6 +7,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -119,6 +120,17 @@ fn cut(text: &str, max: usize) -> &str {
     &text[..end]
 }
 
+/// What came, or how the conversation ended.
+#[derive(Debug)]
+pub enum Received {
+    /// A message, and the descriptor that was sent along.
+    Message(Message, Option<OwnedFd>),
+    /// The other side closed its end and had read everything that was sent to it.
+    End,
+    /// The other side is gone and has not read what was sent to it.
+    Reset,
+}
+
 /// One end of a conversation.
 #[derive(Debug)]
 pub struct Channel(OwnedFd);
@@ -150,9 +162,17 @@ impl Channel {
         if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&fds)) {
             return Err(Error::new(Outcome::Io, "sending a descriptor").because("the control buffer is too small"));
         }
-        rustix::io::retry_on_intr(|| sendmsg(&self.0, &[IoSlice::new(&packet)], &mut control, SendFlags::NOSIGNAL))
-            .map_err(|cause| Error::sys(format!("sending {message:?}"), cause))?;
-        Ok(())
+        let deadline = Deadline::after(STEP);
+        loop {
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            match sendmsg(&self.0, &[IoSlice::new(&packet)], &mut control, flags) {
+                Ok(_) => return Ok(()),
+                Err(Errno::INTR) => {}
+                // The other side does not read.
+                Err(Errno::AGAIN) => deadline.wait_writable(self.0.as_fd(), &format!("somebody to take {message:?}"))?,
+                Err(cause) => return Err(Error::sys(format!("sending {message:?}"), cause)),
+            }
+        }
     }
 
     /// Receives the next message, or `None` when the other side is gone. `what` completes "waiting for ...".
@@ -162,6 +182,14 @@ impl Channel {
 
     /// [`Channel::receive`] with a deadline of the caller's.
     pub fn receive_until(&self, deadline: Deadline, what: &str) -> Result<Option<(Message, Option<OwnedFd>)>> {
+        Ok(match self.receive_or_end(deadline, what)? {
+            Received::Message(message, fd) => Some((message, fd)),
+            Received::End | Received::Reset => None,
+        })
+    }
+
+    /// [`Channel::receive_until`] that tells how the other side went.
+    pub fn receive_or_end(&self, deadline: Deadline, what: &str) -> Result<Received> {
         deadline.wait(&[self.0.as_fd()], what)?;
         let mut packet = vec![0; HEADER + MAX_PAYLOAD];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -169,13 +197,13 @@ impl Channel {
         let received = loop {
             match recvmsg(&self.0, &mut [IoSliceMut::new(&mut packet)], &mut control, RecvFlags::CMSG_CLOEXEC) {
                 Ok(received) => break received,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+                Err(Errno::INTR) => {}
+                Err(Errno::CONNRESET) => return Ok(Received::Reset),
                 Err(cause) => return Err(Error::sys(format!("waiting for {what}"), cause)),
             }
         };
         if received.bytes == 0 {
-            return Ok(None);
+            return Ok(Received::End);
         }
         let fd = control.drain().find_map(|message| match message {
             RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
@@ -184,12 +212,17 @@ impl Channel {
         let message = Message::decode(&packet[..received.bytes]).map_err(|why| {
             Error::new(Outcome::Io, format!("waiting for {what}")).because(format!("the other side sent {why}"))
         })?;
-        Ok(Some((message, fd)))
+        Ok(Received::Message(message, fd))
     }
 
     /// Receives exactly `expected`; the other side's end or any other message is an error.
     pub fn expect(&self, expected: &Message, what: &str) -> Result<()> {
-        match self.receive(what)? {
+        self.expect_until(expected, Deadline::after(STEP), what)
+    }
+
+    /// [`Channel::expect`] with a deadline of the caller's.
+    pub fn expect_until(&self, expected: &Message, deadline: Deadline, what: &str) -> Result<()> {
+        match self.receive_until(deadline, what)? {
             Some((message, _)) if message == *expected => Ok(()),
             Some((message, _)) => {
                 Err(Error::new(Outcome::Io, format!("waiting for {what}")).because(format!("got {message:?} instead")))
@@ -235,6 +268,19 @@ mod tests {
         assert!(fd.is_some());
         drop((one, fd));
         assert!(other.receive("it").unwrap().is_none());
+    }
+
+    #[test]
+    fn an_end_and_a_reset_are_told_apart() {
+        let (one, other) = Channel::pair().unwrap();
+        one.send(&Message::Start, None).unwrap();
+        other.receive("it").unwrap().unwrap();
+        drop(other);
+        assert!(matches!(one.receive_or_end(Deadline::after(STEP), "it").unwrap(), Received::End));
+        let (one, other) = Channel::pair().unwrap();
+        one.send(&Message::Start, None).unwrap();
+        drop(other);
+        assert!(matches!(one.receive_or_end(Deadline::after(STEP), "it").unwrap(), Received::Reset));
     }
 
     #[test]

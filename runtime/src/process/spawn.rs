@@ -8,6 +8,7 @@
 //! ```
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
 use towline_sys::{Forked, exit_now, fork};
@@ -138,10 +139,26 @@ fn clone(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Forked> {
     fork(flags, cgroup).map_err(|cause| Error::sys("cloning the container's process", cause))
 }
 
-/// Waits for the end of a child and reaps it; the status if it was still there to be reaped.
+/// How long a process that ends, or was killed, may take to be gone. The kernel tears its namespaces down first.
+const DEATH: Duration = Duration::from_secs(30);
+
+/// Reaps a child that ends or was killed; the status if it was still there to be reaped.
 pub fn reap(pidfd: BorrowedFd<'_>) -> Result<Option<i32>> {
-    let status = rustix::io::retry_on_intr(|| waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED))
-        .map_err(|cause| Error::sys("waiting for the container's process", cause))?;
+    let what = "the end of the container's process";
+    let look = || {
+        rustix::io::retry_on_intr(|| waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED | WaitIdOptions::NOHANG))
+            .map_err(|cause| Error::sys(format!("waiting for {what}"), cause))
+    };
+    let mut status = look()?;
+    let deadline = Deadline::after(DEATH);
+    while status.is_none() && deadline.left() > Duration::ZERO {
+        deadline.wait(&[pidfd], what)?;
+        status = look()?;
+        if status.is_none() {
+            // It is traced (strace, a debugger), and the tracer has not looked yet.
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
     Ok(status.map(|status| match (status.exit_status(), status.terminating_signal()) {
         (Some(code), _) => code,
         (None, signal) => 128 + signal.unwrap_or(0),
