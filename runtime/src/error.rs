@@ -84,7 +84,7 @@ impl Error {
         let cause: std::io::Error = cause.into();
         let outcome = match cause.kind() {
             std::io::ErrorKind::NotFound => Outcome::NotFound,
-            std::io::ErrorKind::PermissionDenied => Outcome::Denied,
+            std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => Outcome::Denied,
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Outcome::NoSpace,
             std::io::ErrorKind::ResourceBusy => Outcome::Busy,
             std::io::ErrorKind::TimedOut => Outcome::Timeout,

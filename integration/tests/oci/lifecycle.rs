@@ -108,6 +108,31 @@ fn kill_all_reaches_every_process() {
 }
 
 #[test]
+fn kill_ends_a_paused_container() {
+    if !root_or_skip("kill_ends_a_paused_container") {
+        return;
+    }
+    for args in [&["kill"] as &[&str], &["kill", "--all"]] {
+        let container = Container::new().script("sleep 1000 & echo ready; wait");
+        container.up();
+        container.wait_output("ready");
+        container.runtime(&["pause", container.id()]).success();
+        assert_eq!(container.status(), "paused");
+        if container.subject() == Subject::Crun {
+            // crun 1.8 leaves a paused v1 container as it is until it is resumed.
+            container.delete_force().success();
+            continue;
+        }
+        let mut all = args.to_vec();
+        all.extend([container.id(), "KILL"]);
+        container.runtime(&all).success();
+        container.wait_status("stopped");
+        container.delete().success();
+        assert_eq!(container.leftovers(), NOTHING, "{args:?}");
+    }
+}
+
+#[test]
 fn delete_force_ends_what_runs() {
     if !root_or_skip("delete_force_ends_what_runs") {
         return;

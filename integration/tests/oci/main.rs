@@ -5,11 +5,13 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests talk to the person who runs them")]
 
+mod events;
 mod exec;
 mod hooks;
 mod lifecycle;
 mod mounts;
 mod namespaces;
+mod no_cgroup;
 mod process;
 mod resources;
 mod seccomp;

@@ -47,6 +47,18 @@ impl CgroupManager {
         }
         Ok(entrance)
     }
+
+    /// What to clone into when the kernel refuses the container's own v2 cgroup because the container hands controllers to cgroups
+    /// below it (a systemd in it does): the one its init is in. `init` is init's `/proc/<pid>/cgroup`.
+    pub fn unified_of_init(&self, init: &str) -> Result<Option<OwnedFd>> {
+        let Some(place) = self.places.iter().find(|place| place.version == Version::V2) else { return Ok(None) };
+        let path = init.lines().find_map(|line| line.strip_prefix("0::/"));
+        let Some(dir) = path.map(|path| place.mountpoint.join(path)).filter(|dir| dir.starts_with(&place.dir)) else {
+            return Ok(None);
+        };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::open(&dir, flags, Mode::empty()).map(Some).map_err(|cause| Error::io("opening", &dir, cause))
+    }
 }
 
 impl Entrance {

@@ -16,7 +16,7 @@
 //! - `v1.rs`, `v2.rs`, `value.rs`: limits to control files. `journal.rs`: taking back a failed update.
 //! - `devices.rs`: device rules. `device_list.rs`: their form on v1. `ebpf.rs`: on v2.
 //! - `entrance.rs`: how a new process comes in without waiting. `process.rs`: pids, freeze, kill, remove.
-//!   `mounts.rs`: the container's own view.
+//!   `mounts.rs`: the container's own view. `stats/`, `oom.rs`: what it uses, and running out of memory.
 //!
 //! Order in a container's life: [`CgroupManager::create`] makes the directories and applies every limit while they are empty, so
 //! that no process of the container runs a moment without them; then a process goes in by an [`Entrance`], or is moved by
@@ -31,9 +31,11 @@ mod host;
 mod journal;
 mod mounts;
 mod need;
+mod oom;
 mod parents;
 mod path;
 mod process;
+mod stats;
 pub mod systemd;
 #[cfg(test)]
 mod tests;
@@ -58,7 +60,9 @@ use file::Files;
 pub use host::{Hierarchy, Host, Mode, Version};
 use journal::Journal;
 pub use mounts::{CgroupMount, Entry, Source};
+pub use oom::OomWatch;
 pub use path::looks_like_systemd as names_unit;
+pub use stats::{NetworkInterface, Stats, interfaces};
 
 /// How long joining may be refused with EINVAL: before 5.4 a process that was forked a moment ago could not be moved.
 const JOIN_DEADLINE: Duration = Duration::from_millis(200);
@@ -195,6 +199,11 @@ impl CgroupManager {
             }
         }
         Ok(())
+    }
+
+    /// Whether `resources` asks for anything besides device rules.
+    pub fn asks_for_limits(resources: &LinuxResources) -> bool {
+        !need::fields(resources).is_empty() || resources.unified().as_ref().is_some_and(|map| !map.is_empty())
     }
 
     /// Changes the limits of a container that exists (`update`): what `resources` does not name stays. Device rules, if there

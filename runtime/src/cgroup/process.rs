@@ -134,14 +134,7 @@ impl CgroupManager {
     /// # Errors
     /// `Busy` when processes are left after ten seconds.
     pub fn kill_all(&self) -> Result<()> {
-        for place in self.places.iter().filter(|place| place.version == Version::V2) {
-            // Since 5.14: atomic, covers children, needs no freezing. Missing or refused, the loop below does the work.
-            match file::write_raw(&place.dir, "cgroup.kill", "1") {
-                Ok(()) => {}
-                Err(cause) if matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {}
-                Err(cause) => return Err(file::refused(&place.dir, "cgroup.kill", "1", cause)),
-            }
-        }
+        self.kill_unified()?;
         let mut backoff = Backoff::new(KILL_DEADLINE);
         loop {
             if self.pids()?.is_empty() {
@@ -152,6 +145,24 @@ impl CgroupManager {
                 return Err(self.still_there("killing the processes of the container", KILL_DEADLINE));
             }
         }
+    }
+
+    /// Sends SIGKILL to every process and does not wait for their ends.
+    pub fn kill_once(&self) -> Result<()> {
+        self.kill_unified()?;
+        self.kill_round()
+    }
+
+    /// Since 5.14: atomic, covers children, needs no freezing. Missing or refused, [`CgroupManager::kill_round`] does the work.
+    fn kill_unified(&self) -> Result<()> {
+        self.places.iter().filter(|place| place.version == Version::V2).try_for_each(|place| {
+            match file::write_raw(&place.dir, "cgroup.kill", "1") {
+                Err(cause) if !matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
+                    Err(file::refused(&place.dir, "cgroup.kill", "1", cause))
+                }
+                _ => Ok(()),
+            }
+        })
     }
 
     /// One round of freeze, SIGKILL, thaw. Frozen processes cannot fork away from the signal; where freezing does not work the

@@ -2,6 +2,7 @@
 
 mod create;
 mod delete;
+mod events;
 mod exec;
 mod kill;
 mod list;
@@ -111,6 +112,8 @@ enum Verb {
     Pause(pause::Pause),
     /// Let a paused container go on
     Resume(resume::Resume),
+    /// Print what a container uses and when it runs out of memory
+    Events(events::Events),
     /// Change the limits of a container
     Update(update::Update),
 }
@@ -151,6 +154,7 @@ fn dispatch(cli: &Cli, log: &Log) -> Result<u8> {
         Verb::Ps(verb) => verb.run(&context),
         Verb::Pause(verb) => verb.run(&context),
         Verb::Resume(verb) => verb.run(&context),
+        Verb::Events(verb) => verb.run(&context),
         Verb::Update(verb) => verb.run(&context),
         Verb::Spec(verb) => verb.run(),
     };

@@ -330,7 +330,12 @@ fn make_cgroup(
             cgroup.take_warnings().into_iter().for_each(|warning| context.warn(warning));
             Ok((Some(cgroup), None))
         }
-        Err(error) if context.rootless && error.outcome() == Outcome::Denied => {
+        // A limit that the configuration asks for and nobody sets is no limit: only without one it goes on.
+        Err(error)
+            if context.rootless
+                && error.outcome() == Outcome::Denied
+                && !linux.resources().as_ref().is_some_and(CgroupManager::asks_for_limits) =>
+        {
             context.warn(format!("the container runs without a cgroup: {}", error.one_line()));
             Ok((None, None))
         }

@@ -76,7 +76,7 @@ pub fn exec(context: &Context, id: &ContainerId, options: &ExecOptions) -> Resul
     // Before it joins: from then on processes of the container can see it (CVE-2016-9962).
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .map_err(|cause| Error::sys("making the runtime undumpable", cause))?;
-    let mut spawned = start_process(context, &plan)?;
+    let mut spawned = start_process(context, &container, &plan)?;
     let console = converse(context, &spawned, receiver, id)?;
     if let Some(path) = &options.pid_file {
         super::write_pid_file(path, spawned.pid)?;
@@ -105,9 +105,18 @@ fn plan(container: &Container, process: ProcessPlan, pidfd: OwnedFd, options: &E
     })
 }
 
-fn start_process(context: &Context, plan: &Plan) -> Result<Spawned> {
+fn start_process(context: &Context, container: &Container, plan: &Plan) -> Result<Spawned> {
     let clone_into = plan.entrance.as_ref().and_then(Entrance::clone_into);
-    let spawned = spawn(&plan.namespaces, clone_into, |channel| init::run(plan, None, channel))?;
+    let start = |dir| spawn(&plan.namespaces, dir, |channel| init::run(plan, None, channel));
+    let spawned = match (start(clone_into), &container.record.cgroup) {
+        (Err(error), Some(cgroup)) if error.outcome() == Outcome::Busy && clone_into.is_some() => {
+            let file = format!("{}/cgroup", container.record.init_process_pid);
+            let of_init = plan.proc.read(&file).map_err(|cause| Error::io("reading", format!("/proc/{file}"), cause))?;
+            let Some(dir) = cgroup.unified_of_init(&of_init)? else { return Err(error) };
+            start(Some(dir.as_fd()))?
+        }
+        (spawned, _) => spawned?,
+    };
     set_oom_score(context, &plan.proc, spawned.pid, plan.process.oom_score_adj)?;
     Ok(spawned)
 }

@@ -2,28 +2,52 @@
 
 use std::os::fd::AsFd;
 
-use super::Context;
+use super::{Container, Context};
 use crate::client::Status;
-use crate::error::{Error, Result};
+use crate::error::{Error, Outcome, Result};
 use crate::id::ContainerId;
+use crate::process::namespaces::Kind;
 
 /// Sends signal number `signal` to init, or with `all` to every process in the container's cgroup.
 pub fn kill(context: &Context, id: &ContainerId, signal: i32, all: bool) -> Result<()> {
     let container = context.load(id)?;
-    let failed = |cause: std::io::Error| Error::sys(format!("sending signal {signal} to container {id}"), cause);
-    if all && let Some(cgroup) = &container.record.cgroup {
-        for pid in cgroup.pids()? {
-            match towline_sys::kill(pid.as_raw_nonzero().get(), signal) {
-                Err(cause) if cause.raw_os_error() == Some(libc::ESRCH) => {}
-                sent => sent.map_err(failed)?,
-            }
-        }
-        return Ok(());
+    if !all {
+        return kill_init(context, &container, signal);
     }
+    match &container.record.cgroup {
+        // Frozen while it happens: nothing forks away from the signal.
+        Some(cgroup) if signal == libc::SIGKILL => cgroup.kill_once(),
+        Some(cgroup) => {
+            cgroup.pids()?.into_iter().try_for_each(|pid| match towline_sys::kill(pid.as_raw_nonzero().get(), signal) {
+                Err(cause) if cause.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+                sent => sent.map_err(|cause| failed(&container, signal, cause)),
+            })
+        }
+        // The end of init is the end of everything in its pid namespace.
+        None if signal == libc::SIGKILL && container.record.namespaces & Kind::PID.flag() != 0 => {
+            kill_init(context, &container, signal)
+        }
+        None => Err(Error::new(Outcome::Unsupported, format!("sending signal {signal} to all processes of container {id}"))
+            .because("it has no cgroup of its own, so they are not known")
+            .advise("send it to the container's init, without --all")),
+    }
+}
+
+fn kill_init(context: &Context, container: &Container, signal: i32) -> Result<()> {
     let not_running = || container.wrong_state("sending a signal to", "container not running");
-    if container.status(context)? == Status::Stopped {
+    let status = container.status(context)?;
+    if status == Status::Stopped {
         return Err(not_running());
     }
     let pidfd = container.pidfd(context)?.ok_or_else(not_running)?;
-    towline_sys::pidfd_send_signal(pidfd.as_fd(), signal).map_err(failed)
+    towline_sys::pidfd_send_signal(pidfd.as_fd(), signal).map_err(|cause| failed(container, signal, cause))?;
+    match &container.record.cgroup {
+        // A process in a frozen v1 cgroup does not die before it is thawed.
+        Some(cgroup) if signal == libc::SIGKILL && status == Status::Paused => cgroup.thaw(),
+        _ => Ok(()),
+    }
+}
+
+fn failed(container: &Container, signal: i32, cause: std::io::Error) -> Error {
+    Error::sys(format!("sending signal {signal} to container {}", container.dir.id()), cause)
 }

@@ -14,6 +14,7 @@ pub mod build;
 mod console;
 pub mod create;
 pub mod delete;
+pub mod events;
 pub mod exec;
 pub mod foreground;
 pub mod kill;
