@@ -87,20 +87,37 @@ fn read_limited(path: &Path) -> Result<Vec<u8>> {
     }
 }
 
-/// Parses JSON. Capability names that the typed form does not know are left out with a warning; looking for them costs a second
-/// pass, so it is made only when the first one fails.
+/// Parses JSON. What the typed form does not know and can do without is adapted, with a warning where something is left out;
+/// looking for it costs a second pass, so it is made only when the first one fails. An error names the field.
 fn parse_lenient<T: DeserializeOwned>(json: &[u8], process_at: &str) -> Result<(T, Vec<String>)> {
-    let malformed = |cause: serde_json::Error| Error::new(Outcome::BadInput, "parsing JSON").because(cause);
-    let first = match serde_json::from_slice(json) {
-        Ok(value) => return Ok((value, Vec::new())),
-        Err(cause) => cause,
-    };
-    let mut value: serde_json::Value = serde_json::from_slice(json).map_err(malformed)?;
-    let warnings = value.pointer_mut(process_at).map(take_unknown).unwrap_or_default();
-    if warnings.is_empty() {
-        return Err(malformed(first));
+    if let Ok(value) = serde_json::from_slice(json) {
+        return Ok((value, Vec::new()));
     }
-    Ok((serde_json::from_value(value).map_err(malformed)?, warnings))
+    let malformed = |cause: serde_json::Error| Error::new(Outcome::BadInput, "parsing JSON").because(cause);
+    let mut value: serde_json::Value = serde_json::from_slice(json).map_err(malformed)?;
+    let mut warnings = Vec::new();
+    if let Some(process) = value.pointer_mut(process_at) {
+        warnings = take_unknown(process);
+        adapt(process);
+    }
+    let parsed = serde_path_to_error::deserialize(value).map_err(|error| {
+        let field = error.path().to_string();
+        let tried = if field == "." { "parsing JSON".to_owned() } else { format!("parsing JSON: checking {field}") };
+        Error::new(Outcome::BadInput, tried).because(error.into_inner())
+    })?;
+    Ok((parsed, warnings))
+}
+
+/// Two values of runtime-spec 1.3 that oci-spec 0.10 spells differently or refuses.
+fn adapt(process: &mut serde_json::Value) {
+    for flag in process.pointer_mut("/scheduler/flags").and_then(|flags| flags.as_array_mut()).into_iter().flatten() {
+        if *flag == "SCHED_FLAG_DL_OVERRUN" {
+            *flag = "SCHED_FLAG_D_L_OVERRUN".into();
+        }
+    }
+    if let Some(affinity) = process.get_mut("execCPUAffinity").and_then(|affinity| affinity.as_object_mut()) {
+        affinity.retain(|_, list| list != "");
+    }
 }
 
 fn missing(field: &str) -> Error {
@@ -109,50 +126,11 @@ fn missing(field: &str) -> Error {
 
 /// Refuses what this version would otherwise silently not do.
 fn check_supported(spec: &Spec) -> Result<()> {
-    let unsupported = |field: &str| {
-        Err(Error::new(Outcome::Unsupported, format!("checking {field}")).because("not supported by this version of towline-oci"))
-    };
     let version = spec.version();
     if !version.starts_with("1.") {
         return Err(Error::new(Outcome::Unsupported, "checking ociVersion").because(format!("{version:?} is not a version 1")));
     }
-    let linux = spec.linux().as_ref().ok_or_else(|| missing("linux"))?;
-    if linux.intel_rdt().is_some() {
-        return unsupported("linux.intelRdt");
-    }
-    if linux.memory_policy().is_some() {
-        return unsupported("linux.memoryPolicy");
-    }
-    if linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty()) {
-        return unsupported("linux.netDevices");
-    }
-    if linux.personality().is_some() {
-        return unsupported("linux.personality");
-    }
-    if linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()) {
-        return unsupported("linux.mountLabel");
-    }
-    if let Some(process) = spec.process() {
-        check_process_supported(process)?;
-    }
-    Ok(())
-}
-
-/// [`check_supported`] for a process, which `exec` brings too.
-pub fn check_process_supported(process: &Process) -> Result<()> {
-    let unsupported = |field: &str| {
-        Err(Error::new(Outcome::Unsupported, format!("checking {field}")).because("not supported by this version of towline-oci"))
-    };
-    if process.io_priority().is_some() {
-        return unsupported("process.ioPriority");
-    }
-    if process.scheduler().is_some() {
-        return unsupported("process.scheduler");
-    }
-    if process.exec_cpu_affinity().is_some() {
-        return unsupported("process.execCPUAffinity");
-    }
-    Ok(())
+    spec.linux().as_ref().map(drop).ok_or_else(|| missing("linux"))
 }
 
 #[cfg(test)]
@@ -171,12 +149,32 @@ mod tests {
             (r#"{"ociVersion":"2.0.0","root":{"path":"r"},"linux":{}}"#, "ociVersion"),
             (r#"{"ociVersion":"1.0.0","root":{"path":"r"}}"#, "linux"),
             (r#"{"ociVersion":"1.0.0","linux":{}}"#, "root"),
-            (r#"{"ociVersion":"1.0.0","root":{"path":"r"},"linux":{"mountLabel":"x"}}"#, "linux.mountLabel"),
+            (
+                r#"{"ociVersion":"1.0.0","root":{"path":"r"},"linux":{"memoryPolicy":{"mode":"MPOL_MOON"}}}"#,
+                "checking linux.memoryPolicy.mode: unknown variant `MPOL_MOON`",
+            ),
+            (
+                r#"{"ociVersion":"1.0.0","root":{"path":"r"},"linux":{},
+                    "process":{"user":{},"cwd":"/","scheduler":{"policy":"SCHED_MOON"}}}"#,
+                "checking process.scheduler.policy",
+            ),
             (r#"{"ociVersion":"1.0.0","root":{"path":"r"},"linux":{"namespaces":[{"type":"moon"}]}}"#, "moon"),
         ] {
             let error = parse(json).unwrap_err();
             assert!(error.one_line().contains(names), "{json}: {error:?}");
         }
+    }
+
+    #[test]
+    fn values_that_the_typed_form_spells_otherwise() {
+        let bundle = parse(
+            r#"{"ociVersion":"1.3.0","root":{"path":"r"},"linux":{},
+                "process":{"user":{},"cwd":"/","execCPUAffinity":{"initial":"","final":"1"},
+                "scheduler":{"policy":"SCHED_DEADLINE","flags":["SCHED_FLAG_DL_OVERRUN"]}}}"#,
+        )
+        .unwrap();
+        assert_eq!(bundle.warnings, Vec::<String>::new());
+        assert!(bundle.spec.process().as_ref().unwrap().scheduler().is_some());
     }
 
     #[test]

@@ -9,8 +9,9 @@
 //! | [`init`] | what the new process does, as a list of named steps |
 //! | [`rootfs`] | mounts, devices, masked paths: descriptors only, never a path into the image |
 //! | [`procfs`] | the one verified descriptor of /proc |
+//! | [`netlink`] | requests to the kernel's network configuration |
 //! | [`exe`] | the protection of the runtime's own binary |
-//! | [`cgroup`], [`seccomp`], [`capabilities`] | limits and privileges |
+//! | [`cgroup`], [`resctrl`], [`seccomp`], [`capabilities`] | limits and privileges |
 //! | [`systemd`] | a small D-Bus client, for the cgroup manager systemd |
 //! | [`client`] | a typed wrapper with which the other crates drive the binary |
 //!
@@ -26,8 +27,10 @@ pub mod exe;
 pub mod hooks;
 pub mod id;
 pub mod init;
+pub mod netlink;
 pub mod process;
 pub mod procfs;
+pub mod resctrl;
 pub mod rootfs;
 pub mod seccomp;
 pub mod signal;

@@ -31,10 +31,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::CgroupManager;
 use crate::client::{State, Status};
+use crate::container::listener::Listener;
 use crate::error::{Error, Outcome, Result};
 use crate::id::ContainerId;
+use crate::init::schedule::Domain;
 use crate::process::wait::Deadline;
 use crate::procfs::{ProcFs, start_time};
+use crate::resctrl::Group;
 use crate::seccomp::{Filter, format};
 
 const RECORD: &str = "state.json";
@@ -78,8 +81,17 @@ pub struct Record {
     pub namespaces: u64,
     /// Its cgroups.
     pub cgroup: Option<CgroupManager>,
+    /// Its group of `linux.intelRdt`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resctrl: Option<Group>,
     /// Whether it has a seccomp filter; then that is beside this record, for exec.
     pub seccomp: bool,
+    /// Who answers for the filter's notifications.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seccomp_listener: Option<Listener>,
+    /// `linux.personality` and `linux.memoryPolicy`, for exec.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<Domain>,
     /// Name of the session keyring, if it has one.
     pub keyring: Option<String>,
 }

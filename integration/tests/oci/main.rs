@@ -8,12 +8,17 @@
 mod events;
 mod exec;
 mod hooks;
+mod idmap;
 mod lifecycle;
 mod mounts;
 mod namespaces;
+mod network;
 mod no_cgroup;
+mod notify;
+mod pidfd;
 mod process;
 mod resources;
+mod scheduling;
 mod seccomp;
 mod terminal;
 mod update;

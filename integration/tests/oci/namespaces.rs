@@ -4,7 +4,7 @@ use std::fs;
 use std::process::{Child, Command};
 
 use serde_json::json;
-use towline_integration::bundle::{Case, Container, root_or_skip, run_cases};
+use towline_integration::bundle::{Case, Container, Subject, push, root_or_skip, run_cases};
 
 const LINKS: [(&str, &str); 7] = [
     ("pid", "pid"),
@@ -92,6 +92,91 @@ fn a_namespace_with_a_path_is_joined() {
     }
 }
 
+/// Gives every namespace of the configuration, and those in `more`, the path of that of process `pid`.
+fn join(c: &mut serde_json::Value, pid: i32, kinds: &[(&str, &str)]) {
+    let list = c["linux"]["namespaces"].as_array_mut().expect("namespaces");
+    for (kind, link) in kinds {
+        list.retain(|n| n["type"] != *kind);
+        list.push(json!({ "type": kind, "path": format!("/proc/{pid}/ns/{link}") }));
+    }
+}
+
+#[test]
+fn every_kind_of_namespace_can_be_joined() {
+    const TEST: &str = "every_kind_of_namespace_can_be_joined";
+    if !root_or_skip(TEST) {
+        return;
+    }
+    let subject = Container::new().subject();
+    let holder = Container::new().script("sleep 100").with(|c| {
+        push(c, "/linux/namespaces", json!({ "type": "cgroup" }));
+        if subject == Subject::Towline {
+            push(c, "/linux/namespaces", json!({ "type": "time" }));
+        }
+    });
+    holder.up();
+    for (kind, link) in LINKS {
+        // runc 1.1 and crun 1.8 know no time namespaces.
+        if kind == "mount" || (kind == "time" && subject != Subject::Towline) {
+            continue;
+        }
+        let container = Container::new().script(&format!("readlink /proc/self/ns/{link}")).with(|c| {
+            join(c, holder.pid(), &[(kind, link)]);
+            c.as_object_mut().expect("an object").remove("hostname");
+        });
+        let wanted = fs::read_link(format!("/proc/{}/ns/{link}", holder.pid())).expect("the namespace").display().to_string();
+        assert_ne!(wanted, own(link), "{kind}");
+        assert_eq!(container.run().success().text(), wanted, "{kind}");
+    }
+}
+
+#[test]
+fn a_pod_s_user_namespace_is_joined_with_the_others() {
+    if !root_or_skip("a_pod_s_user_namespace_is_joined_with_the_others") {
+        return;
+    }
+    let first = mapped().script("sleep 100");
+    open_to_mapped_root(&first);
+    first.up();
+    let kinds = [("user", "user"), ("network", "net"), ("ipc", "ipc"), ("uts", "uts"), ("pid", "pid")];
+    let second = mapped().script("readlink /proc/self/ns/user; id -u; tr -s ' ' < /proc/self/uid_map").with(|c| {
+        join(c, first.pid(), &kinds);
+        c.as_object_mut().expect("an object").remove("hostname");
+    });
+    open_to_mapped_root(&second);
+    let user = fs::read_link(format!("/proc/{}/ns/user", first.pid())).expect("the namespace").display().to_string();
+    let done = second.run().success();
+    assert_eq!(done.text(), format!("{user}\n0\n 0 200000 1000\n 2000 300000 7"), "{done:?}");
+}
+
+#[test]
+fn time_offsets() {
+    const TEST: &str = "time_offsets";
+    if !root_or_skip(TEST) {
+        return;
+    }
+    if Subject::from_env() != Subject::Towline {
+        println!("SKIP {TEST}: runc 1.1 and crun 1.8 are older than time namespaces in runtime-spec (1.1)");
+        return;
+    }
+    for userns in [false, true] {
+        let container = if userns { mapped() } else { Container::new() };
+        let container = container.script("cut -d. -f1 /proc/uptime; cat /proc/self/timens_offsets | tr -s ' '").with(|c| {
+            push(c, "/linux/namespaces", json!({ "type": "time" }));
+            c["linux"]["timeOffsets"] = json!({ "boottime": { "secs": 86_400_000, "nanosecs": 5 }, "monotonic": { "secs": -1 } });
+        });
+        if userns {
+            open_to_mapped_root(&container);
+        }
+        let done = container.run().success();
+        let mut lines = done.stdout.lines();
+        let uptime: u64 = lines.next().and_then(|line| line.parse().ok()).expect("seconds");
+        assert!(uptime > 86_400_000, "{done:?}");
+        let rest: Vec<&str> = lines.collect();
+        assert_eq!(rest, ["monotonic -1 0", "boottime 86400000 5"], "{done:?}");
+    }
+}
+
 #[test]
 fn a_namespace_of_the_wrong_kind_is_refused() {
     if !root_or_skip("a_namespace_of_the_wrong_kind_is_refused") {
@@ -112,15 +197,27 @@ fn user_namespaces_map_as_configured() {
     if !root_or_skip("user_namespaces_map_as_configured") {
         return;
     }
-    // The root file system must be reachable for the mapped root: it is, for "other", except for the bundle's directory.
-    let container = Container::new()
-        .script("tr -s ' ' < /proc/self/uid_map; tr -s ' ' < /proc/self/gid_map; id -u; id -g; stat -c %u /etc/passwd")
-        .with(|c| {
-            c["linux"]["namespaces"].as_array_mut().expect("namespaces").push(json!({ "type": "user" }));
-            c["linux"]["uidMappings"] = json!([{ "containerID": 0, "hostID": 200000, "size": 1000 }]);
-            c["linux"]["gidMappings"] = json!([{ "containerID": 0, "hostID": 300000, "size": 500 }]);
-            c["mounts"].as_array_mut().expect("mounts").retain(|m| m["destination"] != "/sys/fs/cgroup");
-        });
+    let container =
+        mapped().script("tr -s ' ' < /proc/self/uid_map; tr -s ' ' < /proc/self/gid_map; id -u; id -g; stat -c %u /etc/passwd");
+    open_to_mapped_root(&container);
+    let done = container.run().success();
+    assert_eq!(done.text(), "0 200000 1000\n 2000 300000 7\n 0 300000 500\n0\n0\n65534", "{done:?}");
+}
+
+/// A container with a user namespace.
+fn mapped() -> Container {
+    Container::new().with(|c| {
+        push(c, "/linux/namespaces", json!({ "type": "user" }));
+        c["linux"]["uidMappings"] = json!([
+            { "containerID": 0, "hostID": 200000, "size": 1000 }, { "containerID": 2000, "hostID": 300000, "size": 7 }
+        ]);
+        c["linux"]["gidMappings"] = json!([{ "containerID": 0, "hostID": 300000, "size": 500 }]);
+        c["mounts"].as_array_mut().expect("mounts").retain(|m| m["destination"] != "/sys/fs/cgroup");
+    })
+}
+
+/// The root file system must be reachable for the mapped root: it is, for "other", except for the bundle's directory.
+fn open_to_mapped_root(container: &Container) {
     let mode = |path: &std::path::Path| {
         fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("open the directory");
     };
@@ -131,8 +228,6 @@ fn user_namespaces_map_as_configured() {
     {
         std::os::unix::fs::chown(path, Some(200_000), Some(300_000)).expect("give the root to the mapped user");
     }
-    let done = container.run().success();
-    assert_eq!(done.text(), "0 200000 1000\n 0 300000 500\n0\n0\n65534", "{done:?}");
 }
 
 #[test]

@@ -25,6 +25,9 @@ pub struct Build {
     /// Unix socket that gets the terminal
     #[arg(long, value_name = "SOCKET")]
     console_socket: Option<PathBuf>,
+    /// Unix socket that gets a pidfd
+    #[arg(long, value_name = "SOCKET")]
+    pidfd_socket: Option<PathBuf>,
     /// File that gets the pid
     #[arg(long, value_name = "FILE")]
     pid_file: Option<PathBuf>,
@@ -39,15 +42,29 @@ pub struct Build {
     preserve_fds: u32,
 }
 
+/// Sockets that systemd, or an engine in its place, handed to this process for the container (sd_listen_fds(3)).
+fn listen_fds() -> u32 {
+    let number = |name: &str| std::env::var(name).ok()?.parse::<u32>().ok();
+    let ours = std::env::var_os("LISTEN_PID").is_none() || number("LISTEN_PID") == Some(std::process::id());
+    number("LISTEN_FDS").filter(|_| ours).unwrap_or(0)
+}
+
 impl Build {
+    /// How many descriptors from 3 up the caller hands on.
+    pub fn inherited(&self) -> u32 {
+        self.preserve_fds.saturating_add(listen_fds())
+    }
+
     pub fn options(&self, foreground: bool) -> BuildOptions {
         BuildOptions {
             bundle: self.bundle.clone(),
             pid_file: self.pid_file.clone(),
             console_socket: self.console_socket.clone(),
+            pidfd_socket: self.pidfd_socket.clone(),
             no_pivot: self.no_pivot,
             no_new_keyring: self.no_new_keyring,
             preserve_fds: self.preserve_fds,
+            listen_fds: listen_fds(),
             foreground,
         }
     }

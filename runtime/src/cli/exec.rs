@@ -15,6 +15,9 @@ pub struct Exec {
     /// Return when the program runs
     #[arg(short, long)]
     detach: bool,
+    /// Unix socket that gets a pidfd
+    #[arg(long, value_name = "SOCKET")]
+    pidfd_socket: Option<PathBuf>,
     /// File that gets the pid
     #[arg(long, value_name = "FILE")]
     pid_file: Option<PathBuf>,
@@ -53,6 +56,11 @@ pub struct Exec {
 }
 
 impl Exec {
+    /// How many descriptors from 3 up the caller hands on.
+    pub fn inherited(&self) -> u32 {
+        self.preserve_fds
+    }
+
     pub fn run(&self, context: &Context) -> Result<u8> {
         let options = ExecOptions {
             process: self.process.clone(),
@@ -67,6 +75,7 @@ impl Exec {
             detach: self.detach,
             pid_file: self.pid_file.clone(),
             console_socket: self.console_socket.clone(),
+            pidfd_socket: self.pidfd_socket.clone(),
             preserve_fds: self.preserve_fds,
         };
         // Exit codes are 0 to 255; of a signal it is 128 and the signal.

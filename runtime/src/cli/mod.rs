@@ -43,7 +43,7 @@ struct Cli {
     version: Option<bool>,
 }
 
-const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.2.0");
+const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.3.0");
 
 /// Flags before the verb.
 #[derive(Debug, Args)]
@@ -126,6 +126,9 @@ pub fn main() -> ExitCode {
         return Log::stderr().fail(&error);
     }
     let cli = Cli::parse();
+    if let Err(error) = check_inherited(&cli.verb) {
+        return Log::stderr().fail(&error);
+    }
     let log = match Log::open(&cli.global) {
         Ok(log) => log,
         Err(error) => return Log::stderr().fail(&error),
@@ -134,6 +137,22 @@ pub fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => log.fail(&error),
     }
+}
+
+/// A descriptor to hand on that is not there would be one that we open for ourselves, so this comes before we open any.
+fn check_inherited(verb: &Verb) -> Result<()> {
+    let count = match verb {
+        Verb::Create(verb) => verb.build.inherited(),
+        Verb::Run(verb) => verb.build.inherited(),
+        Verb::Exec(verb) => verb.inherited(),
+        _ => 0,
+    };
+    (0..count).map(|index| 3 + u64::from(index)).try_for_each(|fd| {
+        rustix::fs::lstat(format!("/proc/self/fd/{fd}")).map(drop).map_err(|cause| {
+            Error::sys(format!("checking descriptor {fd} of the {count} to hand on"), cause)
+                .advise("--preserve-fds and LISTEN_FDS count open descriptors from 3 up")
+        })
+    })
 }
 
 fn dispatch(cli: &Cli, log: &Log) -> Result<u8> {

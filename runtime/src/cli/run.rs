@@ -9,7 +9,7 @@ use super::create::Build;
 #[derive(Debug, Args)]
 pub struct Run {
     #[command(flatten)]
-    build: Build,
+    pub build: Build,
     /// Return when the program runs
     #[arg(short, long)]
     detach: bool,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use oci_spec::runtime::Spec;
@@ -11,7 +11,9 @@ use rustix::process::Pid;
 
 use super::Context;
 use super::console::Receiver;
-use super::prepare::{linux, plan_container};
+use super::listener::Listener;
+use super::prepare::{label_mounts, linux, plan_container};
+use super::socket;
 use crate::bundle::Bundle;
 use crate::cgroup::systemd::Planned;
 use crate::cgroup::{CgroupManager, Entrance};
@@ -20,13 +22,16 @@ use crate::error::{Error, Outcome, Result};
 use crate::hooks;
 use crate::id::ContainerId;
 use crate::init;
+use crate::init::netdev::Target;
 use crate::init::plan::{ContainerPlan, Plan, ProcessPlan};
+use crate::init::schedule::Domain;
 use crate::process::mappings;
 use crate::process::message::Message;
 use crate::process::namespaces::{Kind, Namespaces};
 use crate::process::spawn::{Spawned, reap, spawn};
 use crate::process::wait::{Deadline, STEP};
 use crate::procfs::{ProcFs, start_time};
+use crate::resctrl::Group;
 use crate::seccomp;
 use crate::state::{ContainerDir, Record};
 
@@ -39,12 +44,16 @@ pub struct BuildOptions {
     pub pid_file: Option<PathBuf>,
     /// Where to send the terminal's master.
     pub console_socket: Option<PathBuf>,
+    /// Where to send a pidfd of init.
+    pub pidfd_socket: Option<PathBuf>,
     /// chroot instead of pivot_root.
     pub no_pivot: bool,
     /// Leave the container in the caller's session keyring.
     pub no_new_keyring: bool,
     /// Descriptors from 3 up that the program gets.
     pub preserve_fds: u32,
+    /// As many before those, which the program finds as sd_listen_fds(3) says.
+    pub listen_fds: u32,
     /// The caller stays and takes the terminal itself.
     pub foreground: bool,
 }
@@ -98,13 +107,16 @@ impl Drop for Built<'_> {
         }
         // Kills and reaps; with it goes its pid namespace.
         drop(self.init.take());
-        undo(self.context, self.dir.id(), self.record.cgroup.as_ref());
+        undo(self.context, self.dir.id(), &self.record);
     }
 }
 
 /// Removes what a failed create made. The failure itself is what the caller reports, so these can only be warnings.
-fn undo(context: &Context, id: &ContainerId, cgroup: Option<&CgroupManager>) {
-    if let Some(cgroup) = cgroup
+fn undo(context: &Context, id: &ContainerId, record: &Record) {
+    if let Some(Err(error)) = record.resctrl.as_ref().map(Group::remove) {
+        context.warn(error.one_line());
+    }
+    if let Some(cgroup) = &record.cgroup
         && let Err(error) = cgroup.clear()
     {
         context.warn(error.one_line());
@@ -121,16 +133,30 @@ pub fn build<'a>(context: &'a Context, id: &ContainerId, options: &BuildOptions,
     let process = bundle.spec.process().as_ref().ok_or_else(|| {
         Error::new(Outcome::BadInput, "checking process").because("it is missing, and without it there is nothing to run")
     })?;
-    let (process, warnings) = ProcessPlan::new(process)?;
+    let (mut process, warnings) = ProcessPlan::new(process)?;
     warnings.into_iter().for_each(|warning| context.warn(warning));
     let receiver = Receiver::new(process.terminal, options.console_socket.as_deref(), options.foreground)?;
     let namespaces = Namespaces::from_config(linux(&bundle.spec).namespaces().as_deref().unwrap_or_default())?;
     let seccomp = compile_seccomp(context, &bundle.spec)?;
     let keyring = if options.no_new_keyring { None } else { CString::new(format!("_ses.{id}")).ok() };
-    let (proc, preserve_fds) = (ProcFs::open()?, options.preserve_fds);
-    let mut plan = Plan { process, namespaces, proc, entrance: None, seccomp, keyring, preserve_fds };
-    let record = new_record(id, &bundle, &plan);
-    let mut container = plan_container(&bundle, options, &plan.namespaces, record.to_state(Status::Creating))?;
+    let annotations = annotations(&bundle.spec);
+    process.keep_groups = keeps_groups(&annotations);
+    process.announce_sockets(options.listen_fds);
+    let listener = listener(&bundle.spec, seccomp.as_ref(), &annotations)?;
+    let mut plan = Plan {
+        process,
+        namespaces,
+        proc: ProcFs::open()?,
+        entrance: None,
+        seccomp,
+        sendmsg_notifies: listener.as_ref().is_some_and(|listener| listener.sendmsg_notifies),
+        domain: Domain::new(linux(&bundle.spec))?,
+        keyring,
+        preserve_fds: options.preserve_fds + options.listen_fds,
+    };
+    let record = Record { annotations, seccomp_listener: listener, ..new_record(id, &bundle, &plan) };
+    let mut container = plan_container(&bundle, options, &plan, record.to_state(Status::Creating))?;
+    label_mounts(&bundle.spec, &record.annotations, &mut container.mounts)?.into_iter().for_each(|warning| context.warn(warning));
 
     let dir = context.root.create(id)?;
     let mut built = Built { context, dir, init: None, record, bundle, console: None, scope: None, kept: false };
@@ -139,6 +165,9 @@ pub fn build<'a>(context: &'a Context, id: &ContainerId, options: &BuildOptions,
         built.dir.save_filter(filter)?;
     }
     (built.record.cgroup, built.scope) = make_cgroup(context, &built.bundle.spec, id, &built.record.annotations)?;
+    if let Some(config) = linux(&built.bundle.spec).intel_rdt() {
+        built.record.resctrl = Some(Group::create(config, id.as_str())?);
+    }
     built.dir.save(&built.record)?;
     if starter == Starter::Later {
         container.start_socket = Some(built.dir.listen_start()?);
@@ -156,16 +185,19 @@ pub fn build<'a>(context: &'a Context, id: &ContainerId, options: &BuildOptions,
 
 fn compile_seccomp(context: &Context, spec: &Spec) -> Result<Option<seccomp::Filter>> {
     let Some(profile) = linux(spec).seccomp() else { return Ok(None) };
-    let filter = match &context.filters {
+    match &context.filters {
         Some(cache) => cache.filter(profile, |error| context.warn(error.one_line())),
         None => seccomp::compile(profile),
-    };
-    let filter = Some(filter?);
-    if filter.as_ref().is_some_and(|filter| filter.wants_listener()) {
-        return Err(Error::new(Outcome::Unsupported, "checking linux.seccomp")
-            .because("SCMP_ACT_NOTIFY is not supported by this version of towline-oci"));
     }
-    Ok(filter)
+    .map(Some)
+}
+
+/// Who answers for a filter's notifications, if it has any.
+fn listener(spec: &Spec, filter: Option<&seccomp::Filter>, annotations: &BTreeMap<String, String>) -> Result<Option<Listener>> {
+    match linux(spec).seccomp() {
+        Some(profile) if filter.is_some_and(seccomp::Filter::wants_listener) => Listener::new(profile, annotations).map(Some),
+        _ => Ok(None),
+    }
 }
 
 /// Clones init and puts it into its user namespace and cgroup.
@@ -181,6 +213,15 @@ fn start_init(built: &mut Built<'_>, plan: &Plan, container: &mut ContainerPlan)
         let map = |list: &Option<Vec<_>>| list.clone().unwrap_or_default();
         mappings::write(&plan.proc, pid, &map(linux.uid_mappings()), &map(linux.gid_mappings()))?;
         spawned.channel.send(&Message::Mapped, None)?;
+    }
+    if !container.net_devices.is_empty() {
+        let joined = plan.namespaces.joins(Kind::NET).then(|| plan.namespaces.joined(Kind::NET)).transpose()?;
+        let target = joined.map_or(Target::Pid(pid), Target::Namespace);
+        container.net_devices.iter().try_for_each(|device| device.give(&target))?;
+        spawned.channel.send(&Message::DevicesMoved, None)?;
+    }
+    if let Some(group) = &built.record.resctrl {
+        group.join(pid)?;
     }
     if plan.entrance.is_none() {
         let init = Pid::from_raw(pid).expect("a child has a positive pid");
@@ -280,12 +321,23 @@ fn finish(built: &mut Built<'_>, options: &BuildOptions) -> Result<()> {
     built.record.init_process_pid = pid;
     built.record.init_process_start = start_time(&built.context.proc, pid).ok_or_else(|| init_died(built))?;
     built.dir.save(&built.record)?;
+    let annotated = built.record.annotations.get(PIDFD_RECEIVER).map(PathBuf::from);
+    if let Some(path) = options.pidfd_socket.clone().or(annotated) {
+        send_pidfd(&path, built.init(), "standard")?;
+    }
     options.pid_file.as_deref().map_or(Ok(()), |path| super::write_pid_file(path, pid))
 }
 
+/// crun's annotation for what `--pidfd-socket` is in runc.
+const PIDFD_RECEIVER: &str = "run.oci.pidfd_receiver";
+
+/// `--pidfd-socket`: gives the caller a pidfd of the process. `text` goes along, as with runc: "standard", and "setns" of exec.
+pub(super) fn send_pidfd(path: &Path, process: &Spawned, text: &str) -> Result<()> {
+    const WHAT: &str = "pidfd socket";
+    socket::hand_over(&socket::open(path, WHAT)?, text.as_bytes(), process.pidfd.as_fd(), WHAT)
+}
+
 fn new_record(id: &ContainerId, bundle: &Bundle, plan: &Plan) -> Record {
-    let annotations: BTreeMap<String, String> =
-        bundle.spec.annotations().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
     Record {
         version: Record::VERSION,
         id: id.to_string(),
@@ -295,13 +347,25 @@ fn new_record(id: &ContainerId, bundle: &Bundle, plan: &Plan) -> Record {
         created: crate::time::now_rfc3339(),
         bundle: bundle.dir.clone(),
         rootfs: bundle.rootfs.clone(),
-        annotations,
+        annotations: BTreeMap::new(),
         owner: owner(),
         namespaces: plan.namespaces.flags(),
         cgroup: None,
+        resctrl: None,
         seccomp: plan.seccomp.is_some(),
+        seccomp_listener: None,
+        domain: plan.domain.clone(),
         keyring: plan.keyring.as_ref().map(|name| name.to_string_lossy().into_owned()),
     }
+}
+
+/// crun's annotation for shared directories of groups that the container does not map.
+pub(super) fn keeps_groups(annotations: &BTreeMap<String, String>) -> bool {
+    annotations.get("run.oci.keep_original_groups").is_some_and(|value| value == "1" || value == "true")
+}
+
+fn annotations(spec: &Spec) -> BTreeMap<String, String> {
+    spec.annotations().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 fn owner() -> String {

@@ -111,6 +111,9 @@ pub(super) fn destroy(context: &Context, dir: &ContainerDir, record: &Record) ->
     if let Some(cgroup) = &record.cgroup {
         cgroup.clear()?;
     }
+    if let Some(group) = &record.resctrl {
+        group.remove()?;
+    }
     let poststop = poststop(context, dir, record);
     context.root.remove(dir.id())?;
     let Some(poststop) = poststop else { return Ok(()) };

@@ -5,8 +5,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilitiesBuilder, Process, User};
+use rustix::thread::sched_setaffinity;
 
-use super::build::set_oom_score;
+use super::build::{keeps_groups, send_pidfd, set_oom_score};
 use super::console::Receiver;
 use super::foreground::{Signals, wait};
 use super::start::await_program;
@@ -50,6 +51,8 @@ pub struct ExecOptions {
     pub pid_file: Option<PathBuf>,
     /// Where to send the terminal's master.
     pub console_socket: Option<PathBuf>,
+    /// Where to send a pidfd of the process.
+    pub pidfd_socket: Option<PathBuf>,
     /// Descriptors from 3 up that the program gets.
     pub preserve_fds: u32,
 }
@@ -64,7 +67,8 @@ pub fn exec(context: &Context, id: &ContainerId, options: &ExecOptions) -> Resul
         Status::Creating => return Err(container.wrong_state("exec in", "it is still being created")),
     }
     let process = describe(context, &container, options)?;
-    let (process, warnings) = ProcessPlan::new(&process)?;
+    let (mut process, warnings) = ProcessPlan::new(&process)?;
+    process.keep_groups = keeps_groups(&container.record.annotations);
     warnings.into_iter().for_each(|warning| context.warn(warning));
     let receiver = Receiver::new(process.terminal, options.console_socket.as_deref(), !options.detach)?;
     let signals = if options.detach { None } else { Some(Signals::hold()?) };
@@ -78,11 +82,14 @@ pub fn exec(context: &Context, id: &ContainerId, options: &ExecOptions) -> Resul
         .map_err(|cause| Error::sys("making the runtime undumpable", cause))?;
     let mut spawned = start_process(context, &container, &plan)?;
     let console = converse(context, &spawned, receiver, id)?;
+    if let Some(path) = &options.pidfd_socket {
+        send_pidfd(path, &spawned, "setns")?;
+    }
     if let Some(path) = &options.pid_file {
         super::write_pid_file(path, spawned.pid)?;
     }
     spawned.channel.send(&Message::Start, None)?;
-    await_program(&spawned.channel, id)?;
+    await_program(&spawned.channel, &container.record, spawned.pid, Status::Running)?;
     spawned.keep();
     match signals {
         Some(signals) => wait(spawned.pidfd.as_fd(), &signals, console),
@@ -100,6 +107,8 @@ fn plan(container: &Container, process: ProcessPlan, pidfd: OwnedFd, options: &E
         proc: ProcFs::open()?,
         entrance: container.record.cgroup.as_ref().map(CgroupManager::entrance).transpose()?,
         seccomp: if container.record.seccomp { Some(container.dir.load_filter()?) } else { None },
+        sendmsg_notifies: container.record.seccomp_listener.as_ref().is_some_and(|listener| listener.sendmsg_notifies),
+        domain: container.record.domain.clone(),
         keyring: container.record.keyring.as_deref().and_then(|name| CString::new(name).ok()),
         preserve_fds: options.preserve_fds,
     })
@@ -107,6 +116,10 @@ fn plan(container: &Container, process: ProcessPlan, pidfd: OwnedFd, options: &E
 
 fn start_process(context: &Context, container: &Container, plan: &Plan) -> Result<Spawned> {
     let clone_into = plan.entrance.as_ref().and_then(Entrance::clone_into);
+    if let Some(cpus) = &plan.process.schedule.initial_cpus {
+        // The process inherits it. The runtime itself has nothing to do but wait from here on.
+        sched_setaffinity(None, cpus).map_err(|cause| Error::sys("setting process.execCPUAffinity.initial", cause))?;
+    }
     let start = |dir| spawn(&plan.namespaces, dir, |channel| init::run(plan, None, channel));
     let spawned = match (start(clone_into), &container.record.cgroup) {
         (Err(error), Some(cgroup)) if error.outcome() == Outcome::Busy && clone_into.is_some() => {
@@ -117,6 +130,9 @@ fn start_process(context: &Context, container: &Container, plan: &Plan) -> Resul
         }
         (spawned, _) => spawned?,
     };
+    if let Some(group) = &container.record.resctrl {
+        group.join(spawned.pid)?;
+    }
     set_oom_score(context, &plan.proc, spawned.pid, plan.process.oom_score_adj)?;
     Ok(spawned)
 }

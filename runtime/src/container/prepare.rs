@@ -1,5 +1,6 @@
 //! From the configuration to init's plan: everything that can be refused before anything exists.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use oci_spec::runtime::{Hook, Hooks, Linux, Spec};
@@ -9,9 +10,11 @@ use crate::bundle::Bundle;
 use crate::client::State;
 use crate::error::{Error, Outcome, Result};
 use crate::hooks;
-use crate::init::plan::{ContainerPlan, sysctls, time_offsets};
+use crate::init::netdev::Device as NetDevice;
+use crate::init::plan::{ContainerPlan, Plan, sysctls, time_offsets};
 use crate::process::namespaces::{Kind, Namespaces};
 use crate::rootfs::devices::Device;
+use crate::rootfs::idmap::Idmaps;
 use crate::rootfs::mounts::MountPlan;
 use crate::rootfs::{RootfsPlan, copy_host_path, options};
 use towline_sys::MountAttr;
@@ -22,21 +25,14 @@ pub(super) fn linux(spec: &Spec) -> &Linux {
 }
 
 /// The container part of the plan. `state` is what hooks run by init get.
-pub(super) fn plan_container(
-    bundle: &Bundle,
-    options: &BuildOptions,
-    namespaces: &Namespaces,
-    state: State,
-) -> Result<ContainerPlan> {
-    let (spec, linux) = (&bundle.spec, linux(&bundle.spec));
+pub(super) fn plan_container(bundle: &Bundle, options: &BuildOptions, plan: &Plan, state: State) -> Result<ContainerPlan> {
+    let (spec, linux, namespaces) = (&bundle.spec, linux(&bundle.spec), &plan.namespaces);
     check_namespaces(spec, namespaces)?;
     let mut mounts =
         spec.mounts().iter().flatten().map(|mount| MountPlan::new(mount, &bundle.dir)).collect::<Result<Vec<_>>>()?;
     let rootfs = plan_rootfs(bundle, options, namespaces)?;
-    // A process in a new user namespace may be unable to reach what the runtime can.
-    if rootfs.as_ref().is_some_and(|rootfs| rootfs.copy.is_some()) {
-        mounts.iter_mut().try_for_each(MountPlan::copy_source)?;
-    }
+    let in_userns = rootfs.as_ref().is_some_and(|rootfs| rootfs.copy.is_some());
+    copy_sources(&mut mounts, in_userns, linux, plan)?;
     let own_dev = mounts.iter().any(|mount| mount.is_bind_on("/dev"));
     let devices = if own_dev {
         None
@@ -59,6 +55,7 @@ pub(super) fn plan_container(
         bind_devices: namespaces.contains(Kind::USER),
         masked: paths(linux.masked_paths()),
         readonly: paths(linux.readonly_paths()),
+        net_devices: NetDevice::find_all(linux.net_devices().as_ref(), namespaces)?,
         sysctl: sysctls(linux.sysctl().as_ref(), namespaces)?,
         time_offsets: time_offsets(linux.time_offsets().as_ref(), namespaces)?,
         hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
@@ -69,6 +66,48 @@ pub(super) fn plan_container(
         state,
         start_socket: None,
     })
+}
+
+/// Copies what only the runtime can reach for a process in a user namespace, and what it has to map.
+fn copy_sources(mounts: &mut [MountPlan], in_userns: bool, linux: &Linux, plan: &Plan) -> Result<()> {
+    if !in_userns && mounts.iter().all(|mount| mount.idmap().is_none()) {
+        return Ok(());
+    }
+    let list = |list: &Option<Vec<_>>| list.clone().unwrap_or_default();
+    let own = (list(linux.uid_mappings()), list(linux.gid_mappings()));
+    let mut idmaps = Idmaps::new(&plan.proc, &plan.namespaces, own);
+    for mount in mounts {
+        let userns = mount.idmap().map(|idmap| idmaps.userns(idmap)).transpose();
+        let userns = userns.map_err(|error| error.during(format!("making the {}", mount.name())))?;
+        if in_userns || userns.is_some() {
+            mount.copy_source(userns.as_ref())?;
+        }
+    }
+    Ok(())
+}
+
+/// `linux.mountLabel`. The value is a warning: as with crun, a host without SELinux has nothing to label.
+pub(super) fn label_mounts(
+    spec: &Spec,
+    annotations: &BTreeMap<String, String>,
+    mounts: &mut [MountPlan],
+) -> Result<Option<String>> {
+    /// `SELINUX_MAGIC` of <linux/magic.h>.
+    const SELINUX_MAGIC: i64 = 0xf97c_ff8c;
+    /// crun's annotation: which of the options of mount(8) for SELinux carries the label.
+    const TYPE: &str = "run.oci.mount_context_type";
+    let Some(label) = linux(spec).mount_label().as_ref().filter(|label| !label.is_empty()) else { return Ok(None) };
+    let option = annotations.get(TYPE).map_or("context", String::as_str);
+    if !["context", "fscontext", "defcontext", "rootcontext"].contains(&option) {
+        return Err(
+            Error::new(Outcome::BadInput, format!("checking annotation {TYPE}")).because(format!("there is no {option:?}"))
+        );
+    }
+    if !rustix::fs::statfs("/sys/fs/selinux").is_ok_and(|stat| stat.f_type == SELINUX_MAGIC) {
+        return Ok(Some(format!("linux.mountLabel {label} has no effect: SELinux is not enabled on this host")));
+    }
+    mounts.iter_mut().for_each(|mount| mount.set_context(option, label));
+    Ok(None)
 }
 
 /// What the mount namespace's root is made from; `None` for a joined mount namespace.

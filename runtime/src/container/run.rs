@@ -7,6 +7,7 @@ use super::build::{BuildOptions, Built, Starter, build};
 use super::delete::destroy;
 use super::foreground::{Signals, wait};
 use super::start::{await_program, run_poststart};
+use crate::client::Status;
 use crate::error::Result;
 use crate::id::ContainerId;
 use crate::process::message::Message;
@@ -15,7 +16,7 @@ use crate::process::message::Message;
 pub fn run(context: &Context, id: &ContainerId, options: &BuildOptions, keep: bool) -> Result<i32> {
     let signals = Signals::hold()?;
     let mut built = build(context, id, &BuildOptions { foreground: true, ..options.clone() }, Starter::Caller)?;
-    start(context, id, &built)?;
+    start(context, &built)?;
     let terminal = built.console.take();
     let code = wait(built.init().pidfd.as_fd(), &signals, terminal)?;
     built.keep();
@@ -28,14 +29,14 @@ pub fn run(context: &Context, id: &ContainerId, options: &BuildOptions, keep: bo
 /// Starts container `id` and leaves it to the caller's nearest subreaper.
 pub fn run_detached(context: &Context, id: &ContainerId, options: &BuildOptions) -> Result<()> {
     let mut built = build(context, id, options, Starter::Caller)?;
-    start(context, id, &built)?;
+    start(context, &built)?;
     built.keep();
     Ok(())
 }
 
-fn start(context: &Context, id: &ContainerId, built: &Built<'_>) -> Result<()> {
+fn start(context: &Context, built: &Built<'_>) -> Result<()> {
     let channel = &built.init().channel;
     channel.send(&Message::Start, None)?;
-    await_program(channel, id)?;
+    await_program(channel, &built.record, built.init().pid, Status::Created)?;
     run_poststart(context, &built.bundle, &built.record)
 }

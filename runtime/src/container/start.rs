@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use super::Context;
 use crate::bundle::Bundle;
-use crate::client::Status;
+use crate::client::{State, Status};
 use crate::error::{Error, Outcome, Result};
 use crate::hooks;
 use crate::id::ContainerId;
 use crate::process::message::{Channel, Message, Received};
 use crate::process::wait::Deadline;
+use crate::state::Record;
 
 /// How long the program may take to come up, startContainer hooks included: its pages may have to come over a network.
 const LAUNCH: Duration = Duration::from_secs(1800);
@@ -32,24 +33,33 @@ pub fn start(context: &Context, id: &ContainerId) -> Result<()> {
     channel.send(&Message::Start, None)?;
     // Whatever comes of it, it cannot be started twice.
     container.dir.started()?;
-    await_program(&channel, id)?;
+    await_program(&channel, &container.record, container.record.init_process_pid, Status::Created)?;
     let bundle = Bundle::parse(container.record.bundle.clone(), container.dir.load_config()?)?;
     run_poststart(context, &bundle, &container.record)
 }
 
-/// Waits until init has become the program: execve closes its end of the channel.
-pub(super) fn await_program(channel: &Channel, id: &ContainerId) -> Result<()> {
-    let tried = || format!("starting container {id}");
-    match channel.receive_or_end(Deadline::after(LAUNCH), "the container's program to be executed")? {
-        Received::End => Ok(()),
-        Received::Reset => Err(Error::new(Outcome::Io, tried()).because("init was gone before it could run the program")),
-        Received::Message(Message::Failed(outcome, text), _) => Err(Error::new(outcome, tried()).because(text)),
-        Received::Message(other, _) => Err(Error::new(Outcome::Io, tried()).because(format!("init sent {other:?}"))),
+/// Waits until process `pid` of a container with this status has become the program: execve closes its end of the channel.
+pub(super) fn await_program(channel: &Channel, record: &Record, pid: i32, status: Status) -> Result<()> {
+    let failed = |outcome| Error::new(outcome, format!("starting container {}", record.id));
+    loop {
+        match channel.receive_or_end(Deadline::after(LAUNCH), "the container's program to be executed")? {
+            Received::End => return Ok(()),
+            Received::Reset => return Err(failed(Outcome::Io).because("init was gone before it could run the program")),
+            Received::Message(Message::Failed(outcome, text), _) => return Err(failed(outcome).because(text)),
+            Received::Message(Message::Listener, Some(fd)) => {
+                let listener = record.seccomp_listener.as_ref();
+                let listener = listener.ok_or_else(|| failed(Outcome::Io).because("its record names no seccomp listener"))?;
+                let state = State { pid: record.init_process_pid, ..record.to_state(status) };
+                listener.hand_over(&fd, &state, pid)?;
+                channel.send(&Message::ListenerTaken, None)?;
+            }
+            Received::Message(other, _) => return Err(failed(Outcome::Io).because(format!("init sent {other:?}"))),
+        }
     }
 }
 
 /// poststart hooks. The spec wants their failure logged and nothing else done.
-pub(super) fn run_poststart(context: &Context, bundle: &Bundle, record: &crate::state::Record) -> Result<()> {
+pub(super) fn run_poststart(context: &Context, bundle: &Bundle, record: &Record) -> Result<()> {
     let Some(poststart) = bundle.spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_ref()) else { return Ok(()) };
     let state = super::hook_state(record, Status::Running, record.init_process_pid)?;
     if let Err(error) = hooks::run("poststart", poststart, &state) {

@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use super::{Init, in_user_namespace};
 use crate::error::{Error, Outcome, Result};
-use crate::seccomp::Filter;
+use crate::process::message::Message;
 
 /// Where programs are looked for when the environment has no PATH.
 const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -107,7 +107,7 @@ pub fn drop_privileges(init: &mut Init<'_>) -> Result<()> {
     rustix::process::umask(Mode::from_raw_mode(process.umask & 0o777));
     if !process.no_new_privileges {
         // Without no_new_privs loading a filter needs CAP_SYS_ADMIN, so it cannot wait.
-        load(plan.seccomp.as_ref())?;
+        load(init)?;
     }
     process.capabilities.apply_bounding()?;
     let failed = |what: String, cause: Errno| {
@@ -115,7 +115,8 @@ pub fn drop_privileges(init: &mut Init<'_>) -> Result<()> {
         if cause == Errno::INVAL { error.advise("the user namespace maps no such id") } else { error }
     };
     let groups: Vec<Gid> = process.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
-    match set_thread_groups(&groups) {
+    let set = if process.keep_groups { Ok(()) } else { set_thread_groups(&groups) };
+    match set {
         Err(Errno::PERM) if groups.is_empty() && in_user_namespace(plan) => {}
         set => set.map_err(|cause| failed(format!("setting additional groups {:?}", process.groups), cause))?,
     }
@@ -124,16 +125,24 @@ pub fn drop_privileges(init: &mut Init<'_>) -> Result<()> {
     set_thread_res_uid(uid, uid, uid).map_err(|cause| failed(format!("setting user {}", process.uid), cause))?;
     process.capabilities.apply()?;
     if process.no_new_privileges {
-        load(plan.seccomp.as_ref())?;
+        load(init)?;
     }
     Ok(())
 }
 
-fn load(filter: Option<&Filter>) -> Result<()> {
-    let Some(filter) = filter else { return Ok(()) };
-    towline_sys::load_seccomp(&filter.program(), filter.flags())
-        .map(drop)
-        .map_err(|cause| Error::sys("loading the seccomp filter", cause))
+/// Loads the filter. Where it notifies, its listener has to get the descriptor before anything else is called: until then a call
+/// that notifies would wait for nobody.
+fn load(init: &Init<'_>) -> Result<()> {
+    let Some(filter) = &init.plan.seccomp else { return Ok(()) };
+    let listener = towline_sys::load_seccomp(&filter.program(), filter.flags())
+        .map_err(|cause| Error::sys("loading the seccomp filter", cause))?;
+    let Some(listener) = listener else { return Ok(()) };
+    if init.plan.sendmsg_notifies {
+        init.channel.send_by_sendmmsg(&Message::Listener, listener.as_fd())?;
+    } else {
+        init.channel.send(&Message::Listener, Some(listener.as_fd()))?;
+    }
+    init.channel.expect(&Message::ListenerTaken, "the seccomp listener to be there")
 }
 
 /// Labels that take effect with execve, through the verified procfs (CVE-2019-19921).

@@ -14,7 +14,9 @@
 mod console;
 mod launch;
 mod loopback;
+pub mod netdev;
 pub mod plan;
+pub mod schedule;
 mod settings;
 mod start;
 
@@ -61,6 +63,7 @@ const CREATE: &[Step] = &[
     ("hiding from the container", settings::hide),
     ("setting host and domain name", settings::names),
     ("bringing the loopback interface up", loopback::up),
+    ("configuring network devices", netdev::configure),
     ("entering the cgroup namespace", settings::cgroup_namespace),
     ("isolating the mount namespace", isolate_mounts),
     ("attaching the root file system", attach_root),
@@ -75,6 +78,7 @@ const CREATE: &[Step] = &[
     ("setting sysctls", settings::sysctls),
     ("joining a session keyring", settings::keyring),
     ("setting rlimits", settings::rlimits),
+    ("setting scheduling attributes", schedule::apply),
     ("entering the working directory", launch::enter_cwd),
     ("finding the program", launch::find_program),
     ("reporting to the runtime", report_ready),
@@ -90,6 +94,7 @@ const EXEC: &[Step] = &[
     ("making the console", console::in_joined_root),
     ("joining the session keyring", settings::keyring),
     ("setting rlimits", settings::rlimits),
+    ("setting scheduling attributes", schedule::apply),
     ("entering the working directory", launch::enter_cwd),
     ("finding the program", launch::find_program),
     ("reporting to the runtime", report_ready),

@@ -19,6 +19,9 @@ use crate::rootfs::devices::Device;
 use crate::rootfs::mounts::MountPlan;
 use crate::seccomp::Filter;
 
+use super::netdev::Device as NetDevice;
+use super::schedule::{Domain, Schedule};
+
 /// Everything a new process needs, for `create` and for `exec`.
 #[derive(Debug)]
 pub struct Plan {
@@ -32,6 +35,10 @@ pub struct Plan {
     pub entrance: Option<Entrance>,
     /// Compiled before the clone: init only loads it.
     pub seccomp: Option<Filter>,
+    /// The filter notifies of sendmsg(2): its listener's descriptor has to travel by another call.
+    pub sendmsg_notifies: bool,
+    /// `linux.personality` and `linux.memoryPolicy`.
+    pub domain: Option<Domain>,
     /// Name of the session keyring, unless the container keeps the caller's.
     pub keyring: Option<CString>,
     /// Descriptors from 3 up that the program gets.
@@ -55,6 +62,8 @@ pub struct ContainerPlan {
     pub masked: Vec<PathBuf>,
     /// `linux.readonlyPaths`.
     pub readonly: Vec<PathBuf>,
+    /// `linux.netDevices`.
+    pub net_devices: Vec<NetDevice>,
     /// Files below /proc/sys and their values.
     pub sysctl: Vec<(String, String)>,
     /// Lines for /proc/self/timens_offsets.
@@ -90,6 +99,8 @@ pub struct ProcessPlan {
     pub gid: u32,
     /// Additional groups.
     pub groups: Vec<u32>,
+    /// The process keeps the additional groups of the runtime's caller.
+    pub keep_groups: bool,
     /// File mode creation mask.
     pub umask: u32,
     /// Resolved sets.
@@ -108,12 +119,13 @@ pub struct ProcessPlan {
     pub terminal: bool,
     /// Rows and columns of the terminal.
     pub console_size: Option<(u16, u16)>,
+    /// How it is scheduled.
+    pub schedule: Schedule,
 }
 
 impl ProcessPlan {
     /// Checks `process`. The second value are warnings.
     pub fn new(process: &Process) -> Result<(Self, Vec<String>)> {
-        crate::bundle::check_process_supported(process)?;
         let bad = |field: &str, why: &str| Error::new(Outcome::BadInput, format!("checking {field}")).because(why.to_owned());
         let strings = |field: &str, list: &[String]| {
             list.iter()
@@ -137,6 +149,7 @@ impl ProcessPlan {
             uid: user.uid(),
             gid: user.gid(),
             groups: user.additional_gids().clone().unwrap_or_default(),
+            keep_groups: false,
             umask: user.umask().unwrap_or(0o022),
             capabilities,
             rlimits: rlimits(process)?,
@@ -146,8 +159,19 @@ impl ProcessPlan {
             oom_score_adj: process.oom_score_adj(),
             terminal: process.terminal().unwrap_or(false),
             console_size: console_size(process)?,
+            schedule: Schedule::new(process)?,
         };
         Ok((plan, warnings))
+    }
+}
+
+impl ProcessPlan {
+    /// Tells the program, which has pid 1 in its namespace, that its first `count` descriptors from 3 up are sockets to listen on.
+    pub fn announce_sockets(&mut self, count: u32) {
+        if count > 0 {
+            let variable = |name: &str, value: u32| CString::new(format!("{name}={value}")).expect("no NUL in it");
+            self.env.extend([variable("LISTEN_FDS", count), variable("LISTEN_PID", 1)]);
+        }
     }
 }
 
@@ -227,15 +251,14 @@ pub fn sysctls(sysctl: Option<&HashMap<String, String>>, namespaces: &Namespaces
             return bad("it is not the name of a sysctl".into());
         }
         let needs = match parts[0] {
-            "net" => "net",
-            "fs" if parts.get(1) == Some(&"mqueue") => "ipc",
-            "kernel" if parts.len() == 2 && is_ipc_sysctl(parts[1]) => "ipc",
-            "kernel" if parts.len() == 2 && ["hostname", "domainname"].contains(&parts[1]) => "uts",
+            "net" => Kind::NET,
+            "fs" if parts.get(1) == Some(&"mqueue") => Kind::IPC,
+            "kernel" if parts.len() == 2 && is_ipc_sysctl(parts[1]) => Kind::IPC,
+            "kernel" if parts.len() == 2 && ["hostname", "domainname"].contains(&parts[1]) => Kind::UTS,
             _ => return bad("it is not bound to a namespace, so it would change the host".into()),
         };
-        let flag = towline_sys::namespace_clone_flags(needs).expect("these are names of namespaces");
-        if namespaces.flags() & flag == 0 {
-            return bad(format!("the container has no {needs} namespace of its own, so it would change the host"));
+        if !namespaces.separate(needs)? {
+            return bad(format!("the container has no {} namespace of its own, so it would change the host", needs.proc_name()));
         }
         checked.push((format!("sys/{path}"), value.clone()));
     }

@@ -23,7 +23,8 @@ pub fn become_joined_root(init: &mut Init<'_>) -> Result<()> {
         return Ok(());
     }
     let (uid, gid) = (rustix::process::Uid::ROOT, rustix::process::Gid::ROOT);
-    match set_thread_groups(&[]) {
+    let dropped = if init.plan.process.keep_groups { Ok(()) } else { set_thread_groups(&[]) };
+    match dropped {
         // Without privileges over the groups (setgroups "deny") the caller's stay; they map to nobody.
         Ok(()) | Err(rustix::io::Errno::PERM) => {}
         Err(cause) => return Err(Error::sys("dropping additional groups", cause)),
@@ -50,6 +51,11 @@ pub fn time_namespace(init: &mut Init<'_>) -> Result<()> {
     }
     unshare(Kind::TIME)?;
     let Some(lines) = init.container().time_offsets.clone() else { return Ok(()) };
+    if in_user_namespace(init.plan) {
+        // Becoming the namespace's root has made the files of /proc/self the host's root's. `hide` comes next.
+        rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable)
+            .map_err(|cause| Error::sys("making init dumpable to set its time offsets", cause))?;
+    }
     init.plan.proc.write("self/timens_offsets", &lines)
 }
 

@@ -5,8 +5,9 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use nix::sys::socket::{ControlMessage, MsgFlags, MultiHeaders, sendmmsg};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
@@ -46,6 +47,12 @@ pub enum Message {
     Failed(Outcome, String),
     /// Init to runtime: the descriptor sent along is the master of the process's terminal.
     Console,
+    /// Init to runtime: the descriptor sent along is for the seccomp listener.
+    Listener,
+    /// Runtime to init: the listener has it.
+    ListenerTaken,
+    /// Runtime to init: the network devices are in your namespace.
+    DevicesMoved,
 }
 
 impl Message {
@@ -67,6 +74,9 @@ impl Message {
                 (10, payload)
             }
             Self::Console => (11, vec![]),
+            Self::Listener => (12, vec![]),
+            Self::ListenerTaken => (13, vec![]),
+            Self::DevicesMoved => (14, vec![]),
         };
         let mut packet = Vec::with_capacity(HEADER + payload.len());
         packet.push(kind);
@@ -106,6 +116,9 @@ impl Message {
                 text(rest).map(|text| Self::Failed(outcome, text))
             }
             11 => empty(Self::Console),
+            12 => empty(Self::Listener),
+            13 => empty(Self::ListenerTaken),
+            14 => empty(Self::DevicesMoved),
             _ => Err("an unknown kind"),
         }
     }
@@ -172,6 +185,21 @@ impl Channel {
                 Err(Errno::AGAIN) => deadline.wait_writable(self.0.as_fd(), &format!("somebody to take {message:?}"))?,
                 Err(cause) => return Err(Error::sys(format!("sending {message:?}"), cause)),
             }
+        }
+    }
+
+    /// [`Channel::send`] by sendmmsg(2).
+    pub fn send_by_sendmmsg(&self, message: &Message, fd: BorrowedFd<'_>) -> Result<()> {
+        let packet = message.encode();
+        let fds = [fd.as_raw_fd()];
+        let mut headers = MultiHeaders::<()>::preallocate(1, Some(nix::cmsg_space!(std::os::fd::RawFd)));
+        let packets = [[IoSlice::new(&packet)]];
+        let control = [ControlMessage::ScmRights(&fds)];
+        let sent = sendmmsg(self.0.as_raw_fd(), &mut headers, &packets, [None], control, MsgFlags::MSG_NOSIGNAL);
+        match sent.map(|sent| sent.count()) {
+            Ok(1) => Ok(()),
+            Ok(_) => Err(Error::new(Outcome::Io, format!("sending {message:?}")).because("nothing was sent")),
+            Err(cause) => Err(Error::sys(format!("sending {message:?}"), std::io::Error::from(cause))),
         }
     }
 
@@ -258,10 +286,15 @@ mod tests {
             Message::Warning("w".into()),
             Message::Failed(Outcome::CommandNotFound, "x".into()),
             Message::Console,
+            Message::Listener,
+            Message::ListenerTaken,
+            Message::DevicesMoved,
         ] {
             one.send(&message, None).unwrap();
             assert_eq!(other.receive("it").unwrap().unwrap().0, message);
         }
+        one.send_by_sendmmsg(&Message::Listener, one.as_fd()).unwrap();
+        assert!(matches!(other.receive("it").unwrap(), Some((Message::Listener, Some(_)))));
         one.send(&Message::Failed(Outcome::Io, long), Some(one.as_fd())).unwrap();
         let (message, fd) = other.receive("it").unwrap().unwrap();
         assert!(matches!(message, Message::Failed(Outcome::Io, text) if text.len() >= MAX_PAYLOAD - 2));

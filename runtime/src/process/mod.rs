@@ -5,4 +5,5 @@ pub mod mappings;
 pub mod message;
 pub mod namespaces;
 pub mod spawn;
+pub mod userns;
 pub mod wait;

@@ -91,6 +91,29 @@ impl Namespaces {
         Ok(namespaces)
     }
 
+    /// Nothing but a new user namespace.
+    pub fn new_user() -> Self {
+        Self { new: Kind::USER.flag(), join: Vec::new() }
+    }
+
+    /// A descriptor of the namespace of this kind that is joined.
+    pub fn joined(&self, kind: Kind) -> Result<OwnedFd> {
+        let join = self.join.iter().find(|join| join.flags == kind.flag());
+        let fd = join.map(|join| join.fd.try_clone()).unwrap_or_else(|| Err(std::io::ErrorKind::NotFound.into()));
+        fd.map_err(|cause| Error::sys(format!("taking the {} namespace to join", kind.proc_name()), cause))
+    }
+
+    /// True if the container has a namespace of this kind that is not the runtime's: a path may lead to that one, too.
+    pub fn separate(&self, kind: Kind) -> Result<bool> {
+        if !self.joins(kind) {
+            return Ok(self.makes(kind));
+        }
+        let own = format!("/proc/self/ns/{}", kind.proc_name());
+        let own = rustix::fs::stat(&own).map_err(|cause| Error::io("looking at", own, cause))?;
+        let joined = rustix::fs::fstat(self.joined(kind)?).map_err(|cause| Error::sys("looking at a namespace", cause))?;
+        Ok((own.st_dev, own.st_ino) != (joined.st_dev, joined.st_ino))
+    }
+
     /// The namespaces of kinds `flags` that the process behind `pidfd` is in.
     pub fn of_process(pidfd: OwnedFd, flags: u64, what: String) -> Self {
         Self { new: 0, join: vec![Join { flags, fd: pidfd, what }] }
@@ -195,6 +218,8 @@ mod tests {
         assert_eq!(namespaces.clone_flags(), Kind::PID.flag());
         assert!(!namespaces.needs_intermediate());
         assert!(!namespaces.contains(Kind::UTS));
+        // The path is that of the runtime's own.
+        assert!(!namespaces.separate(Kind::NET).unwrap() && namespaces.separate(Kind::PID).unwrap());
     }
 
     #[test]

@@ -16,6 +16,7 @@
 
 pub mod copyup;
 pub mod devices;
+pub mod idmap;
 pub mod mask;
 pub mod mounts;
 pub mod options;

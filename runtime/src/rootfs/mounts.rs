@@ -1,18 +1,19 @@
 //! The mounts of `config.json`.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Mount;
 use rustix::fs::{FileType, Mode, OFlags, mkdirat, openat, symlinkat};
-use towline_sys::{MountAttr, mount_setattr};
+use towline_sys::{MountAttr, mount_idmap, mount_setattr};
 
 use super::copy_host_path;
 use super::copyup::{self, Keep};
+use super::idmap::Idmap;
 use super::options::{self, MountOptions};
 use super::procfs_targets::check_target;
 use super::resolve::{Kind, Root};
-use super::tree::Detached;
+use super::tree::{Detached, reconfigure};
 use crate::cgroup::{CgroupMount, Source};
 use crate::error::{Error, Outcome, Result};
 
@@ -24,6 +25,7 @@ pub struct MountPlan {
     options: MountOptions,
     /// The mount, while it still has to become read-only.
     unfinished: Option<OwnedFd>,
+    idmap: Option<Idmap>,
     /// How errors call it: "mount of proc on /proc".
     what: String,
 }
@@ -32,10 +34,12 @@ pub struct MountPlan {
 enum MountKind {
     Bind {
         source: PathBuf,
-        /// Made by the runtime already, where the new process could not (user namespaces).
+        /// Made by the runtime already, where the new process could not (user namespaces, idmapped mounts).
         copy: Option<Detached>,
     },
     Cgroup,
+    /// What is mounted at the destination already is changed.
+    Remount,
     Filesystem {
         kind: String,
         source: String,
@@ -50,14 +54,19 @@ impl MountPlan {
         let kind = mount.typ().as_deref().unwrap_or("none");
         let what = format!("mount of {kind} on {}", destination.display());
         let bad = |why: &str| Err(Error::new(Outcome::BadInput, format!("checking the {what}")).because(why.to_owned()));
-        if destination.as_os_str().is_empty() || destination == Path::new("/") {
+        if destination.as_os_str().is_empty() || (destination == Path::new("/") && !options.remount) {
             return bad("its destination is the root itself");
         }
-        if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() || has_key(&options, &["idmap", "ridmap"]) {
-            return Err(Error::new(Outcome::Unsupported, format!("checking the {what}"))
-                .because("idmapped mounts are not supported by this version"));
+        let idmap = match Idmap::new(mount, &options) {
+            Ok(idmap) => idmap,
+            Err(why) => return bad(&why),
+        };
+        if idmap.is_some() && options.bind.is_none() && kind != "bind" {
+            return bad("only bind mounts can be idmapped");
         }
-        let kind = if options.bind.is_some() || kind == "bind" {
+        let kind = if options.remount {
+            MountKind::Remount
+        } else if options.bind.is_some() || kind == "bind" {
             options.bind.get_or_insert(false);
             let Some(source) = mount.source() else { return bad("a bind mount needs a source") };
             if let Some((key, _)) = options.data.first() {
@@ -70,7 +79,7 @@ impl MountPlan {
             let source = mount.source().as_ref().map_or_else(|| kind.to_owned(), |source| source.display().to_string());
             MountKind::Filesystem { kind: kind.to_owned(), source }
         };
-        Ok(Self { destination, kind, options, unfinished: None, what })
+        Ok(Self { destination, kind, options, unfinished: None, idmap, what })
     }
 
     /// True for a bind mount on `path`: then the caller keeps its own content there.
@@ -83,16 +92,46 @@ impl MountPlan {
         matches!(self.kind, MountKind::Cgroup)
     }
 
-    /// Copies the source of a bind mount with the runtime's privileges, for a process in a user namespace, which may be unable
-    /// to reach it.
-    pub fn copy_source(&mut self) -> Result<()> {
-        if let MountKind::Bind { source, copy } = &mut self.kind {
-            let made = copy_host_path(source, self.options.bind == Some(true))
-                .map_err(|error| error.during(format!("making the {}", self.what)))?;
-            // Taken in the host's namespace, it is a peer of the host's mount.
-            made.set(true, MountAttr { propagation: libc::MS_SLAVE, ..MountAttr::default() }, &self.what)?;
-            *copy = Some(made);
+    /// How errors call it.
+    pub fn name(&self) -> &str {
+        &self.what
+    }
+
+    /// How its ids are mapped, if they are.
+    pub fn idmap(&self) -> Option<&Idmap> {
+        self.idmap.as_ref()
+    }
+
+    /// SELinux: gives a new file system the label of all its files. Those that label files by themselves are left alone.
+    pub fn set_context(&mut self, option: &str, label: &str) {
+        if let MountKind::Filesystem { kind, .. } = &self.kind
+            && !["proc", "sysfs", "mqueue"].contains(&kind.as_str())
+        {
+            self.options.data.push((option.to_owned(), Some(label.to_owned())));
         }
+    }
+
+    /// Copies the source of a bind mount with the runtime's privileges, and gives the copy its attributes and the mapping of
+    /// `userns`: a process in a user namespace may be unable to reach the source, and must not map ids of the host.
+    pub fn copy_source(&mut self, userns: Option<&OwnedFd>) -> Result<()> {
+        let MountKind::Bind { source, copy } = &mut self.kind else { return Ok(()) };
+        let failed = |error: Error| error.during(format!("making the {}", self.what));
+        let made = copy_host_path(source, self.options.bind == Some(true)).map_err(failed)?;
+        if let (Some(userns), Some(idmap)) = (userns, &self.idmap) {
+            mount_idmap(made.as_fd(), idmap.recursive, userns).map_err(|cause| {
+                failed(Error::sys(format!("mapping the ids of {}", source.display()), cause))
+                    .advise("does its file system allow idmapped mounts (tmpfs: Linux 6.3), and is it not idmapped already?")
+            })?;
+        }
+        let (attr, recursive) = (std::mem::take(&mut self.options.attr), std::mem::take(&mut self.options.recursive));
+        for (deep, attr) in [(false, attr), (true, recursive)] {
+            if !attr.is_empty() {
+                made.set(deep, attr.to_mount_attr(), &self.what)?;
+            }
+        }
+        // Taken in the host's namespace, it is a peer of the host's mount.
+        made.set(true, MountAttr { propagation: libc::MS_SLAVE, ..MountAttr::default() }, &self.what)?;
+        *copy = Some(made);
         Ok(())
     }
 
@@ -105,6 +144,7 @@ impl MountPlan {
                 self.bind(root, &source, copy)
             }
             MountKind::Cgroup => self.cgroup(root, cgroup),
+            MountKind::Remount => self.remount(root),
             MountKind::Filesystem { kind, source } => {
                 let (kind, source) = (kind.clone(), source.clone());
                 self.filesystem(root, &kind, &source)
@@ -147,12 +187,18 @@ impl MountPlan {
             self.refuse_link(root)?;
         }
         // A directory that is made only now has nothing to copy, and its mode is nobody's wish.
-        let copy_up = self.options.copy_up && root.open(&self.destination, OFlags::PATH).is_ok();
+        let covered = root.open(&self.destination, OFlags::PATH).ok();
+        let copy_up = self.options.copy_up && covered.is_some();
         let target = root.ensure(&self.destination, Kind::Directory)?;
         check_target(target.as_fd(), &self.destination)?;
         let later = kind == "tmpfs" && self.options.attr.set & libc::MOUNT_ATTR_RDONLY != 0;
         if later {
             self.options.attr.set &= !libc::MOUNT_ATTR_RDONLY;
+        }
+        if let Some(covered) = covered.filter(|_| kind == "tmpfs" && !copy_up && !has_key(&self.options, &["mode"])) {
+            // As with runc, it has the mode of the directory that it covers.
+            let stat = rustix::fs::fstat(&covered).map_err(|cause| Error::io("looking at", &self.destination, cause))?;
+            self.options.data.push(("mode".into(), Some(format!("{:o}", stat.st_mode & 0o7777))));
         }
         let tree = match Detached::new_filesystem(kind, source, &self.options, &self.what) {
             // Only who owns the network namespace may mount sysfs; without one of its own the container gets the host's.
@@ -173,6 +219,21 @@ impl MountPlan {
         Ok(())
     }
 
+    /// `remount`: attributes of the mount at the destination, and without `bind` also the options of its file system.
+    fn remount(&self, root: &Root) -> Result<()> {
+        let target =
+            root.open(&self.destination, OFlags::PATH).map_err(|cause| Error::io("opening", &self.destination, cause))?;
+        check_target(target.as_fd(), &self.destination)?;
+        if self.options.bind.is_none() {
+            reconfigure(target.as_fd(), &self.options, &self.what)?;
+        }
+        if !self.options.attr.is_empty() {
+            mount_setattr(target.as_fd(), false, self.options.attr.to_mount_attr())
+                .map_err(|cause| Error::sys(format!("setting attributes of the {}", self.what), cause))?;
+        }
+        self.set_rest(target.as_fd())
+    }
+
     /// procfs and sysfs behind a symlink would be where nobody who masks them expects them.
     fn refuse_link(&self, root: &Root) -> Result<()> {
         let Ok(fd) = root.open(&self.destination, OFlags::PATH | OFlags::NOFOLLOW) else { return Ok(()) };
@@ -184,10 +245,16 @@ impl MountPlan {
         Ok(())
     }
 
-    fn attach(&self, tree: Detached, target: std::os::fd::BorrowedFd<'_>) -> Result<OwnedFd> {
-        let root = tree.attach(target, &self.what)?;
+    fn attach(&self, tree: Detached, target: BorrowedFd<'_>) -> Result<OwnedFd> {
+        let mount = tree.attach(target, &self.what)?;
+        self.set_rest(mount.as_fd())?;
+        Ok(mount)
+    }
+
+    /// What is set on a mount that is attached.
+    fn set_rest(&self, mount: BorrowedFd<'_>) -> Result<()> {
         let set = |recursive, attr| {
-            mount_setattr(root.as_fd(), recursive, attr)
+            mount_setattr(mount, recursive, attr)
                 .map_err(|cause| Error::sys(format!("setting attributes of the {}", self.what), cause))
         };
         if !self.options.recursive.is_empty() {
@@ -196,7 +263,7 @@ impl MountPlan {
         for (propagation, recursive) in &self.options.propagation {
             set(*recursive, MountAttr { propagation: *propagation, ..MountAttr::default() })?;
         }
-        Ok(root)
+        Ok(())
     }
 
     /// A container without a cgroup (disabled, or rootless and none is delegated) sees the host's, and may not write there

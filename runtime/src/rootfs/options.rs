@@ -19,6 +19,10 @@ pub struct MountOptions {
     pub data: Vec<(String, Option<String>)>,
     /// Fill the new tmpfs with what the image has at the mount point (runc's `tmpcopyup`).
     pub copy_up: bool,
+    /// `idmap` and `ridmap`: whether it goes for all mounts beneath, and (crun's `idmap=uids=...;gids=...`) the mapping.
+    pub idmap: Option<(bool, Option<String>)>,
+    /// `remount`: change the mount that is there instead of making one.
+    pub remount: bool,
 }
 
 /// `MOUNT_ATTR_*` bits to set and to clear.
@@ -95,8 +99,9 @@ const PROPAGATION: &[(&str, u64, bool)] = &[
 
 const SUPERBLOCK: &[&str] = &["sync", "dirsync", "lazytime", "mand"];
 
-/// Defaults by another name: the kernel has nothing to be told.
-const NOTHING: &[&str] = &["defaults", "async", "nomand", "nolazytime", "iversion", "noiversion", "silent", "loud", "remount"];
+/// Defaults by another name, and flags that file systems decide about by themselves: the kernel has nothing to be told.
+const NOTHING: &[&str] =
+    &["defaults", "async", "nomand", "nolazytime", "iversion", "noiversion", "silent", "loud", "acl", "noacl"];
 
 /// Sorts the options of one mount.
 pub fn parse(options: &[String]) -> MountOptions {
@@ -125,7 +130,12 @@ fn add(parsed: &mut MountOptions, option: &str) {
             "rbind" => parsed.bind = Some(true),
             "tmpcopyup" => parsed.copy_up = true,
             "notmpcopyup" => parsed.copy_up = false,
+            "remount" => parsed.remount = true,
+            "idmap" => parsed.idmap = Some((false, None)),
+            "ridmap" => parsed.idmap = Some((true, None)),
             _ => parsed.data.push(match option.split_once('=') {
+                Some(("idmap", mapping)) => return parsed.idmap = Some((false, Some(mapping.to_owned()))),
+                Some(("ridmap", mapping)) => return parsed.idmap = Some((true, Some(mapping.to_owned()))),
                 Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
                 None => (option.to_owned(), None),
             }),
@@ -167,6 +177,21 @@ mod tests {
         assert_eq!(of(&["noatime", "strictatime"]).attr.set, STRICTATIME);
         let attr = of(&["strictatime"]).attr.to_mount_attr();
         assert_eq!((attr.set, attr.clear), (STRICTATIME, ATIME));
+    }
+
+    /// runtime-spec 1.3, config.md, "Linux mount options": none of them may reach a file system as its own option.
+    #[test]
+    fn every_option_of_the_specification_is_known() {
+        let all = "async atime bind defaults dev diratime dirsync exec iversion lazytime loud mand noatime nodev nodiratime noexec \
+                   noiversion nolazytime nomand norelatime nostrictatime nosuid nosymfollow private ratime rbind rdev rdiratime \
+                   relatime remount rexec rnoatime rnodev rnodiratime rnoexec rnorelatime rnostrictatime rnosuid rnosymfollow ro \
+                   rprivate rrelatime rro rrw rshared rslave rstrictatime rsuid rsymfollow runbindable rw shared silent slave \
+                   strictatime suid symfollow sync tmpcopyup unbindable idmap ridmap acl noacl";
+        for option in all.split_ascii_whitespace() {
+            assert_eq!(of(&[option]).data, [], "{option}");
+        }
+        assert_eq!(of(&["ridmap"]).idmap, Some((true, None)));
+        assert_eq!(of(&["idmap=uids=0-1-2;gids=0-1-2"]).idmap, Some((false, Some("uids=0-1-2;gids=0-1-2".into()))));
     }
 
     #[test]

@@ -27,7 +27,7 @@ use super::{Filter, compile};
 use crate::error::{Error, Outcome, Result};
 
 /// Goes into every key: to be changed whenever the same profile compiles to something else than before.
-const COMPILER: &str = concat!("towline-oci seccomp 1 ", env!("CARGO_PKG_VERSION"));
+const COMPILER: &str = concat!("towline-oci seccomp 2 ", env!("CARGO_PKG_VERSION"));
 
 /// How many filters are kept. One host has a handful of profiles.
 const MAX_ENTRIES: usize = 64;

@@ -3,7 +3,7 @@
 use std::io::{Read, Seek};
 
 use libseccomp::{ScmpAction, ScmpArgCompare, ScmpFilterContext, ScmpSyscall};
-use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSyscall};
+use oci_spec::runtime::{LinuxSeccomp, LinuxSyscall};
 use rustix::fs::MemfdFlags;
 
 use super::enosys::newer_calls;
@@ -34,10 +34,8 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Filter> {
             add_rule(&mut context, index, rule, action)?;
         }
     }
-    let mut program = match profile.default_action() {
-        LinuxSeccompAction::ScmpActErrno if default != ScmpAction::Errno(libc::ENOSYS) => newer_calls(profile)?,
-        _ => Vec::new(),
-    };
+    let permissive = matches!(default, ScmpAction::Allow | ScmpAction::Log | ScmpAction::Trace(_));
+    let mut program = if permissive || default == ScmpAction::Errno(libc::ENOSYS) { Vec::new() } else { newer_calls(profile)? };
     program.extend(export(&context)?);
     if program.len() > libc::BPF_MAXINSNS as usize {
         return Err(Error::new(Outcome::Unsupported, "compiling linux.seccomp")

@@ -16,43 +16,47 @@ const RETURN: u16 = 0x06;
 const NR: u32 = 0;
 const ARCH: u32 = 4;
 pub(super) const RET_ERRNO: u32 = 0x0005_0000;
-/// Set in the numbers of x32 calls, which share the architecture token of x86-64; the filter itself decides about those.
+/// Set in the numbers of x32 calls, which share the architecture token of x86-64.
 pub(super) const X32_BIT: u32 = 0x4000_0000;
 
-/// The instructions before the filter: for each architecture, numbers above the highest one named return ENOSYS.
+/// The instructions before the filter: for each architecture, numbers above the highest one named return ENOSYS. x32 has numbers
+/// of its own; where the profile does not list it, the filter itself decides about them.
 pub(super) fn newer_calls(profile: &LinuxSeccomp) -> Result<Vec<Instruction>> {
     let mut program = Vec::new();
-    for (token, highest) in highest_named(profile)? {
+    let enosys = (RETURN, 0, 0, RET_ERRNO | libc::ENOSYS.cast_unsigned());
+    for (arch, highest) in highest_named(profile)? {
+        // The values of `Arch` are the kernel's AUDIT_ARCH tokens, but for x32.
+        let x32 = arch == Arch::ScmpArchX32;
+        let token = if x32 { Arch::ScmpArchX86_64 } else { arch } as u32;
         program.extend([
             (LOAD_ABSOLUTE, 0, 0, ARCH),
             (JUMP_EQ, 0, 4, token),
             (LOAD_ABSOLUTE, 0, 0, NR),
-            (JUMP_GE, 2, 0, X32_BIT),
+            if x32 { (JUMP_GE, 0, 2, X32_BIT) } else { (JUMP_GE, 2, 0, X32_BIT) },
             (JUMP_GT, 0, 1, highest),
-            (RETURN, 0, 0, RET_ERRNO | libc::ENOSYS.cast_unsigned()),
+            enosys,
         ]);
     }
     Ok(program)
 }
 
-/// Pairs of AUDIT_ARCH token and the highest number that the profile names for it.
-fn highest_named(profile: &LinuxSeccomp) -> Result<Vec<(u32, u32)>> {
-    let mut wanted = vec![native()];
+/// The architectures of the profile, and the highest number that it names for each.
+fn highest_named(profile: &LinuxSeccomp) -> Result<Vec<(Arch, u32)>> {
+    let mut wanted: Vec<Arch> = native().into_iter().collect();
     for &arch in profile.architectures().iter().flatten() {
-        if arch != Arch::ScmpArchNative && arch != Arch::ScmpArchX32 && !wanted.contains(&Some(arch)) {
-            wanted.push(Some(arch));
+        if arch != Arch::ScmpArchNative && !wanted.contains(&arch) {
+            wanted.push(arch);
         }
     }
     let mut out = Vec::new();
-    for arch in wanted.into_iter().flatten() {
+    for arch in wanted {
         let library_arch = architecture(arch)?;
         let names = profile.syscalls().iter().flatten().flat_map(|rule| rule.names());
         // Negative numbers stand for calls that this architecture does not have.
         let numbers = names
             .filter_map(|name| ScmpSyscall::from_name_by_arch(name, library_arch).ok())
             .filter_map(|call| u32::try_from(call.as_raw_syscall()).ok());
-        // The values of `Arch` are the kernel's AUDIT_ARCH tokens, except for those left out above.
-        out.extend(numbers.max().map(|highest| (arch as u32, highest)));
+        out.extend(numbers.max().map(|highest| (arch, highest)));
     }
     Ok(out)
 }

@@ -6,8 +6,8 @@
 //!
 //! Two things are added to what libseccomp makes:
 //! - names that libseccomp does not know are left out, as in runc: profiles list system calls of future kernels;
-//! - under a default action of `SCMP_ACT_ERRNO`, system calls newer than any that the profile names fail with ENOSYS instead of
-//!   the default errno: C libraries fall back to older calls on ENOSYS, but take EPERM for an answer.
+//! - under a default action that forbids, system calls newer than any that the profile names fail with ENOSYS instead: C
+//!   libraries fall back to older calls on ENOSYS, but take EPERM for an answer (as in runc).
 
 pub mod cache;
 mod compile;

@@ -112,12 +112,21 @@ fn actions_and_arguments_decide_as_the_profile_says() {
     assert_eq!(run(&filter, 0x4000_0003, 3, a(0, 0)), ALLOW, "i386 read");
     assert_eq!(run(&filter, 0x4000_0003, 500, a(0, 0)), errno(38), "an i386 call of the future");
     assert_eq!(run(&filter, X86_64, X32_BIT, a(0, 0)), ALLOW, "x32 read");
+    assert_eq!(run(&filter, X86_64, X32_BIT | 2, a(0, 0)), errno(13), "x32 open");
+    assert_eq!(run(&filter, X86_64, X32_BIT | 900, a(0, 0)), errno(38), "an x32 call of the future");
     assert_eq!(run(&filter, 0xc000_00b7, 63, a(0, 0)), 0, "a foreign architecture is killed");
 }
 
 #[test]
-fn newer_calls_keep_a_default_that_is_no_errno() {
-    for (default, wanted) in [("SCMP_ACT_ALLOW", ALLOW), ("SCMP_ACT_KILL_PROCESS", 0x8000_0000), ("SCMP_ACT_LOG", 0x7ffc_0000)] {
+fn newer_calls_keep_a_default_that_lets_them_through() {
+    for (default, wanted) in [
+        ("SCMP_ACT_ALLOW", ALLOW),
+        ("SCMP_ACT_LOG", 0x7ffc_0000),
+        ("SCMP_ACT_TRACE", 0x7ff0_0001),
+        ("SCMP_ACT_KILL_PROCESS", errno(38)),
+        ("SCMP_ACT_KILL_THREAD", errno(38)),
+        ("SCMP_ACT_ERRNO", errno(38)),
+    ] {
         let rule = json!([{ "names": ["getpid"], "action": "SCMP_ACT_TRAP" }]);
         let filter = compile(&profile(json!({ "defaultAction": default, "syscalls": rule }))).unwrap();
         assert_eq!(run(&filter, native().unwrap() as u32, number("clone3"), [0; 6]), wanted, "{default}");

@@ -9,13 +9,15 @@
 mod clone;
 mod mount;
 mod process;
+mod schedule;
 mod seccomp;
 
 pub use clone::{Forked, fork};
-pub use mount::{MountAttr, mount_setattr};
+pub use mount::{MountAttr, mount_idmap, mount_setattr};
 pub use process::{
     close_range_on_exec, default_sigpipe, exit_now, join_session_keyring, kill, namespace_clone_flags, pidfd_send_signal,
 };
+pub use schedule::{SchedAttr, ioprio_set, personality, sched_setattr, set_mempolicy};
 pub use seccomp::{SockFilter, load_seccomp};
 
 /// The result of a raw system call: -1 means `errno`.
