@@ -231,6 +231,47 @@ fn open_to_mapped_root(container: &Container) {
 }
 
 #[test]
+fn the_runtime_may_itself_be_in_a_user_namespace() {
+    const TEST: &str = "the_runtime_may_itself_be_in_a_user_namespace";
+    if !root_or_skip(TEST) {
+        return;
+    }
+    if Subject::from_env() != Subject::Towline {
+        println!("SKIP {TEST}: the references want a cgroup that this user may write to");
+        return;
+    }
+    for new_userns in [false, true] {
+        let container = Container::new()
+            .script("id -u; stat -c %t:%T /dev/null; echo x > /dev/null && tr -s ' ' < /proc/self/uid_map")
+            .with(|c| {
+                c["linux"].as_object_mut().expect("linux").remove("resources");
+                for mount in c["mounts"].as_array_mut().expect("mounts") {
+                    // One group is mapped, and it is not 5.
+                    if mount["destination"] == "/dev/pts" {
+                        mount["options"].as_array_mut().expect("options").retain(|option| option != "gid=5");
+                    }
+                }
+                if new_userns {
+                    push(c, "/linux/namespaces", json!({ "type": "user" }));
+                    let one = json!([{ "containerID": 0, "hostID": 0, "size": 1 }]);
+                    (c["linux"]["uidMappings"], c["linux"]["gidMappings"]) = (one.clone(), one);
+                }
+            });
+        container.write_config();
+        let bundle = container.bundle().display().to_string();
+        let runtime = container.command(&["--cgroup-manager", "disabled", "run", "--bundle", &bundle, container.id()]);
+        let mut command = Command::new("unshare");
+        command
+            .args(["--user", "--map-root-user"])
+            .arg(runtime.get_program())
+            .args(runtime.get_args())
+            .current_dir(container.dir());
+        let done = container.execute(command).success();
+        assert_eq!(done.text(), "0\n1:3\n 0 0 1", "new user namespace {new_userns}: {done:?}");
+    }
+}
+
+#[test]
 fn names_and_ids_inside() {
     if !root_or_skip("names_and_ids_inside") {
         return;

@@ -12,6 +12,7 @@ use rustix::fs::{FileType, Gid, Mode, OFlags, ResolveFlags, Uid, openat2};
 use rustix::io::Errno;
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
+use super::plan::Plan;
 use super::{Init, in_user_namespace};
 use crate::error::{Error, Outcome, Result};
 use crate::process::message::Message;
@@ -117,7 +118,7 @@ pub fn drop_privileges(init: &mut Init<'_>) -> Result<()> {
     let groups: Vec<Gid> = process.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
     let set = if process.keep_groups { Ok(()) } else { set_thread_groups(&groups) };
     match set {
-        Err(Errno::PERM) if groups.is_empty() && in_user_namespace(plan) => {}
+        Err(Errno::PERM) if groups.is_empty() && (in_user_namespace(plan) || setgroups_denied(plan)) => {}
         set => set.map_err(|cause| failed(format!("setting additional groups {:?}", process.groups), cause))?,
     }
     let (uid, gid) = (Uid::from_raw(process.uid), Gid::from_raw(process.gid));
@@ -128,6 +129,11 @@ pub fn drop_privileges(init: &mut Init<'_>) -> Result<()> {
         load(init)?;
     }
     Ok(())
+}
+
+/// True in a user namespace, which the runtime itself may run in, that gave up changing groups.
+fn setgroups_denied(plan: &Plan) -> bool {
+    plan.proc.read("self/setgroups").is_ok_and(|text| text.trim() == "deny")
 }
 
 /// Loads the filter. Where it notifies, its listener has to get the descriptor before anything else is called: until then a call
