@@ -111,6 +111,7 @@ pub struct Container {
     dir: TempDir,
     id: String,
     config: Value,
+    global: Vec<String>,
     commands: AtomicU32,
 }
 
@@ -125,7 +126,15 @@ impl Container {
         let subject = Subject::from_env();
         let dir = tempfile::Builder::new().prefix("towline-oci-").tempdir().expect("make a bundle directory");
         let id = format!("t{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let container = Self { subject, binary: subject.binary(), dir, id, config: config(), commands: AtomicU32::new(0) };
+        let container = Self {
+            subject,
+            binary: subject.binary(),
+            dir,
+            id,
+            config: config(),
+            global: Vec::new(),
+            commands: AtomicU32::new(0),
+        };
         for folder in ["state", "b/rootfs"] {
             fs::create_dir_all(container.dir.path().join(folder)).expect("make a directory of the bundle");
         }
@@ -137,6 +146,13 @@ impl Container {
     #[must_use]
     pub fn with(mut self, edit: impl FnOnce(&mut Value)) -> Self {
         edit(&mut self.config);
+        self
+    }
+
+    /// The same with an option before every verb.
+    #[must_use]
+    pub fn global(mut self, option: &str) -> Self {
+        self.global.push(option.to_owned());
         self
     }
 
@@ -205,7 +221,7 @@ impl Container {
             }
             _ => Command::new(&self.binary),
         };
-        command.arg("--root").arg(self.state_dir()).args(args).current_dir(self.dir.path());
+        command.arg("--root").arg(self.state_dir()).args(&self.global).args(args).current_dir(self.dir.path());
         command
     }
 

@@ -20,5 +20,6 @@ mod process;
 mod resources;
 mod scheduling;
 mod seccomp;
+mod systemd;
 mod terminal;
 mod update;
