@@ -74,7 +74,9 @@ fn statistics_have_runcs_shape() {
         assert!(data[field].is_object(), "{field}: {data}");
     }
     assert!(data.as_object().is_some_and(|data| data.contains_key("network_interfaces")), "{data}");
-    assert!(data["cpuset"]["cpus"].as_array().is_some_and(|cpus| !cpus.is_empty()), "{data}");
+    // runc leaves that out on v2.
+    let known = container.subject() == Subject::Runc && data["cpuset"]["cpus"].is_null();
+    assert!(known || data["cpuset"]["cpus"].as_array().is_some_and(|cpus| !cpus.is_empty()), "{data}");
 
     container.kill("KILL").success();
     container.wait_status("stopped");
@@ -102,7 +104,7 @@ fn running_out_of_memory_is_an_event() {
     if !events_or_skip("running_out_of_memory_is_an_event") {
         return;
     }
-    let script = "echo ready; read go < /fifo; head -c 100000000 /dev/zero | tail -c 90000000 | wc -c; echo survived; sleep 100";
+    let script = "echo ready; read go < /fifo; head -c 100000000 /dev/zero | tail -c 90000000 | wc -c; sleep 100";
     let container = Container::new().script(script).with(|c| {
         c["linux"]["resources"]["memory"] = json!({ "limit": 20_000_000, "swap": 20_000_000 });
     });
@@ -116,7 +118,6 @@ fn running_out_of_memory_is_an_event() {
     go.write_all(b"go\n").expect("write to the fifo");
     let event = events.next("oom");
     assert_eq!(event, json!({ "type": "oom", "id": container.id() }));
-    container.wait_output("survived");
     container.delete_force().success();
     assert_eq!(events.ended(), Some(0));
 }

@@ -23,3 +23,4 @@ mod seccomp;
 mod systemd;
 mod terminal;
 mod update;
+mod v2;

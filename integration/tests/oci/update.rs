@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use serde_json::{Value, json};
-use towline_integration::bundle::{Container, Done, Subject};
+use towline_integration::bundle::{Container, Done, Subject, root_or_skip};
 
 use crate::resources::{cgroup, v1_or_skip};
 
@@ -175,7 +175,7 @@ fn a_stopped_container_is_refused_and_a_created_one_is_not() {
 
 #[test]
 fn device_rules_are_replaced() {
-    if !v1_or_skip("device_rules_are_replaced") {
+    if !root_or_skip("device_rules_are_replaced") {
         return;
     }
     let rules = |more: Value| {

@@ -12,6 +12,10 @@ use crate::client::Status;
 use crate::error::{Error, Outcome, Result};
 use crate::id::ContainerId;
 use crate::process::namespaces::Kind;
+use crate::process::wait::Deadline;
+
+/// How long a container may take to end after its statistics cannot be read any more.
+const ENDING: Duration = Duration::from_secs(5);
 
 /// One line of `events`, in runc's shape.
 #[derive(Debug, Serialize)]
@@ -53,9 +57,11 @@ pub fn follow(context: &Context, id: &ContainerId, interval: Duration, mut sink:
         if Instant::now() >= next {
             match measure(context, &container) {
                 Ok(event) => sink(&event)?,
-                // The cgroup goes with the container: that is the end, not a failure.
-                Err(_) if !container.record.is_alive(&context.proc) => return Ok(()),
-                Err(error) => return Err(error),
+                // An init that is about to end has no network and soon no cgroup any more: that is the end, not a failure.
+                Err(error) => match Deadline::after(ENDING).wait(&[pidfd.as_fd()], "the end of the container") {
+                    Ok(_) => {}
+                    Err(_) => return Err(error),
+                },
             }
             next = Instant::now() + interval;
         }
