@@ -19,6 +19,17 @@ pub const PROC_SUPER_MAGIC: i64 = 0x9fa0;
 /// The inode number of a procfs' root (`PROC_ROOT_INO`).
 const PROC_ROOT_INO: u64 = 1;
 
+/// True if this process is in a user namespace other than the first: its root is not the host's.
+pub fn in_user_namespace() -> Result<bool> {
+    let map = ProcFs::open()?.read("self/uid_map").map_err(|cause| Error::io("reading", "/proc/self/uid_map", cause))?;
+    Ok(!maps_everything(&map))
+}
+
+/// The first user namespace maps all ids to themselves; -1 is none.
+fn maps_everything(map: &str) -> bool {
+    map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
 /// A verified procfs root.
 #[derive(Debug)]
 pub struct ProcFs(OwnedFd);
@@ -84,6 +95,14 @@ fn parse_stat(line: &str) -> Option<(char, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_user_namespace_maps_everything() {
+        assert!(maps_everything("         0          0 4294967295\n"));
+        for other in ["", "0 12345 1\n1 300000 65536\n", "0 0 65536\n", "0 0 4294967295\n5 5 5\n"] {
+            assert!(!maps_everything(other), "{other:?}");
+        }
+    }
 
     #[test]
     fn stat_lines() {

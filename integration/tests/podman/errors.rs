@@ -1,26 +1,31 @@
 //! contrib/podman/towline.conf: podman shows the reason of a failure and lets us do without cgroups only where our name is in its
 //! lists.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use towline_integration::bundle::Subject;
 use towline_integration::process::{Finished, run};
 
-use super::rig::{PATIENCE, Podman, text};
+use super::rig::{PATIENCE, Podman, command, inside, with_etc};
 
-/// `podman run` of a command with the system's configuration and `drop_in` in its directory, under the name towline-oci.
-fn run_with(podman: &Podman, drop_in: &Path, options: &[&str], program: &str) -> Finished {
-    let prepare = format!(
-        "cp {} /etc/containers/containers.conf; mkdir -p /etc/containers/containers.conf.d; \
-         sed 's,/usr/local/bin/towline-oci,{},' {} > /etc/containers/containers.conf.d/towline.conf; unset CONTAINERS_CONF",
-        text(&podman.path("containers.conf")),
-        podman.runtime(),
-        text(drop_in)
-    );
+/// A copy of /etc with the system's configuration of podman and `drop_in` in its directory.
+fn etc(podman: &Podman, name: &str, drop_in: &str) -> PathBuf {
+    let etc = podman.copy_etc(name);
+    let folder = etc.join("containers/containers.conf.d");
+    fs::create_dir_all(&folder).expect("make the drop-in's directory");
+    fs::copy(podman.path("containers.conf"), etc.join("containers/containers.conf")).expect("copy containers.conf");
+    fs::write(folder.join("towline.conf"), drop_in.replace("/usr/local/bin/towline-oci", podman.runtime())).expect("write it");
+    etc
+}
+
+/// `podman run` of a program by the runtime that `etc` knows as towline-oci.
+fn run_with(podman: &Podman, etc: &Path, options: &[&str], program: &str) -> Finished {
     let mut args = vec!["run", "--rm", "--network=none"];
     args.extend(options);
     args.extend(["localhost/box", program]);
-    run(podman.with_etc(&prepare, &podman.command_with("towline-oci", &args)), PATIENCE)
+    let podman = podman.command_with("towline-oci", &args);
+    run(with_etc(etc, &inside(&command("env", &["--unset=CONTAINERS_CONF"]), &podman)), PATIENCE)
 }
 
 #[test]
@@ -30,7 +35,8 @@ fn the_drop_in_keeps_our_error_text_and_features() {
         println!("SKIP the_drop_in_keeps_our_error_text_and_features: it is about towline-oci's name");
         return;
     }
-    let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("../contrib/podman/towline.conf");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../contrib/podman/towline.conf");
+    let ours = etc(&podman, "ours", &fs::read_to_string(file).expect("read the drop-in"));
     for (options, program, code, wanted) in [
         (&[][..], "no-such-program", 127, "executable file not found in $PATH"),
         (&[], "/bin/not-executable", 126, "permission denied"),
@@ -43,8 +49,7 @@ fn the_drop_in_keeps_our_error_text_and_features() {
     }
     run_with(&podman, &ours, &["--cgroups=disabled"], "true").success();
 
-    let only_the_path = podman.path("path.conf");
-    std::fs::write(&only_the_path, "[engine.runtimes]\ntowline-oci = [\"/usr/local/bin/towline-oci\"]\n").expect("write");
+    let only_the_path = etc(&podman, "path", "[engine.runtimes]\ntowline-oci = [\"/usr/local/bin/towline-oci\"]\n");
     let done = run_with(&podman, &only_the_path, &["--cgroups=disabled"], "true");
     assert!(done.code() == Some(125) && done.stderr.contains("not compatible with NoCgroups"), "{done:?}");
     let done = run_with(&podman, &only_the_path, &[], "no-such-program");

@@ -9,5 +9,6 @@ mod errors;
 mod lifecycle;
 mod pods;
 mod rig;
+mod rootless;
 mod run;
 mod terminal;

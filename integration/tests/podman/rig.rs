@@ -120,11 +120,12 @@ impl Podman {
         command
     }
 
-    /// `inner` in a mount namespace with a copy of /etc that the shell script `prepare` may change; the host's stays as it is.
-    pub fn with_etc(&self, prepare: &str, inner: &Command) -> Command {
-        let etc = tempfile::Builder::new().prefix("etc-").tempdir_in(self.dir.path()).expect("make a directory").keep();
-        let script = format!("set -e; cp -a /etc/. \"$0\"; mount --bind \"$0\" /etc; {prepare}; exec \"$@\"");
-        inside(&command("unshare", &["--mount", "--propagation", "private", "sh", "-c", &script, &text(&etc)]), inner)
+    /// A copy of the host's /etc, to be changed and used with [`with_etc`].
+    pub fn copy_etc(&self, name: &str) -> PathBuf {
+        let etc = self.path(name);
+        fs::create_dir(&etc).expect("make a directory");
+        run(command("cp", &["-a", "/etc/.", &text(&etc)]), PATIENCE).success();
+        etc
     }
 
     /// Runs podman to its end.
@@ -262,6 +263,12 @@ pub fn command(program: &str, args: &[&str]) -> Command {
     let mut command = Command::new(program);
     command.args(args);
     command
+}
+
+/// `inner` in a mount namespace where `etc` is /etc; the host's stays as it is.
+pub fn with_etc(etc: &Path, inner: &Command) -> Command {
+    let script = "mount --bind \"$0\" /etc && exec \"$@\"";
+    inside(&command("unshare", &["--mount", "--propagation", "private", "sh", "-c", script, &text(etc)]), inner)
 }
 
 /// `inner`, with its environment, as further arguments of `outer`.

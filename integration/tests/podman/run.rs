@@ -6,7 +6,7 @@ use serde_json::json;
 use towline_integration::bundle::Subject;
 use towline_integration::process::run;
 
-use super::rig::{Case, PATIENCE, Podman, command, inside, prints, text};
+use super::rig::{Case, PATIENCE, Podman, command, inside, prints, text, with_etc};
 
 /// A shell script as the container's command.
 macro_rules! sh {
@@ -158,10 +158,13 @@ fn details_in_which_runc_differs() {
 #[test]
 fn automatic_user_namespaces() {
     let Some(podman) = Podman::new("automatic_user_namespaces") else { return };
-    let prepare = "echo containers:200000:65536 > /etc/subuid; cp /etc/subuid /etc/subgid";
+    let etc = podman.copy_etc("etc");
+    for file in ["subuid", "subgid"] {
+        fs::write(etc.join(file), "containers:200000:65536\n").expect("write the copy");
+    }
     let script = "tr -s ' ' < /proc/self/uid_map; stat -c %u /etc";
     let args = ["run", "--rm", "--network=none", "--userns=auto:size=1024", "localhost/box", "sh", "-c", script];
-    let outer = podman.with_etc(prepare, &podman.command(&args));
+    let outer = with_etc(&etc, &podman.command(&args));
     assert_eq!(run(outer, PATIENCE).success().stdout.trim(), "0 200000 1024\n0");
 }
 

@@ -23,7 +23,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use towline_runtime::cgroup::systemd::{Environment, Systemd};
 use towline_runtime::container::Context;
-use towline_runtime::{Error, Result, exe, seccomp};
+use towline_runtime::{Error, Result, exe, procfs, seccomp};
 
 use log::Log;
 
@@ -183,7 +183,11 @@ fn dispatch(cli: &Cli, log: &Log) -> Result<u8> {
 
 fn open(global: &Global) -> Result<Context> {
     let rootless = match global.rootless {
-        When::Auto => !rustix::process::geteuid().is_root(),
+        // Root of a user namespace (podman's, for example) has a directory of the user's own. Without one it has to be root enough.
+        When::Auto => {
+            let root = rustix::process::geteuid().is_root();
+            !root || (std::env::var_os("XDG_RUNTIME_DIR").is_some() && procfs::in_user_namespace()?)
+        }
         When::True => true,
         When::False => false,
     };
@@ -196,21 +200,20 @@ fn open(global: &Global) -> Result<Context> {
     let mut context = Context::open(&root, global.cgroup_manager != Manager::Disabled, rootless)?;
     context.filters = Some(seccomp::Cache::new(seccomp::cache::below(&run)));
     if global.systemd_cgroup || global.cgroup_manager == Manager::Systemd {
-        context.systemd = Some(systemd(&context)?);
+        context.systemd = Some(systemd()?);
     }
     Ok(context)
 }
 
 /// The host's systemd for the host's root, and for everybody else the one of their session; also for a user who is root in a user
 /// namespace.
-fn systemd(context: &Context) -> Result<Systemd> {
+fn systemd() -> Result<Systemd> {
     let environment = Environment {
         runtime_dir: std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from),
         session_bus: std::env::var_os("DBUS_SESSION_BUS_ADDRESS").map(OsStringExt::into_vec),
         system_bus: std::env::var_os("DBUS_SYSTEM_BUS_ADDRESS").map(OsStringExt::into_vec),
     };
-    let map = context.proc.read("self/uid_map").map_err(|cause| Error::sys("reading /proc/self/uid_map", cause))?;
-    let initial = map.split_whitespace().eq(["0", "0", "4294967295"]);
+    let initial = !procfs::in_user_namespace()?;
     Ok(match initial && rustix::process::geteuid().is_root() {
         true => Systemd::system(&environment),
         false => Systemd::user(&environment),

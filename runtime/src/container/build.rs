@@ -400,7 +400,10 @@ fn make_cgroup(
                 && error.outcome() == Outcome::Denied
                 && !linux.resources().as_ref().is_some_and(CgroupManager::asks_for_limits) =>
         {
-            context.warn(format!("the container runs without a cgroup: {}", error.one_line()));
+            // Nobody misses a cgroup that nobody has asked for.
+            if path.is_some() {
+                context.warn(format!("the container runs without a cgroup: {}", error.one_line()));
+            }
             Ok((None, None))
         }
         Err(error) => Err(error),

@@ -67,7 +67,6 @@ fn make_rootless(config: &mut Value, uid: u32, gid: u32) {
         linux.remove("resources");
     }
     let Some(mounts) = config["mounts"].as_array_mut() else { return };
-    mounts.retain(|mount| mount["type"] != "cgroup");
     for mount in mounts {
         match mount["destination"].as_str() {
             Some("/sys") => {

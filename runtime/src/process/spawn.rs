@@ -1,4 +1,5 @@
-//! Making the process: one clone3, or two with a process in between where a user namespace is involved in joining.
+//! Making the process: one clone3, or two with a process in between where a user namespace is involved in joining, or the runtime
+//! could not come back from a pid namespace.
 //!
 //! ```text
 //! usual        runtime --clone3(new namespaces)--> process, which joins the others itself
@@ -59,10 +60,12 @@ pub fn spawn(
     child: impl FnOnce(Channel) -> Result<()>,
 ) -> Result<Spawned> {
     let (ours, theirs) = Channel::pair()?;
-    if namespaces.needs_intermediate() {
+    let own_pid = if namespaces.joins(Kind::PID) { Some(OwnPid::open()?) } else { None };
+    // Root of a user namespace may enter what it has made, but not come back: asked before it is too late.
+    let one_way = own_pid.as_ref().is_some_and(|own| own.restore().is_err());
+    if namespaces.needs_intermediate() || one_way {
         return spawn_through_intermediate(namespaces, cgroup, child, ours, theirs);
     }
-    let own_pid = if namespaces.joins(Kind::PID) { Some(OwnPid::open()?) } else { None };
     namespaces.enter_pid()?;
     let forked = clone(namespaces.clone_flags(), cgroup);
     if let Ok(Forked::Child) = forked {
@@ -85,22 +88,25 @@ fn spawn_through_intermediate(
     ours: Channel,
     theirs: Channel,
 ) -> Result<Spawned> {
+    // Not over the process's own channel: it may speak before its pid is told.
+    let (pid_ours, pid_theirs) = Channel::pair()?;
     let between = match clone(0, None)? {
         Forked::Child => {
-            drop(ours);
-            run_child(theirs, |channel| join_and_clone(namespaces, cgroup, channel), child);
+            drop((ours, pid_ours));
+            run_child(theirs, |channel| join_and_clone(namespaces, cgroup, channel, pid_theirs), child);
         }
         Forked::Parent { pid, pidfd } => Spawned::new(pid, pidfd, ours.duplicate()?),
     };
-    drop(theirs);
-    let pid = match ours.receive("the pid of the container's process")? {
+    drop((theirs, pid_theirs));
+    let what = "the pid of the container's process";
+    let pid = match pid_ours.receive(what)? {
         Some((Message::Pid(pid), _)) => pid,
-        Some((Message::Failed(outcome, text), _)) => return Err(Error::new(outcome, "joining namespaces").because(text)),
-        other => {
-            return Err(
-                Error::new(Outcome::Io, "waiting for the pid of the container's process").because(format!("got {other:?}"))
-            );
-        }
+        Some((other, _)) => return Err(Error::new(Outcome::Io, format!("waiting for {what}")).because(format!("got {other:?}"))),
+        // Why it has failed is on the channel that both have.
+        None => match ours.receive(what)? {
+            Some((Message::Failed(outcome, text), _)) => return Err(Error::new(outcome, "joining namespaces").because(text)),
+            other => return Err(Error::new(Outcome::Io, format!("waiting for {what}")).because(format!("got {other:?}"))),
+        },
     };
     // The process is our child (CLONE_PARENT) and not reaped by anybody else, so the pid cannot have been given away.
     let pid_type = rustix::process::Pid::from_raw(pid).expect("decode lets only positive pids through");
@@ -112,13 +118,18 @@ fn spawn_through_intermediate(
 }
 
 /// In the process in between: joins, clones its sibling, reports it and ends. Returns only in the sibling.
-fn join_and_clone(namespaces: &Namespaces, cgroup: Option<BorrowedFd<'_>>, channel: Channel) -> Result<Channel> {
+fn join_and_clone(
+    namespaces: &Namespaces,
+    cgroup: Option<BorrowedFd<'_>>,
+    channel: Channel,
+    for_pid: Channel,
+) -> Result<Channel> {
     namespaces.enter_others()?;
     namespaces.enter_pid()?;
     match clone(namespaces.clone_flags() | libc::CLONE_PARENT as u64, cgroup)? {
         Forked::Child => Ok(channel),
         Forked::Parent { pid, .. } => {
-            channel.send(&Message::Pid(pid), None)?;
+            for_pid.send(&Message::Pid(pid), None)?;
             exit_now(0)
         }
     }

@@ -204,7 +204,8 @@ impl MountPlan {
             // Only who owns the network namespace may mount sysfs; without one of its own the container gets the host's.
             Err(error) if kind == "sysfs" && error.outcome() == Outcome::Denied => {
                 let tree = copy_host_path(Path::new("/sys"), true).map_err(|_| error)?;
-                tree.set(false, self.options.attr.to_mount_attr(), &self.what)?;
+                // What is mounted beneath (the host's cgroups) must not be more writable than a sysfs would be.
+                tree.set(true, self.options.attr.to_mount_attr(), &self.what)?;
                 tree
             }
             made => made?,
