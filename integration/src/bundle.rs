@@ -229,7 +229,18 @@ impl Container {
     ///
     /// # Panics
     /// When it cannot be started or does not end in time.
-    pub fn execute(&self, mut command: Command) -> Done {
+    pub fn execute(&self, command: Command) -> Done {
+        self.try_execute(command, PATIENCE).unwrap_or_else(|late| panic!("{late}"))
+    }
+
+    /// [`Container::execute`] for a command that may hang: it is killed after `limit`, and the error says what it had printed.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn try_execute(&self, mut command: Command, limit: Duration) -> Result<Done, String> {
         let number = self.commands.fetch_add(1, Ordering::Relaxed);
         let path = |stream: &str| self.dir.path().join(format!("{number}.{stream}"));
         let file = |stream: &str| File::create(path(stream)).expect("create an output file");
@@ -240,7 +251,7 @@ impl Container {
             .stderr(file("err"))
             .spawn()
             .unwrap_or_else(|error| panic!("start {what}: {error}"));
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + limit;
         let text = |stream: &str| String::from_utf8_lossy(&fs::read(path(stream)).expect("read output")).into_owned();
         let status = loop {
             if let Some(status) = child.try_wait().expect("wait for own child") {
@@ -249,11 +260,11 @@ impl Container {
             if Instant::now() >= end {
                 child.kill().expect("kill own child");
                 child.wait().expect("wait for own child");
-                panic!("{what} still ran after {PATIENCE:?}\nstdout: {}\nstderr: {}", text("out"), text("err"));
+                return Err(format!("{what} still ran after {limit:?}\nstdout: {}\nstderr: {}", text("out"), text("err")));
             }
             std::thread::sleep(Duration::from_millis(2));
         };
-        Done { what, code: status.code(), stdout: text("out"), stderr: text("err") }
+        Ok(Done { what, code: status.code(), stdout: text("out"), stderr: text("err") })
     }
 
     /// Runs the runtime with `args`.
@@ -273,6 +284,15 @@ impl Container {
     pub fn run(&self) -> Done {
         self.write_config();
         self.runtime(&["run", "--bundle", &self.bundle().display().to_string(), &self.id])
+    }
+
+    /// [`Container::run`] that may hang; see [`Container::try_execute`].
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub fn try_run(&self, limit: Duration) -> Result<Done, String> {
+        self.write_config();
+        self.try_execute(self.command(&["run", "--bundle", &self.bundle().display().to_string(), &self.id]), limit)
     }
 
     /// `create`, with a pid file beside the bundle. What the container's process prints later is in [`Container::output`].

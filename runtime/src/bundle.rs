@@ -18,7 +18,7 @@ use crate::process::wait::Deadline;
 const MAX_CONFIG: u64 = 8 << 20;
 
 /// How long the writer of a pipe may take that is given instead of a file.
-const WRITER: Duration = Duration::from_secs(60);
+const WRITER: Duration = Duration::from_secs(10);
 
 /// A bundle's directory and configuration.
 #[derive(Debug)]

@@ -96,6 +96,8 @@ fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).unwrap_or_else(|error| panic!("list {}: {error}", dir.display())).flatten();
     entries
         .filter(|entry| !output(&entry.file_name().to_string_lossy()) && entry.file_name() != "pid")
+        // The security cases mark the root of the host.
+        .filter(|entry| !entry.file_name().to_string_lossy().starts_with("towline-host-marker-"))
         .map(|entry| format!("file {}", entry.path().display()))
         .collect()
 }

@@ -5,6 +5,7 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests talk to the person who runs them")]
 
+mod damage;
 mod inventory;
 mod steps;
 mod tracer;

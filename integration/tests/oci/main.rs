@@ -24,3 +24,4 @@ mod systemd;
 mod terminal;
 mod update;
 mod v2;
+mod waits;

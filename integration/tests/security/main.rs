@@ -9,5 +9,7 @@ mod capabilities;
 mod descriptors;
 mod identifiers;
 mod image_content;
+mod live_container;
 mod races;
 mod self_exe;
+mod verdict;

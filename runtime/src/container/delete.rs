@@ -72,7 +72,13 @@ fn clear_unrecorded(context: &Context, dir: &ContainerDir, damaged: Option<Optio
         CgroupManager::find(path.as_deref(), dir.id().as_str())
     };
     let was_recorded = damaged.is_some();
-    let cleared = damaged.flatten().map_or_else(from_config, Ok).and_then(|cgroup| {
+    let found = match damaged.flatten() {
+        Some(cgroup) => Ok(cgroup),
+        // Without a configuration either, the default place is all that can be tried.
+        None if was_recorded => from_config().or_else(|_| CgroupManager::find(None, dir.id().as_str())),
+        None => from_config(),
+    };
+    let cleared = found.and_then(|cgroup| {
         if was_recorded {
             cgroup.kill_all()?;
         }

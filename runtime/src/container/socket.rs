@@ -16,7 +16,7 @@ use crate::error::{Error, Outcome, Result};
 use crate::process::wait::Deadline;
 
 /// How long whoever listens may take to accept the connection and to take what is sent.
-const TAKER: Duration = Duration::from_secs(30);
+const TAKER: Duration = Duration::from_secs(10);
 
 /// Connects to the stream socket `path`; `what` names it in errors. EAGAIN means that as many as the listener wants wait to be
 /// accepted already: then it gets [`TAKER`].

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <dir>/              0700, the caller's own; /run/towline-oci-cache/seccomp, rootless below XDG_RUNTIME_DIR
-//!   <key in hex>      one filter, see format.rs; written beside and renamed
+//!   <key in hex>      one filter, see format.rs; named when it is complete
 //!   .new-<pid>        being written, or left by a runtime that was killed
 //! ```
 //!
@@ -12,13 +12,13 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use libseccomp::ScmpVersion;
 use oci_spec::runtime::LinuxSeccomp;
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, renameat, statat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, linkat, openat, renameat, statat, unlinkat};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
@@ -109,6 +109,9 @@ impl Cache {
         let failed = |cause: std::io::Error| Error::io("keeping a seccomp filter in", &self.dir, cause);
         let Some(dir) = self.open(true)? else { return Err(failed(std::io::ErrorKind::NotFound.into())) };
         make_room(&dir).map_err(failed)?;
+        if self.link(&dir, name, bytes)? {
+            return Ok(());
+        }
         let temporary = format!(".new-{}", std::process::id());
         // One that a killed runtime with our pid has left.
         remove(&dir, &temporary).map_err(failed)?;
@@ -119,6 +122,30 @@ impl Cache {
             remove(&dir, &temporary).map_err(failed)?;
         }
         done.map_err(failed)
+    }
+}
+
+impl Cache {
+    /// Writes a file that gets its name when it is complete, so that a killed runtime leaves none; false where the file system has
+    /// no unnamed files.
+    fn link(&self, dir: &OwnedFd, name: &str, bytes: &[u8]) -> Result<bool> {
+        let failed = |cause: std::io::Error| Error::io("keeping a seccomp filter in", &self.dir, cause);
+        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+        let mut file = match openat(dir, ".", flags, Mode::from_raw_mode(0o600)) {
+            Ok(file) => File::from(file),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => return Ok(false),
+            Err(cause) => return Err(failed(cause.into())),
+        };
+        file.write_all(bytes).map_err(failed)?;
+        let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+        loop {
+            match linkat(CWD, &unnamed, dir, name, AtFlags::SYMLINK_FOLLOW) {
+                Ok(()) => return Ok(true),
+                // One that could not be used.
+                Err(Errno::EXIST) => remove(dir, name).map_err(failed)?,
+                Err(cause) => return Err(failed(cause.into())),
+            }
+        }
     }
 }
 
