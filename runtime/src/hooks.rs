@@ -13,6 +13,9 @@ use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use crate::error::{Error, Outcome, Result};
 use crate::process::wait::Deadline;
 
+/// The kinds of hooks, in the order of a container's life.
+pub const KINDS: [&str; 6] = ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
+
 /// How long a hook may take when its configuration sets no timeout: nothing here waits for ever.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
 

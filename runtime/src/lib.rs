@@ -13,6 +13,8 @@
 //! | [`exe`] | the protection of the runtime's own binary |
 //! | [`cgroup`], [`resctrl`], [`seccomp`], [`capabilities`] | limits and privileges |
 //! | [`systemd`] | a small D-Bus client, for the cgroup manager systemd |
+//! | [`criu`] | saving and restoring processes: the conversation with criu |
+//! | [`features`] | what this runtime supports, asked of its own parsers |
 //! | [`client`] | a typed wrapper with which the other crates drive the binary |
 //!
 //! The runtime is single-threaded and synchronous. Every wait is a `poll` on descriptors with a deadline.
@@ -22,8 +24,10 @@ pub mod capabilities;
 pub mod cgroup;
 pub mod client;
 pub mod container;
+pub mod criu;
 pub mod error;
 pub mod exe;
+pub mod features;
 pub mod hooks;
 pub mod id;
 pub mod init;

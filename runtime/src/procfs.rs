@@ -68,6 +68,12 @@ impl ProcFs {
         if written == value.len() { Ok(()) } else { Err(std::io::Error::other("short write")) }
     }
 
+    /// Where the link at `path` leads, as text. The last component may be a magic link, since it is not followed.
+    pub fn read_link(&self, path: &str) -> rustix::io::Result<String> {
+        let link = self.open_file(path, OFlags::PATH | OFlags::NOFOLLOW)?;
+        rustix::fs::readlinkat(&link, "", Vec::new()).map(|text| text.to_string_lossy().into_owned())
+    }
+
     /// Reads `path` whole.
     pub fn read(&self, path: &str) -> std::io::Result<String> {
         let mut text = String::new();

@@ -17,11 +17,13 @@
 //! - `devices.rs`: device rules. `device_list.rs`: their form on v1. `ebpf.rs`: on v2.
 //! - `entrance.rs`: how a new process comes in without waiting. `process.rs`: pids, freeze, kill, remove.
 //!   `mounts.rs`: the container's own view. `stats/`, `oom.rs`: what it uses, and running out of memory.
+//!   `below.rs`: cgroups that it made for itself.
 //!
 //! Order in a container's life: [`CgroupManager::create`] makes the directories and applies every limit while they are empty, so
 //! that no process of the container runs a moment without them; then a process goes in by an [`Entrance`], or is moved by
 //! [`CgroupManager::join`]. If `create` fails, the directories it made are gone again.
 
+mod below;
 mod device_list;
 mod devices;
 mod ebpf;

@@ -107,6 +107,11 @@ impl CgroupManager {
         }
     }
 
+    /// The directory whose freezer stops the container, if there is one.
+    pub fn freezer_dir(&self) -> Option<&Path> {
+        self.freezer().ok().map(Place::dir)
+    }
+
     fn freezer(&self) -> Result<&Place> {
         let v1 = self.places.iter().find(|place| place.controllers.iter().any(|name| name == "freezer"));
         v1.or_else(|| self.places.iter().find(|place| place.version == Version::V2)).ok_or_else(|| {

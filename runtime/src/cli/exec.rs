@@ -45,6 +45,18 @@ pub struct Exec {
     /// Set no_new_privs
     #[arg(long)]
     no_new_privs: bool,
+    /// SELinux label of the process
+    #[arg(long, value_name = "LABEL")]
+    process_label: Option<String>,
+    /// AppArmor profile of the process
+    #[arg(long, value_name = "PROFILE")]
+    apparmor: Option<String>,
+    /// Existing cgroup below the container's: [CONTROLLER[,CONTROLLER]:]PATH
+    #[arg(long, value_name = "CGROUP")]
+    cgroup: Vec<String>,
+    /// Also in a paused container: the process runs when it is resumed
+    #[arg(long)]
+    ignore_paused: bool,
     /// Hand on this many descriptors from 3 up
     #[arg(long, value_name = "N", default_value = "0")]
     preserve_fds: u32,
@@ -77,6 +89,10 @@ impl Exec {
             console_socket: self.console_socket.clone(),
             pidfd_socket: self.pidfd_socket.clone(),
             preserve_fds: self.preserve_fds,
+            process_label: self.process_label.clone(),
+            apparmor: self.apparmor.clone(),
+            cgroup: self.cgroup.clone(),
+            ignore_paused: self.ignore_paused,
         };
         // Exit codes are 0 to 255; of a signal it is 128 and the signal.
         exec(context, &self.id, &options).map(|code| code as u8)

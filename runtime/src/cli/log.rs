@@ -5,13 +5,11 @@ use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::process::ExitCode;
+use std::path::Path;
 
 use clap::ValueEnum;
 use towline_runtime::client::LogLine;
 use towline_runtime::{Error, Outcome, Result, time};
-
-use super::Global;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -27,16 +25,16 @@ pub struct Log {
 }
 
 impl Log {
-    /// As the global flags say. The file is appended to: callers give the same one to several calls.
-    pub fn open(global: &Global) -> Result<Self> {
-        let file = match &global.log {
+    /// The file is appended to: callers give the same one to several calls.
+    pub fn open(path: Option<&Path>, format: Format, debug: bool) -> Result<Self> {
+        let file = match path {
             None => None,
             Some(path) => {
                 let opened = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
                 Some(RefCell::new(opened.map_err(|cause| Error::io("opening log", path, cause))?))
             }
         };
-        Ok(Self { file, format: global.log_format, debug: global.debug })
+        Ok(Self { file, format, debug })
     }
 
     /// Text on standard error, for failures before the flags are read.
@@ -44,8 +42,8 @@ impl Log {
         Self { file: None, format: Format::Text, debug: false }
     }
 
-    /// Reports a failed verb and says with which code to leave.
-    pub fn fail(&self, error: &Error) -> ExitCode {
+    /// Reports a failed verb.
+    pub fn fail(&self, error: &Error) {
         let text = error.one_line();
         self.write("error", &text, Some(error.outcome()));
         if self.file.is_some() {
@@ -53,7 +51,6 @@ impl Log {
             // log when the log has more than one line, and puts our name before it.
             eprintln!("{text}");
         }
-        ExitCode::FAILURE
     }
 
     pub fn warn(&self, text: &str) {

@@ -1,20 +1,25 @@
 //! The command line: runc's verbs and flags. Each verb is a file with one `run`.
 
+mod checkpoint;
 mod create;
 mod delete;
 mod events;
 mod exec;
+mod features;
 mod kill;
 mod list;
 mod log;
+mod output;
 mod pause;
 mod ps;
+mod restore;
 mod resume;
 mod run;
 mod spec;
 mod start;
 mod state;
 mod update;
+mod usage;
 
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
@@ -23,7 +28,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use towline_runtime::cgroup::systemd::{Environment, Systemd};
 use towline_runtime::container::Context;
-use towline_runtime::{Error, Result, exe, procfs, seccomp};
+use towline_runtime::{Error, Result, exe, features as supported, procfs, seccomp};
 
 use log::Log;
 
@@ -32,8 +37,8 @@ const ENTERING: [&str; 3] = ["create", "run", "exec"];
 
 /// An OCI runtime with runc's command line.
 #[derive(Debug, Parser)]
-#[command(name = "towline-oci", version = VERSION, disable_version_flag = true, subcommand_required = true)]
-struct Cli {
+#[command(name = "towline-oci", version, disable_version_flag = true, subcommand_required = true)]
+pub struct Cli {
     #[command(flatten)]
     global: Global,
     #[command(subcommand)]
@@ -43,7 +48,12 @@ struct Cli {
     version: Option<bool>,
 }
 
-const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.3.0");
+/// What `--version` prints: podman shows it as it is, containerd takes the values after `commit: ` and `spec: `.
+fn version() -> String {
+    let commit = option_env!("TOWLINE_COMMIT").unwrap_or("unknown");
+    let (package, spec, libseccomp) = (env!("CARGO_PKG_VERSION"), supported::SPEC_MAX, supported::libseccomp_version());
+    format!("towline-oci version {package}\ncommit: {commit}\nspec: {spec}\nlibseccomp: {libseccomp}")
+}
 
 /// Flags before the verb.
 #[derive(Debug, Args)]
@@ -57,9 +67,12 @@ struct Global {
     /// Format of the log
     #[arg(long, value_name = "FORMAT", value_enum, default_value = "text")]
     log_format: log::Format,
-    /// Log more
+    /// Log each step with its time
     #[arg(long)]
     debug: bool,
+    /// Accepted for runc's callers and ignored: criu is looked up in PATH
+    #[arg(long, value_name = "FILE", hide = true)]
+    criu: Option<PathBuf>,
     /// Let systemd manage the cgroups: linux.cgroupsPath is slice:prefix:name
     #[arg(long)]
     systemd_cgroup: bool,
@@ -81,7 +94,9 @@ enum Manager {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum When {
     Auto,
+    #[value(alias = "1")]
     True,
+    #[value(alias = "0")]
     False,
 }
 
@@ -104,6 +119,12 @@ enum Verb {
     /// List containers
     #[command(alias = "ls")]
     List(list::List),
+    /// Save a running container to files (needs criu)
+    Checkpoint(checkpoint::Checkpoint),
+    /// Bring a saved container back (needs criu)
+    Restore(restore::Restore),
+    /// Print what this runtime supports, as JSON
+    Features(features::Features),
     /// Write a config.json to start from
     Spec(spec::Spec),
     /// List the processes of a container
@@ -123,19 +144,28 @@ pub fn main() -> ExitCode {
     if std::env::args_os().any(|arg| ENTERING.iter().any(|verb| arg == *verb))
         && let Err(error) = exe::protect(std::env::args_os().collect(), std::env::vars_os().collect())
     {
-        return Log::stderr().fail(&error);
+        Log::stderr().fail(&error);
+        return ExitCode::FAILURE;
     }
-    let cli = Cli::parse();
-    if let Err(error) = check_inherited(&cli.verb) {
-        return Log::stderr().fail(&error);
-    }
-    let log = match Log::open(&cli.global) {
-        Ok(log) => log,
-        Err(error) => return Log::stderr().fail(&error),
+    let cli = match usage::parse() {
+        Ok(cli) => cli,
+        Err(code) => return code,
     };
-    match dispatch(&cli, &log) {
+    let inherited = check_inherited(&cli.verb);
+    let log = match Log::open(cli.global.log.as_deref(), cli.global.log_format, cli.global.debug) {
+        Ok(log) => log,
+        Err(error) => {
+            Log::stderr().fail(&error);
+            return ExitCode::FAILURE;
+        }
+    };
+    match inherited.and_then(|()| dispatch(&cli, &log)) {
         Ok(code) => ExitCode::from(code),
-        Err(error) => log.fail(&error),
+        Err(error) => {
+            log.fail(&error);
+            // As runc: a program in the container may well leave with 1.
+            if matches!(cli.verb, Verb::Exec(_)) { ExitCode::from(255) } else { ExitCode::FAILURE }
+        }
     }
 }
 
@@ -157,8 +187,13 @@ fn check_inherited(verb: &Verb) -> Result<()> {
 
 fn dispatch(cli: &Cli, log: &Log) -> Result<u8> {
     log.debug(&format!("{:?}", cli.verb));
-    if let Verb::Spec(spec) = &cli.verb {
-        return spec.run();
+    if cli.global.criu.is_some() {
+        log.warn("--criu is ignored: criu is looked up in PATH");
+    }
+    match &cli.verb {
+        Verb::Spec(verb) => return verb.run(),
+        Verb::Features(verb) => return verb.run(),
+        _ => {}
     }
     let context = open(&cli.global)?;
     let result = match &cli.verb {
@@ -175,6 +210,9 @@ fn dispatch(cli: &Cli, log: &Log) -> Result<u8> {
         Verb::Resume(verb) => verb.run(&context),
         Verb::Events(verb) => verb.run(&context),
         Verb::Update(verb) => verb.run(&context),
+        Verb::Checkpoint(verb) => verb.run(&context),
+        Verb::Restore(verb) => verb.run(&context),
+        Verb::Features(verb) => verb.run(),
         Verb::Spec(verb) => verb.run(),
     };
     context.take_warnings().iter().for_each(|warning| log.warn(warning));
@@ -218,4 +256,14 @@ fn systemd() -> Result<Systemd> {
         true => Systemd::system(&environment),
         false => Systemd::user(&environment),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_table_of_flags_is_sound() {
+        super::Cli::command().debug_assert();
+    }
 }

@@ -1,5 +1,4 @@
 //! `ps`.
-#![allow(clippy::print_stdout, reason = "this verb's result is what it prints")]
 
 use std::process::Command;
 use std::time::Duration;
@@ -10,6 +9,7 @@ use towline_runtime::process::command::output;
 use towline_runtime::{ContainerId, Error, Outcome, Result};
 
 use super::list::Format;
+use super::output;
 
 /// How long ps(1) may take.
 const LIST: Duration = Duration::from_secs(60);
@@ -30,13 +30,9 @@ impl Ps {
     pub fn run(&self, context: &Context) -> Result<u8> {
         let pids = list::pids(context, &self.id)?;
         if self.format == Format::Json {
-            let json =
-                serde_json::to_string(&pids).map_err(|cause| Error::new(Outcome::Io, "printing the pids").because(cause))?;
-            println!("{json}");
-            return Ok(0);
+            return output::json(&pids).map(|()| 0);
         }
-        print!("{}", table(&self.options, &pids)?);
-        Ok(0)
+        output::line(table(&self.options, &pids)?.trim_end()).map(|()| 0)
     }
 }
 

@@ -13,6 +13,9 @@ pub struct Run {
     /// Return when the program runs
     #[arg(short, long)]
     detach: bool,
+    /// Accepted for runc's callers: towline-oci never makes itself a subreaper
+    #[arg(long)]
+    no_subreaper: bool,
     /// Leave the container's state and cgroups behind
     #[arg(long)]
     keep: bool,

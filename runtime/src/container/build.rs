@@ -112,7 +112,7 @@ impl Drop for Built<'_> {
 }
 
 /// Removes what a failed create made. The failure itself is what the caller reports, so these can only be warnings.
-fn undo(context: &Context, id: &ContainerId, record: &Record) {
+pub(super) fn undo(context: &Context, id: &ContainerId, record: &Record) {
     if let Some(Err(error)) = record.resctrl.as_ref().map(Group::remove) {
         context.warn(error.one_line());
     }
@@ -183,7 +183,7 @@ pub fn build<'a>(context: &'a Context, id: &ContainerId, options: &BuildOptions,
     Ok(built)
 }
 
-fn compile_seccomp(context: &Context, spec: &Spec) -> Result<Option<seccomp::Filter>> {
+pub(super) fn compile_seccomp(context: &Context, spec: &Spec) -> Result<Option<seccomp::Filter>> {
     let Some(profile) = linux(spec).seccomp() else { return Ok(None) };
     match &context.filters {
         Some(cache) => cache.filter(profile, |error| context.warn(error.one_line())),
@@ -364,17 +364,17 @@ pub(super) fn keeps_groups(annotations: &BTreeMap<String, String>) -> bool {
     annotations.get("run.oci.keep_original_groups").is_some_and(|value| value == "1" || value == "true")
 }
 
-fn annotations(spec: &Spec) -> BTreeMap<String, String> {
+pub(super) fn annotations(spec: &Spec) -> BTreeMap<String, String> {
     spec.annotations().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
-fn owner() -> String {
+pub(super) fn owner() -> String {
     let uid = rustix::process::getuid();
     if uid.is_root() { "root".to_owned() } else { uid.as_raw().to_string() }
 }
 
 /// The container's cgroups; those of a systemd scope are there when the scope is started with init in it.
-fn make_cgroup(
+pub(super) fn make_cgroup(
     context: &Context,
     spec: &Spec,
     id: &ContainerId,

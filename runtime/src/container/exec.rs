@@ -13,7 +13,7 @@ use super::foreground::{Signals, wait};
 use super::start::await_program;
 use super::{Container, Context};
 use crate::bundle::{Bundle, load_process};
-use crate::cgroup::{CgroupManager, Entrance};
+use crate::cgroup::Entrance;
 use crate::client::Status;
 use crate::error::{Error, Outcome, Result};
 use crate::id::ContainerId;
@@ -55,6 +55,14 @@ pub struct ExecOptions {
     pub pidfd_socket: Option<PathBuf>,
     /// Descriptors from 3 up that the program gets.
     pub preserve_fds: u32,
+    /// Another `process.selinuxLabel`.
+    pub process_label: Option<String>,
+    /// Another `process.apparmorProfile`.
+    pub apparmor: Option<String>,
+    /// Existing cgroups below the container's: `[CONTROLLER[,CONTROLLER]:]PATH`.
+    pub cgroup: Vec<String>,
+    /// Also in a paused container, where the process waits for `resume`.
+    pub ignore_paused: bool,
 }
 
 /// Runs a process in container `id`. Returns its exit code, or 0 when it is left running (`detach`).
@@ -62,7 +70,11 @@ pub fn exec(context: &Context, id: &ContainerId, options: &ExecOptions) -> Resul
     let container = context.load(id)?;
     match container.status(context)? {
         Status::Running | Status::Created => {}
-        Status::Paused => return Err(container.wrong_state("exec in", "cannot exec in a paused container")),
+        Status::Paused if options.ignore_paused => {}
+        Status::Paused => {
+            let error = container.wrong_state("exec in", "cannot exec in a paused container");
+            return Err(error.advise("resume it, or wait for that with --ignore-paused"));
+        }
         Status::Stopped => return Err(container.wrong_state("exec in", "cannot exec in a container that is not running")),
         Status::Creating => return Err(container.wrong_state("exec in", "it is still being created")),
     }
@@ -101,11 +113,17 @@ fn plan(container: &Container, process: ProcessPlan, pidfd: OwnedFd, options: &E
     // Its time namespace is the one its children have anyway; a process joins it by itself only when it is the container's own.
     let namespaces = container.record.namespaces | Kind::MOUNT.flag();
     let what = format!("the namespaces of container {}", container.dir.id());
+    let entrance = match &container.record.cgroup {
+        Some(cgroup) if options.cgroup.is_empty() => Some(cgroup.entrance()?),
+        Some(cgroup) => Some(cgroup.below(&options.cgroup)?.entrance()?),
+        None if options.cgroup.is_empty() => None,
+        None => return Err(container.wrong_state("exec in", "--cgroup: the container has no cgroup")),
+    };
     Ok(Plan {
         process,
         namespaces: Namespaces::of_process(pidfd, namespaces, what),
         proc: ProcFs::open()?,
-        entrance: container.record.cgroup.as_ref().map(CgroupManager::entrance).transpose()?,
+        entrance,
         seccomp: if container.record.seccomp { Some(container.dir.load_filter()?) } else { None },
         sendmsg_notifies: container.record.seccomp_listener.as_ref().is_some_and(|listener| listener.sendmsg_notifies),
         domain: container.record.domain.clone(),
@@ -183,6 +201,12 @@ fn describe(context: &Context, container: &Container, options: &ExecOptions) -> 
     process.user_mut().set_additional_gids(Some(groups));
     if options.no_new_privileges {
         process.set_no_new_privileges(Some(true));
+    }
+    if let Some(label) = &options.process_label {
+        process.set_selinux_label(Some(label.clone()));
+    }
+    if let Some(profile) = &options.apparmor {
+        process.set_apparmor_profile(Some(profile.clone()));
     }
     add_capabilities(&mut process, &options.caps)?;
     Ok(process)

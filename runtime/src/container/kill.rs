@@ -11,6 +11,12 @@ use crate::process::namespaces::Kind;
 /// Sends signal number `signal` to init, or with `all` to every process in the container's cgroup.
 pub fn kill(context: &Context, id: &ContainerId, signal: i32, all: bool) -> Result<()> {
     let container = context.load(id)?;
+    // Without a pid namespace of its own the rest of a container outlives its first process: KILL means all of it (as in runc 1.2).
+    let all = all
+        || (signal == libc::SIGKILL
+            && container.record.cgroup.is_some()
+            && container.record.is_alive(&context.proc)
+            && !is_first_of_its_namespace(context, container.record.init_process_pid));
     if !all {
         return kill_init(context, &container, signal);
     }
@@ -50,4 +56,11 @@ fn kill_init(context: &Context, container: &Container, signal: i32) -> Result<()
 
 fn failed(container: &Container, signal: i32, cause: std::io::Error) -> Error {
     Error::sys(format!("sending signal {signal} to container {}", container.dir.id()), cause)
+}
+
+/// True if process `pid` is number 1 of its pid namespace. Of a process that is gone nobody knows, and nothing depends on it.
+fn is_first_of_its_namespace(context: &Context, pid: i32) -> bool {
+    let status = context.proc.read(&format!("{pid}/status")).unwrap_or_default();
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    numbers.is_none_or(|numbers| numbers.split_whitespace().next_back() == Some("1"))
 }

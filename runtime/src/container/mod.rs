@@ -11,6 +11,7 @@
 //! by pid and start time) and from its cgroup (is it frozen).
 
 pub mod build;
+pub mod checkpoint;
 mod console;
 pub mod create;
 pub mod delete;
@@ -22,6 +23,7 @@ pub mod list;
 pub mod listener;
 pub mod pause;
 mod prepare;
+pub mod restore;
 pub mod run;
 mod socket;
 pub mod spec;

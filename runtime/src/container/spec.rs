@@ -7,7 +7,7 @@ const CAPABILITIES: [&str; 3] = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SE
 /// The configuration. `rootless` are the uid and gid to which the container's root is mapped.
 pub fn example(rootless: Option<(u32, u32)>) -> Value {
     let mut config = json!({
-        "ociVersion": "1.2.0",
+        "ociVersion": crate::features::SPEC_MAX,
         "process": {
             "terminal": true,
             "user": { "uid": 0, "gid": 0 },

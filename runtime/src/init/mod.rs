@@ -75,6 +75,7 @@ const CREATE: &[Step] = &[
     ("running createContainer hooks", create_container_hooks),
     ("making mounts read-only and masking paths", mask_paths),
     ("entering the root file system", enter_root),
+    ("reopening /dev/null", own_null),
     ("setting sysctls", settings::sysctls),
     ("joining a session keyring", settings::keyring),
     ("setting rlimits", settings::rlimits),
@@ -240,6 +241,33 @@ fn enter_root(init: &mut Init<'_>) -> Result<()> {
     // As runc does. Where this fails (a read-only file system, a magic link), entering the directory says why.
     drop(root.ensure(&init.plan.process.cwd, DirectoryOrFile::Directory));
     init.container().rootfs.as_ref().expect("as above").finish(&root)
+}
+
+/// A standard stream that is the host's /dev/null becomes the container's: it would be the only file of the host that the program
+/// has, and criu cannot save it. As in runc. Where the container has another /dev/null, it stays.
+fn own_null(init: &mut Init<'_>) -> Result<()> {
+    use rustix::fs::{Mode, OFlags, open};
+    use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout, stderr, stdin, stdout};
+    let joined = init.container().rootfs.is_none();
+    let streams = [(stdin(), 0), (stdout(), 1), (stderr(), 2)];
+    let is_null: Vec<i32> = streams.into_iter().filter(|(fd, _)| crate::rootfs::is_null(fd)).map(|(_, number)| number).collect();
+    if joined || is_null.is_empty() {
+        return Ok(());
+    }
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let Ok(null) = open("/dev/null", flags, Mode::empty()) else { return Ok(()) };
+    if !crate::rootfs::is_null(&null) {
+        return Ok(());
+    }
+    for number in is_null {
+        let done = match number {
+            0 => dup2_stdin(&null),
+            1 => dup2_stdout(&null),
+            _ => dup2_stderr(&null),
+        };
+        done.map_err(|cause| Error::sys("reopening /dev/null in the container", cause))?;
+    }
+    Ok(())
 }
 
 fn report_ready(init: &mut Init<'_>) -> Result<()> {

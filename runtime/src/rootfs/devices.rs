@@ -80,6 +80,11 @@ impl Device {
         })
     }
 
+    /// Where it is in the container.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// True if both are for the same path.
     pub fn same_path(&self, other: &Self) -> bool {
         self.path == other.path

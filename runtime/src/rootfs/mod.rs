@@ -123,10 +123,15 @@ pub fn open_null() -> Result<OwnedFd> {
     let failed = || Error::new(Outcome::Io, "opening the host's /dev/null");
     let null = rustix::fs::open("/dev/null", OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
         .map_err(|cause| failed().because(std::io::Error::from(cause)))?;
-    let stat = rustix::fs::fstat(&null).map_err(|cause| failed().because(std::io::Error::from(cause)))?;
-    let is_null = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::CharacterDevice
-        && (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)) == (1, 3);
-    if is_null { Ok(null) } else { Err(failed().because("it is not character device 1:3")) }
+    if is_null(&null) { Ok(null) } else { Err(failed().because("it is not character device 1:3")) }
+}
+
+/// Whether an open file is the device /dev/null. A descriptor that is closed is none.
+pub fn is_null(file: impl AsFd) -> bool {
+    rustix::fs::fstat(file).is_ok_and(|stat| {
+        rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::CharacterDevice
+            && (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)) == (1, 3)
+    })
 }
 
 /// A detached copy of the mount at a path of the host.
@@ -136,7 +141,8 @@ pub fn copy_host_path(path: &Path, recursive: bool) -> Result<Detached> {
     Detached::copy_at(fd.as_fd(), "", recursive).map_err(failed)
 }
 
-fn open_dir(path: &str) -> Result<OwnedFd> {
+/// A directory of the host.
+pub fn open_dir(path: &str) -> Result<OwnedFd> {
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|cause| Error::io("opening", path, cause))
 }

@@ -103,6 +103,30 @@ const SUPERBLOCK: &[&str] = &["sync", "dirsync", "lazytime", "mand"];
 const NOTHING: &[&str] =
     &["defaults", "async", "nomand", "nolazytime", "iversion", "noiversion", "silent", "loud", "acl", "noacl"];
 
+type Apply = fn(&mut MountOptions);
+
+/// Options that are neither a flag of the kernel's nor the file system's.
+const SPECIAL: &[(&str, Apply)] = &[
+    ("bind", |parsed| parsed.bind = Some(false)),
+    ("rbind", |parsed| parsed.bind = Some(true)),
+    ("tmpcopyup", |parsed| parsed.copy_up = true),
+    ("notmpcopyup", |parsed| parsed.copy_up = false),
+    ("remount", |parsed| parsed.remount = true),
+    ("idmap", |parsed| parsed.idmap = Some((false, None))),
+    ("ridmap", |parsed| parsed.idmap = Some((true, None))),
+];
+
+/// The names of all options that are known here, sorted: what `features` shows. All others go to the file system.
+pub fn known() -> Vec<String> {
+    let attributes = ATTRIBUTES.iter().flat_map(|(name, ..)| [(*name).to_owned(), format!("r{name}")]);
+    let others = PROPAGATION.iter().map(|(name, ..)| *name).chain(SPECIAL.iter().map(|(name, _)| *name));
+    let plain = others.chain(SUPERBLOCK.iter().copied()).chain(NOTHING.iter().copied());
+    let mut names: Vec<String> = attributes.chain(plain.map(str::to_owned)).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
 /// Sorts the options of one mount.
 pub fn parse(options: &[String]) -> MountOptions {
     let mut parsed = MountOptions::default();
@@ -124,22 +148,15 @@ fn add(parsed: &mut MountOptions, option: &str) {
         parsed.superblock.push(flag);
     } else if NOTHING.contains(&option) {
         // Nothing to do, as the table says.
+    } else if let Some((_, apply)) = SPECIAL.iter().find(|(name, _)| *name == option) {
+        apply(parsed);
     } else {
-        match option {
-            "bind" => parsed.bind = Some(false),
-            "rbind" => parsed.bind = Some(true),
-            "tmpcopyup" => parsed.copy_up = true,
-            "notmpcopyup" => parsed.copy_up = false,
-            "remount" => parsed.remount = true,
-            "idmap" => parsed.idmap = Some((false, None)),
-            "ridmap" => parsed.idmap = Some((true, None)),
-            _ => parsed.data.push(match option.split_once('=') {
-                Some(("idmap", mapping)) => return parsed.idmap = Some((false, Some(mapping.to_owned()))),
-                Some(("ridmap", mapping)) => return parsed.idmap = Some((true, Some(mapping.to_owned()))),
-                Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
-                None => (option.to_owned(), None),
-            }),
-        }
+        parsed.data.push(match option.split_once('=') {
+            Some(("idmap", mapping)) => return parsed.idmap = Some((false, Some(mapping.to_owned()))),
+            Some(("ridmap", mapping)) => return parsed.idmap = Some((true, Some(mapping.to_owned()))),
+            Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
+            None => (option.to_owned(), None),
+        });
     }
 }
 
@@ -168,6 +185,15 @@ mod tests {
         assert_eq!(bind.bind, Some(true));
         assert_eq!(bind.propagation, [(libc::MS_PRIVATE, true)]);
         assert_eq!(bind.attr.set, RDONLY);
+    }
+
+    #[test]
+    fn no_known_option_is_left_to_the_file_system() {
+        let known = known();
+        assert!(known.iter().any(|name| name == "rro") && known.iter().any(|name| name == "tmpcopyup"));
+        for name in known {
+            assert!(of(&[&name]).data.is_empty(), "{name}");
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ use towline_sys::SockFilter;
 
 pub use cache::Cache;
 pub use compile::compile;
+pub use profile::kernel_knows;
 
 /// (code, jt, jf, k) of one instruction.
 type Instruction = (u16, u8, u8, u32);

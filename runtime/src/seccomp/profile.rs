@@ -57,16 +57,10 @@ pub(super) fn flags(profile: &LinuxSeccomp, notifies: bool) -> u64 {
         // As runc: without a word about flags, no slow-down by the speculative store bypass mitigation.
         return libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW | if notifies { libc::SECCOMP_FILTER_FLAG_NEW_LISTENER } else { 0 };
     };
-    let mut flags = 0;
-    for flag in wanted {
-        flags |= match flag {
-            LinuxSeccompFilterFlag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
-            LinuxSeccompFilterFlag::SeccompFilterFlagTsync => libc::SECCOMP_FILTER_FLAG_TSYNC,
-            LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
-            // Means something only to a listener; the kernel refuses it without one.
-            LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv if !notifies => 0,
-            LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => WAIT_KILLABLE_RECV,
-        };
+    let mut flags = wanted.iter().fold(0, |flags, flag| flags | bit(*flag));
+    if !notifies {
+        // Means something only to a listener; the kernel refuses it without one.
+        flags &= !WAIT_KILLABLE_RECV;
     }
     if notifies {
         flags |= libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
@@ -76,6 +70,22 @@ pub(super) fn flags(profile: &LinuxSeccomp, notifies: bool) -> u64 {
         }
     }
     flags
+}
+
+fn bit(flag: LinuxSeccompFilterFlag) -> u64 {
+    match flag {
+        LinuxSeccompFilterFlag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
+        LinuxSeccompFilterFlag::SeccompFilterFlagTsync => libc::SECCOMP_FILTER_FLAG_TSYNC,
+        LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+        LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => WAIT_KILLABLE_RECV,
+    }
+}
+
+/// Whether the kernel knows this flag.
+pub fn kernel_knows(flag: LinuxSeccompFilterFlag) -> bool {
+    // The one for listeners is only taken together with a listener.
+    let listener = if bit(flag) == WAIT_KILLABLE_RECV { libc::SECCOMP_FILTER_FLAG_NEW_LISTENER } else { 0 };
+    towline_sys::knows_seccomp_flags(bit(flag) | listener)
 }
 
 /// `SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV` of include/uapi/linux/seccomp.h (5.19), not in libc yet.

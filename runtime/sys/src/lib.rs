@@ -18,7 +18,7 @@ pub use process::{
     close_range_on_exec, default_sigpipe, exit_now, join_session_keyring, kill, namespace_clone_flags, pidfd_send_signal,
 };
 pub use schedule::{SchedAttr, ioprio_set, personality, sched_setattr, set_mempolicy};
-pub use seccomp::{SockFilter, load_seccomp};
+pub use seccomp::{SockFilter, knows_seccomp_flags, load_seccomp};
 
 /// The result of a raw system call: -1 means `errno`.
 fn check(result: libc::c_long) -> std::io::Result<libc::c_long> {

@@ -43,9 +43,23 @@ pub fn load_seccomp(program: &[SockFilter], flags: u64) -> io::Result<Option<Own
     Ok(Some(unsafe { OwnedFd::from_raw_fd(result as i32) }))
 }
 
+/// Whether the kernel knows these `SECCOMP_FILTER_FLAG_*` bits. Nothing is loaded.
+pub fn knows_seccomp_flags(flags: u64) -> bool {
+    let none = std::ptr::null::<SockFprog>();
+    // SAFETY: the kernel looks at the flags first (EINVAL for unknown ones), and without a program it can only fail (EFAULT).
+    let result = check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, none) });
+    result.is_err_and(|cause| cause.raw_os_error() == Some(libc::EFAULT))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn unknown_flags_are_told_from_known_ones() {
+        assert!(knows_seccomp_flags(libc::SECCOMP_FILTER_FLAG_LOG));
+        assert!(!knows_seccomp_flags(1 << 40));
+    }
 
     #[test]
     fn the_kernel_refuses_a_malformed_program() {
