@@ -16,9 +16,13 @@ RELEASE_OCI := $(TARGET)/$(STATIC_TRIPLE)/oci/towline-oci
 OCI_STATIC := RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' LIBSECCOMP_LINK_TYPE=static \
 	LIBSECCOMP_LIB_PATH=$(shell pkg-config --variable=libdir libseccomp 2>/dev/null || echo /usr/lib/$(shell uname -m)-linux-gnu)
 
+# What `towline-oci --version` says; empty outside of a clone.
+COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
+$(if $(COMMIT),$(eval export TOWLINE_COMMIT := $(COMMIT)))
+
 RUNS ?= 5
 
-.PHONY: help demo test bench bench-runtime build install deps images testbed lint clean
+.PHONY: help demo test bench bench-runtime build man install deps images testbed lint clean
 
 help:
 	@echo "make demo                 build, make a local registry with a real image, and show a lazy start beside a full pull"
@@ -26,7 +30,8 @@ help:
 	@echo "make bench RUNS=5         first output of a lazy start against the physical limit and a full pull"
 	@echo "make bench-runtime RUNS=40  start, exec and memory of towline-oci beside runc, crun, youki and the floor"
 	@echo "make build                release binaries: $(RELEASE)/{towline,towlined}, $(RELEASE_OCI)"
-	@echo "make install PREFIX=DIR   install them into DIR/bin (default /usr/local)"
+	@echo "make man                  man pages and shell completions of towline-oci: $(RELEASE)/share"
+	@echo "make install PREFIX=DIR   install all of that into DIR/bin and DIR/share (default /usr/local)"
 	@echo "make deps                 install missing Debian packages"
 	@echo "make images               registry storage $(TOWLINE_WORK)/registry with {small,odd,python}:{gzip,zstd};"
 	@echo "                          OCI layouts oci:$(TOWLINE_WORK)/oci/{small,odd,python}:{gzip,zstd}"
@@ -57,8 +62,13 @@ build:
 	$(CARGO) build --release -p towline-lazyfs -p towline-image-tools -p towline-integration --bins
 	$(OCI_STATIC) $(CARGO) build --profile oci -p towline-runtime --target $(STATIC_TRIPLE)
 
-install: build
-	install -d '$(DESTDIR)$(PREFIX)/bin'
+# From the table of flags that towline-oci parses with.
+man:
+	$(CARGO) run --release -p towline-runtime --example pages -- '$(RELEASE)/share'
+
+install: build man
+	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/share'
+	cp -R '$(RELEASE)/share/.' '$(DESTDIR)$(PREFIX)/share/'
 	install -m 0755 '$(RELEASE)/towline' '$(RELEASE)/towlined' '$(RELEASE_OCI)' '$(DESTDIR)$(PREFIX)/bin/'
 
 deps:
