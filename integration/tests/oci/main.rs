@@ -5,8 +5,11 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests talk to the person who runs them")]
 
+mod checkpoint;
+mod cli;
 mod events;
 mod exec;
+mod features;
 mod hooks;
 mod idmap;
 mod lifecycle;
