@@ -1,6 +1,8 @@
 //! Hooks (runtime-spec, "POSIX-platform Hooks"): programs run at points of a container's life, with its state on their stdin.
 
+use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -32,7 +34,7 @@ pub fn longest(hooks: &[Hook]) -> Duration {
 /// Runs `hooks` in order; the first that fails ends it. `state` is the container's state as JSON.
 pub fn run(kind: &str, hooks: &[Hook], state: &str) -> Result<()> {
     for hook in hooks {
-        run_one(hook, state).map_err(|error| error.during(format!("running {kind} hook {}", hook.path().display())))?;
+        run_one(kind, hook, state).map_err(|error| error.during(format!("running {kind} hook {}", hook.path().display())))?;
     }
     Ok(())
 }
@@ -43,7 +45,22 @@ pub fn run_all(kind: &str, hooks: &[Hook], state: &str) -> Vec<Error> {
     hooks.iter().filter_map(|hook| run(kind, std::slice::from_ref(hook), state).err()).collect()
 }
 
-fn run_one(hook: &Hook, state: &str) -> Result<()> {
+/// crun's annotations: files that hooks append their output to. They are the host's, so they are not for hooks that run in the
+/// container's root. The annotations are part of the state.
+fn redirection(kind: &str, state: &str, stream: &str) -> Result<Option<File>> {
+    const PREFIX: &str = "run.oci.hooks.";
+    if kind == "startContainer" || !state.contains(PREFIX) {
+        return Ok(None);
+    }
+    let name = format!("{PREFIX}{stream}");
+    let state: serde_json::Value =
+        serde_json::from_str(state).map_err(|cause| Error::new(Outcome::Io, "reading the state for hooks").because(cause))?;
+    let Some(path) = state["annotations"][&name].as_str() else { return Ok(None) };
+    let opened = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+    opened.map(Some).map_err(|cause| Error::io(&format!("opening what annotation {name} names"), path, cause))
+}
+
+fn run_one(kind: &str, hook: &Hook, state: &str) -> Result<()> {
     let timeout = match hook.timeout() {
         None => DEFAULT_TIMEOUT,
         Some(seconds @ 1..) => Duration::from_secs(seconds as u64),
@@ -51,6 +68,12 @@ fn run_one(hook: &Hook, state: &str) -> Result<()> {
     };
     let mut command = Command::new(hook.path());
     command.env_clear().stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    if let Some(file) = redirection(kind, state, "stdout")? {
+        command.stdout(file);
+    }
+    if let Some(file) = redirection(kind, state, "stderr")? {
+        command.stderr(file);
+    }
     if let Some((name, arguments)) = hook.args().as_deref().and_then(<[String]>::split_first) {
         std::os::unix::process::CommandExt::arg0(&mut command, name);
         command.args(arguments);
@@ -61,7 +84,7 @@ fn run_one(hook: &Hook, state: &str) -> Result<()> {
     }
     let mut child = command.spawn().map_err(|cause| Error::sys("starting it", cause))?;
     let stdin = child.stdin.take().expect("stdin is piped");
-    let mut stderr = child.stderr.take().expect("stderr is piped");
+    let mut stderr = child.stderr.take();
     let result = (|| {
         let pid = rustix::process::Pid::from_child(&child);
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|cause| Error::sys("opening its pidfd", cause))?;
@@ -79,7 +102,11 @@ fn run_one(hook: &Hook, state: &str) -> Result<()> {
     if status.success() {
         return Ok(());
     }
-    Err(Error::new(Outcome::Io, "waiting for its success").because(format!("{}{}", end_of(status), last_words(&mut stderr))))
+    Err(Error::new(Outcome::Io, "waiting for its success").because(format!(
+        "{}{}",
+        end_of(status),
+        stderr.as_mut().map(last_words).unwrap_or_default()
+    )))
 }
 
 /// Writes the state into the hook's stdin. A hook need not read it, and a long state does not fit into the pipe.
@@ -132,6 +159,23 @@ mod tests {
     #[test]
     fn a_hook_gets_the_state_and_only_its_own_environment() {
         run("t", &[shell("test \"$(cat)\" = '{}' && test $A = b && test -z \"$HOME\"", 10)], "{}").unwrap();
+    }
+
+    #[test]
+    fn annotations_send_output_to_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        let state = serde_json::json!({ "annotations": {
+            "run.oci.hooks.stdout": path("out"), "run.oci.hooks.stderr": path("err") } })
+        .to_string();
+        let hook = shell("echo to out; echo to err >&2", 10);
+        run("prestart", &[hook.clone(), hook.clone()], &state).unwrap();
+        let read = |name| std::fs::read_to_string(path(name)).unwrap();
+        assert_eq!((read("out").as_str(), read("err").as_str()), ("to out\nto out\n", "to err\nto err\n"));
+        run("startContainer", std::slice::from_ref(&hook), &state).unwrap();
+        assert_eq!(read("out").lines().count(), 2);
+        let state = state.replace(&path("out"), "/no/such/directory/out");
+        assert!(run("prestart", &[hook], &state).unwrap_err().one_line().contains("run.oci.hooks.stdout"));
     }
 
     #[test]

@@ -199,6 +199,12 @@ fn mount_options_take_effect() {
             wanted: "file",
         },
         Case {
+            name: "a relative destination is relative to the root",
+            edit: |c| mount(c, json!({ "destination": "rel/m", "type": "tmpfs", "source": "x", "options": ["size=64k"] })),
+            script: "df -k /rel/m | awk 'END { print $2 }'",
+            wanted: "64",
+        },
+        Case {
             name: "mounts in order: a later one covers",
             edit: |c| {
                 mount(c, json!({ "destination": "/m", "type": "tmpfs", "source": "x" }));

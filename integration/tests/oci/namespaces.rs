@@ -174,6 +174,10 @@ fn time_offsets() {
         assert!(uptime > 86_400_000, "{done:?}");
         let rest: Vec<&str> = lines.collect();
         assert_eq!(rest, ["monotonic -1 0", "boottime 86400000 5"], "{done:?}");
+        let container = container.script("sleep 100");
+        container.up();
+        let done = container.exec(&[], &["cut", "-d.", "-f1", "/proc/uptime"]).success();
+        assert!(done.text().parse::<u64>().expect("seconds") > 86_400_000, "exec: {done:?}");
     }
 }
 

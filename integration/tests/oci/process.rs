@@ -1,7 +1,7 @@
 //! config.md, "Process", and config-linux.md for what belongs to the process.
 
 use serde_json::json;
-use towline_integration::bundle::{Case, Container, push, root_or_skip, run_cases};
+use towline_integration::bundle::{Case, Container, Done, Subject, push, root_or_skip, run_cases};
 
 #[test]
 fn the_process_gets_what_the_configuration_says() {
@@ -194,4 +194,103 @@ fn a_command_that_cannot_run_is_named() {
         assert!(words.iter().any(|word| said.contains(word)), "{args}: {said}");
         assert_eq!(container.leftovers(), Vec::<String>::new(), "{args}");
     }
+}
+
+/// `run` by a shell that prepares its descriptors and environment with `before`.
+fn run_after(container: &Container, before: &str, options: &[&str]) -> Done {
+    container.write_config();
+    let bundle = container.bundle().display().to_string();
+    let mut args = vec!["run", "--bundle", &bundle];
+    args.extend(options);
+    args.push(container.id());
+    let runtime = container.command(&args);
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &format!("{before}; exec \"$@\""), "sh"]).arg(runtime.get_program()).args(runtime.get_args());
+    command.current_dir(container.dir());
+    container.execute(command)
+}
+
+#[test]
+fn descriptors_that_are_handed_on() {
+    const TEST: &str = "descriptors_that_are_handed_on";
+    if !root_or_skip(TEST) {
+        return;
+    }
+    let open = "exec 3</etc/hostname 4</etc/hostname";
+    // The shell that lists has its script open nowhere, and the list itself.
+    let list =
+        "cd /proc/self/fd; echo $LISTEN_FDS $LISTEN_PID; for fd in 3 4 5; do test -e /proc/$$/fd/$fd && echo $fd; done; true";
+    let container = Container::new().script(list);
+    assert_eq!(run_after(&container, open, &["--preserve-fds", "2"]).success().text(), "3\n4");
+    let container = Container::new().script(list);
+    assert_eq!(run_after(&container, open, &[]).success().text(), "");
+    if container.subject() != Subject::Crun {
+        // crun 1.8 hands LISTEN_PID on as it is.
+        let container = Container::new().script(list);
+        let before = format!("{open}; export LISTEN_FDS=1 LISTEN_PID=$$");
+        assert_eq!(run_after(&container, &before, &["--preserve-fds", "1"]).success().text(), "1 1\n3\n4");
+        let container = Container::new().script(list);
+        let others = format!("{open}; export LISTEN_FDS=1 LISTEN_PID=1");
+        assert_eq!(run_after(&container, &others, &[]).success().text(), "", "they are another process's");
+        // runc 1.1 hands on a descriptor of its own in their place.
+        let absent = [&["--preserve-fds", "1"][..], &["--preserve-fds", "4294967295"]];
+        for options in absent.into_iter().filter(|_| container.subject() == Subject::Towline) {
+            let container = Container::new().script(list);
+            run_after(&container, "exec 3<&- 4<&-", options).failure();
+            assert_eq!(container.leftovers(), Vec::<String>::new());
+        }
+    }
+}
+
+#[test]
+fn labels_need_a_host_that_has_them() {
+    const TEST: &str = "labels_need_a_host_that_has_them";
+    if !root_or_skip(TEST) {
+        return;
+    }
+    for (field, value, module, there) in [
+        ("apparmorProfile", "some-profile", "AppArmor", "/sys/kernel/security/apparmor"),
+        ("selinuxLabel", "system_u:system_r:container_t:s0", "SELinux", "/sys/fs/selinux/enforce"),
+    ] {
+        if std::path::Path::new(there).exists() {
+            println!("SKIP {TEST}: this host has {module}");
+            continue;
+        }
+        let container = Container::new().with(|c| c["process"][field] = json!(value));
+        if container.subject() == Subject::Crun {
+            // config.md leaves open what happens without the module; crun ignores the field.
+            continue;
+        }
+        let done = container.run().failure();
+        if container.subject() == Subject::Towline {
+            assert!(done.stderr.contains(field) && done.stderr.contains(module), "{done:?}");
+        }
+        assert_eq!(container.leftovers(), Vec::<String>::new(), "{field}");
+    }
+    // A label for mounts only is a warning.
+    let container = Container::new().with(|c| c["linux"]["mountLabel"] = json!("system_u:object_r:container_file_t:s0"));
+    if container.subject() == Subject::Towline && !std::path::Path::new("/sys/fs/selinux/enforce").exists() {
+        let done = container.run().success();
+        assert!(done.stderr.contains("linux.mountLabel"), "{done:?}");
+    }
+}
+
+#[test]
+fn the_root_can_be_entered_without_pivot_root() {
+    const TEST: &str = "the_root_can_be_entered_without_pivot_root";
+    if !root_or_skip(TEST) {
+        return;
+    }
+    let script = "ls /; ls /..; cat /proc/sys/kernel/domainname; touch /new && ls /new";
+    let container = Container::new().script(script).with(|c| c["domainname"] = json!("example.org"));
+    if container.subject() != Subject::Towline {
+        // runtime-spec 1.1.
+        println!("SKIP {TEST}: runc 1.1 and crun 1.8 have no domainname");
+        return;
+    }
+    container.write_config();
+    let bundle = container.bundle().display().to_string();
+    let done = container.runtime(&["run", "--no-pivot", "--bundle", &bundle, container.id()]).success();
+    let root = "bin\ndata\ndev\netc\nproc\nroot\nsys\ntmp\n";
+    assert_eq!(done.stdout, format!("{root}{root}example.org\n/new\n"), "{done:?}");
 }

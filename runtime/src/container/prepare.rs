@@ -127,9 +127,16 @@ fn plan_rootfs(bundle: &Bundle, build: &BuildOptions, namespaces: &Namespaces) -
         })?),
     };
     let copy = if namespaces.contains(Kind::USER) && rustix::process::geteuid().is_root() {
-        let copy = copy_host_path(&bundle.rootfs, true)?;
-        copy.set(true, MountAttr { propagation: libc::MS_SLAVE, ..MountAttr::default() }, "the root file system")?;
-        Some(copy)
+        match copy_host_path(&bundle.rootfs, true) {
+            // The runtime is only root of a user namespace, and init can reach what it can.
+            Err(error) if error.outcome() == Outcome::Denied => None,
+            copy => {
+                let copy = copy?;
+                let slave = MountAttr { propagation: libc::MS_SLAVE, ..MountAttr::default() };
+                copy.set(true, slave, "the root file system")?;
+                Some(copy)
+            }
+        }
     } else {
         None
     };
@@ -152,4 +159,22 @@ fn check_namespaces(spec: &Spec, namespaces: &Namespaces) -> Result<()> {
         return bad("linux.uidMappings", "the container has no user namespace to map ids in");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_label_without_selinux_is_a_warning() {
+        let json = br#"{"ociVersion":"1.3.0","root":{"path":"r"},"linux":{"mountLabel":"a:b:c:s0"}}"#.to_vec();
+        let spec = Bundle::parse("/b".into(), json).unwrap().spec;
+        let label = |option: &str| {
+            let annotations = BTreeMap::from([("run.oci.mount_context_type".to_owned(), option.to_owned())]);
+            label_mounts(&spec, &annotations, &mut [])
+        };
+        assert!(label("moon").unwrap_err().one_line().contains("run.oci.mount_context_type"));
+        let warning = label("rootcontext").unwrap();
+        assert_eq!(warning.is_some(), !std::path::Path::new("/sys/fs/selinux/enforce").exists());
+    }
 }

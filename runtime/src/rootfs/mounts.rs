@@ -49,12 +49,13 @@ enum MountKind {
 impl MountPlan {
     /// Checks one entry of `mounts`. Relative sources of bind mounts are relative to `bundle`.
     pub fn new(mount: &Mount, bundle: &Path) -> Result<Self> {
-        let destination = mount.destination().clone();
+        // config.md: a relative one "MUST be interpreted as relative to /".
+        let destination = Path::new("/").join(mount.destination());
         let mut options = options::parse(mount.options().as_deref().unwrap_or_default());
         let kind = mount.typ().as_deref().unwrap_or("none");
         let what = format!("mount of {kind} on {}", destination.display());
         let bad = |why: &str| Err(Error::new(Outcome::BadInput, format!("checking the {what}")).because(why.to_owned()));
-        if destination.as_os_str().is_empty() || (destination == Path::new("/") && !options.remount) {
+        if mount.destination().as_os_str().is_empty() || (destination == Path::new("/") && !options.remount) {
             return bad("its destination is the root itself");
         }
         let idmap = match Idmap::new(mount, &options) {
@@ -322,4 +323,39 @@ impl MountPlan {
 
 fn has_key(options: &MountOptions, keys: &[&str]) -> bool {
     options.data.iter().any(|(key, _)| keys.contains(&key.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn plan(mount: Value) -> Result<MountPlan> {
+        MountPlan::new(&serde_json::from_value(mount).unwrap(), Path::new("/b"))
+    }
+
+    #[test]
+    fn mounts_that_cannot_be_are_named() {
+        for (mount, why) in [
+            (json!({ "destination": "/", "type": "tmpfs" }), "the root itself"),
+            (json!({ "destination": "" }), "the root itself"),
+            (json!({ "destination": "/m", "type": "bind" }), "needs a source"),
+            (json!({ "destination": "/m", "type": "bind", "source": "/", "options": ["size=1"] }), "\"size\" means nothing"),
+            (json!({ "destination": "/m", "type": "tmpfs", "options": ["idmap"] }), "only bind mounts"),
+        ] {
+            let error = plan(mount.clone()).unwrap_err();
+            assert!(error.one_line().contains(why), "{mount}: {error:?}");
+        }
+        assert!(plan(json!({ "destination": "/", "options": ["remount", "ro"] })).is_ok());
+    }
+
+    #[test]
+    fn new_file_systems_get_the_label() {
+        for (kind, labelled) in [("tmpfs", true), ("devpts", true), ("proc", false), ("sysfs", false), ("mqueue", false)] {
+            let mut plan = plan(json!({ "destination": "/m", "type": kind })).unwrap();
+            plan.set_context("context", "system_u:object_r:container_file_t:s0:c1,c2");
+            assert_eq!(has_key(&plan.options, &["context"]), labelled, "{kind}");
+        }
+    }
 }
