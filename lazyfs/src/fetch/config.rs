@@ -13,6 +13,8 @@ pub struct FetchConfig {
     pub readahead: u64,
     /// The size that this grows to where programs keep asking for files near each other.
     pub readahead_max: u64,
+    /// Missing files that lie right before it are fetched along up to this size, if anything behind it is.
+    pub readbehind: u64,
     /// Requests for waiting programs that run at the same time.
     pub demand_parallel: usize,
     /// Files that are fetched at the same time because a program is about to open them; 0: none are. They share the line, and the first is
@@ -30,7 +32,7 @@ pub struct FetchConfig {
     pub background_max: u64,
     /// How long no program must have waited before regions where programs just waited are fetched further.
     pub prefetch_idle: Duration,
-    /// Size of such a prefetch; 0: none.
+    /// Size of such a prefetch, and of one part of a directory in which programs wait; 0: neither.
     pub prefetch: u64,
     /// Bytes between two wanted parts that are fetched along rather than starting another request.
     pub hole: u64,
@@ -48,7 +50,8 @@ impl Default for FetchConfig {
     fn default() -> Self {
         Self {
             readahead: 96 << 10,
-            readahead_max: 512 << 10,
+            readahead_max: 192 << 10,
+            readbehind: 24 << 10,
             demand_parallel: 8,
             ahead: 4,
             demand_deadline: Duration::from_secs(30),
@@ -57,7 +60,7 @@ impl Default for FetchConfig {
             background_first: 256 << 10,
             background_max: 4 << 20,
             prefetch_idle: Duration::from_millis(4),
-            prefetch: 128 << 10,
+            prefetch: 96 << 10,
             hole: 16 << 10,
             yield_bytes: 64 << 10,
             patience: Duration::from_secs(60),
@@ -88,6 +91,7 @@ impl FetchConfig {
         match name {
             "readahead" => self.readahead = number()?,
             "readahead_max" => self.readahead_max = number()?,
+            "readbehind" => self.readbehind = number()?,
             "demand_parallel" => self.demand_parallel = usize::try_from(number()?.clamp(1, 64)).expect("at most 64"),
             "ahead" => self.ahead = usize::try_from(number()?.min(64)).expect("at most 64"),
             "demand_deadline" => self.demand_deadline = time()?,

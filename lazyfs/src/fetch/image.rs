@@ -12,6 +12,7 @@ use super::decode::{Damage, FilePlan, Segment};
 use super::gaps::GapLog;
 use super::inflight::Origin;
 use super::obstacle::Obstacle;
+use super::runs::Runs;
 use super::span::{Part, first_at};
 use crate::daemon::protocol::Progress;
 use crate::digest::Digest;
@@ -19,6 +20,7 @@ use crate::error::{Error, Outcome, Result};
 use crate::layer::LayerKind;
 use crate::source::Source;
 use crate::table::{LayerRecord, Table};
+use crate::tree::erofs::read::StoredTree;
 
 /// An image that is to be fetched.
 pub struct ImageContent {
@@ -28,6 +30,8 @@ pub struct ImageContent {
     pub name: String,
     /// Where its content is.
     pub table: Arc<Table>,
+    /// The merged tree, to know what lies in the same directory; without it nothing is known of that.
+    pub tree: Option<Arc<StoredTree>>,
     /// Where the blobs are.
     pub source: Arc<dyn Source>,
     /// Bytes that were received to know the above: manifest, configuration, indexes.
@@ -53,6 +57,8 @@ pub(super) struct Image {
     pub attached: Instant,
     damaged: Mutex<HashMap<Digest, Arc<Error>>>,
     hot: Mutex<Vec<Hot>>,
+    /// Directories in which programs wait.
+    pub runs: Runs,
     /// Programs have begun to wait somewhere.
     pub heated: Notify,
 }
@@ -112,6 +118,7 @@ impl Image {
             attached: Instant::now(),
             damaged: Mutex::default(),
             hot: Mutex::default(),
+            runs: Runs::default(),
             heated: Notify::new(),
         }
     }
@@ -125,6 +132,14 @@ impl Image {
         let first = first_at(files, start);
         let mut same_start = (first..files.len()).take_while(|n| files[*n].start == start);
         Some((layer, same_start.find(|n| self.layers[layer].files[*n].digest == *digest)?))
+    }
+
+    /// Learns which files lie in the same directory.
+    pub fn learn_directories(&self) {
+        if let Some(tree) = &self.content.tree {
+            let files: Vec<usize> = self.layers.iter().map(|layer| layer.files.len()).collect();
+            self.runs.learn(tree, &files, |digest| self.find(digest));
+        }
     }
 
     /// A part as the decoder takes it.

@@ -15,6 +15,7 @@
 //! | check    | layers against their diffIDs |
 //! | gaps     | what lies between files, kept until a layer is verified |
 //! | gate     | whether a program waits |
+//! | runs     | directories in which programs open one file after the other |
 //! | image    | what is known of an attached image |
 //! | obstacle | why the background fetch rests |
 //! | stream   | a whole blob in order, for layers without random access |
@@ -34,6 +35,7 @@ mod gate;
 mod image;
 mod inflight;
 mod obstacle;
+mod runs;
 mod schedule;
 mod span;
 pub mod stream;
@@ -99,7 +101,7 @@ impl Fetcher {
         // A container is most likely about to start.
         self.gate.expect();
         let fetcher = Arc::clone(self);
-        // Only progress needs this, so nobody waits for it; what is fetched is looked up in the store one by one.
+        // Only progress and guesses need this, so nobody waits for it; what is fetched is looked up in the store one by one.
         drop(tokio::task::spawn_blocking(move || fetcher.find_local(&image)));
     }
 
@@ -236,6 +238,7 @@ impl Fetcher {
     }
 
     fn find_local(&self, image: &Image) {
+        image.learn_directories();
         match self.store.cas().list() {
             Ok(objects) => objects.iter().filter_map(|digest| image.find(digest)).for_each(|(layer, nth)| {
                 image.mark_local(layer, nth);

@@ -1,12 +1,14 @@
 //! Who fetches what, and when.
 //!
 //! ```text
-//! demand      at once; one request per file, extended to the files behind it; a few at a time
+//! demand      at once; one request per file, extended to small files before and to what is behind it; a few at a time
+//! ahead       at once: files that a program is known to open next
+//! runs        directories in which programs open one file after the other, one part after the other, beside demands
 //! readahead   places where programs just waited are fetched further once nobody has waited for a moment
 //! background  a sweep over all layers in blob order once nobody has waited for a while, in requests that grow in quiet times
 //! ```
 //!
-//! The reason for the second: programs open files one after the other, and between two of them the line is idle. What lies behind
+//! The reason for runs and readahead: programs open files one after the other, and between two of them the line is idle. What lies behind
 //! the files that they opened last is what they open next more often than anything else.
 
 use std::sync::Arc;
@@ -106,27 +108,49 @@ impl Fetcher {
         let least = (self.config.readahead << heat.saturating_sub(2)).min(self.config.readahead_max.max(self.config.readahead));
         // A file that is larger than that keeps the line busy for longer than a round trip by itself.
         let window = least.saturating_sub(size);
-        let limits = Limits { budget: size + window, hole: self.config.hole };
+        let from = if window > 0 { self.begin_before(image, layer, nth) } else { wanted.start };
+        let limits = Limits { budget: wanted.end - from + window, hole: self.config.hole };
         let mut first = Some(claim);
         let mut claims = Vec::new();
-        let parts = plan(&image.layers[layer].extents, image.layers[layer].gap_ranges(), wanted.start, limits, |part| {
-            match (part, first.take()) {
-                (Part::File(n), Some(claim)) if n == nth => {
+        let mut parts = plan(&image.layers[layer].extents, image.layers[layer].gap_ranges(), from, limits, |part| {
+            match first.take_if(|_| part == Part::File(nth)) {
+                Some(claim) => {
                     claims.push(claim);
                     true
                 }
-                (_, Some(claim)) => {
-                    first = Some(claim);
-                    false
-                }
-                (part, None) => window > 0 && self.take(image, layer, part, &control, &mut claims) == Take::Mine,
+                None => window > 0 && self.take(image, layer, part, &control, &mut claims) == Take::Mine,
             }
         });
+        if let Some(claim) = first {
+            // Somebody took what lies before it meanwhile, and left a hole that is too large.
+            (parts, claims) = (vec![Part::File(nth)], vec![claim]);
+        }
         let transfer = self.make(image, layer, parts, claims, Origin::Demand, control);
         let end = transfer.segments.last().map_or(wanted.end, |segment| segment.range().end);
         image.cooled(layer, wanted.end, end);
+        image.runs.waited(layer, nth, wanted.end);
         image.heated.notify_waiters();
-        Transfer { demand_end: wanted.end, ..transfer }
+        Transfer { wanted: Some(image.layers[layer].files[nth].digest), demand: wanted, ..transfer }
+    }
+
+    /// Where the request for a file begins: with missing files that end right before it, if they are small. What a program opens next is as
+    /// often before as behind, and they delay the file by little.
+    fn begin_before(&self, image: &Image, layer: usize, nth: usize) -> u64 {
+        let layer = &image.layers[layer];
+        let least = layer.extents[nth].start.saturating_sub(self.config.readbehind);
+        let mut begin = layer.extents[nth].start;
+        for n in (0..nth).rev() {
+            let extent = &layer.extents[n];
+            if extent.start < least
+                || extent.end > begin
+                || begin - extent.end > self.config.hole
+                || layer.is_local(Part::File(n))
+            {
+                break;
+            }
+            begin = extent.start;
+        }
+        begin
     }
 
     fn make(
@@ -139,7 +163,7 @@ impl Fetcher {
         control: Arc<Control>,
     ) -> Transfer {
         let segments = parts.into_iter().map(|part| image.segment(layer, part)).collect();
-        Transfer { image: Arc::clone(image), layer, segments, claims, origin, control, demand_end: 0 }
+        Transfer { image: Arc::clone(image), layer, segments, claims, origin, control, wanted: None, demand: 0..0 }
     }
 
     /// Claims a part for a transfer, if it is worth fetching.
@@ -182,6 +206,7 @@ impl Fetcher {
             );
             let (_, nth) = image.find(&damage.file).expect("it was planned from the table");
             let again = self.make(&image, layer, vec![Part::File(nth)], vec![claim], origin, Arc::clone(&control));
+            let again = Transfer { wanted: Some(damage.file), ..again };
             for (damage, claim) in self.transfer(again, backoff()).await?.damaged {
                 let error = image.give_up(layer, &damage);
                 tracing::error!("{}", error.one_line());
@@ -262,19 +287,47 @@ impl Fetcher {
 
     /// Waits until it is the background's turn. `Some` where a place deserves to be fetched ahead of the sweep.
     async fn turn(&self, image: &Arc<Image>) -> Option<Transfer> {
+        let ahead = |plan: &dyn Fn() -> Option<Transfer>| if self.config.prefetch > 0 { plan() } else { None };
         loop {
             let heated = image.heated.notified();
-            if self.config.prefetch > 0 {
-                self.gate.quiet(self.config.prefetch_idle).await;
-                if let Some(transfer) = self.plan_hot(image) {
-                    return Some(transfer);
-                }
+            tokio::pin!(heated);
+            if let Some(transfer) = ahead(&|| self.plan_run(image)) {
+                return Some(transfer);
+            }
+            tokio::select! {
+                () = &mut heated => continue,
+                () = self.gate.quiet(self.config.prefetch_idle) => {}
+            }
+            if let Some(transfer) = ahead(&|| self.plan_hot(image)) {
+                return Some(transfer);
             }
             tokio::select! {
                 () = self.gate.quiet(self.config.background_idle) => return None,
-                () = heated => {}
+                () = &mut heated => {}
             }
         }
+    }
+
+    /// The next part of a directory in which programs wait. It does not wait until they do not: the line is idle while their requests are
+    /// on their way, and one part of a run keeps it busy for hardly longer than that.
+    fn plan_run(&self, image: &Arc<Image>) -> Option<Transfer> {
+        while let Some(run) = image.runs.latest() {
+            let (control, mut claims) = (Arc::default(), Vec::new());
+            let layer = &image.layers[run.layer];
+            let limits = Limits { budget: self.config.prefetch.min(run.left), hole: self.config.hole };
+            let parts = plan(&layer.extents, &[], run.from, limits, |part| {
+                let Part::File(nth) = part else { return false };
+                let extent = layer.extent(part);
+                let small = extent.end - extent.start <= self.config.prefetch;
+                small && image.runs.has(&run, nth) && self.take(image, run.layer, part, &control, &mut claims) == Take::Mine
+            });
+            let range = parts.first().zip(parts.last()).map(|(first, last)| layer.extent(*first).start..layer.extent(*last).end);
+            image.runs.advance(run, range);
+            if !parts.is_empty() {
+                return Some(self.make(image, run.layer, parts, claims, Origin::Readahead, control));
+            }
+        }
+        None
     }
 
     fn plan_hot(&self, image: &Arc<Image>) -> Option<Transfer> {

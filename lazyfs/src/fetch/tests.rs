@@ -12,6 +12,8 @@ use super::*;
 use crate::layer::{Chunk, Entry, EntryKind, FileContent, LayerIndex, LayerKind, Meta};
 use crate::source::{BoxFuture, ByteStream, RawManifest, Source};
 use crate::table::{LayerSource, Table, build};
+use crate::tree::erofs::read::StoredTree;
+use crate::tree::{erofs, merge::merge};
 
 /// What the next request meets.
 enum Fault {
@@ -114,6 +116,8 @@ struct Rig {
     fake: Arc<Fake>,
     files: Vec<(Digest, Range<u64>)>,
     table: Arc<Table>,
+    /// Known to the fetcher only where a test says so.
+    tree: Option<Arc<StoredTree>>,
     image: Digest,
 }
 
@@ -163,7 +167,7 @@ fn rig_with(lengths: &[usize], config: &str, adjust: impl FnOnce(&mut Fake)) -> 
     adjust(&mut fake);
     let fetcher = Fetcher::new(Arc::clone(&store), FetchConfig::parse(config).unwrap());
     let (image, files) = (Digest::of(&fake.manifest), fake.files.clone());
-    let rig = Rig { _dir: dir, store, fetcher, fake: Arc::new(fake), files, table, image };
+    let rig = Rig { _dir: dir, store, fetcher, fake: Arc::new(fake), files, table, tree: None, image };
     rig.attach(&rig.fetcher, image);
     rig
 }
@@ -255,6 +259,7 @@ impl Rig {
             image,
             name: "fake/image:1".to_owned(),
             table: Arc::clone(&self.table),
+            tree: self.tree.clone(),
             source,
             index_bytes: 0,
         });
@@ -285,7 +290,7 @@ impl Rig {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_request_brings_a_file_and_what_lies_behind_it() {
-    let rig = rig(&[1000, 2000, 3000, 500_000, 10], "readahead=6000,prefetch=0,hole=200");
+    let rig = rig(&[1000, 2000, 3000, 500_000, 10], "readahead=6000,readbehind=0,prefetch=0,hole=200");
     rig.demand(1).await.unwrap();
     let deadline = Instant::now() + Duration::from_secs(5);
     while rig.local() != [1, 2] {
@@ -504,7 +509,7 @@ async fn images_share_what_is_local() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn places_where_programs_wait_are_fetched_ahead() {
-    let rig = rig(&[2000; 100], "readahead=4400,prefetch=20000,prefetch_idle=5,background_idle=60000");
+    let rig = rig(&[2000; 100], "readahead=4400,readbehind=0,prefetch=20000,prefetch_idle=5,background_idle=60000");
     rig.demand(30).await.unwrap();
     let background = rig.spawn_background();
     let near = || rig.local() == (30..=40).collect::<Vec<_>>();
@@ -515,6 +520,46 @@ async fn places_where_programs_wait_are_fetched_ahead() {
     // One place, one step: not the whole layer.
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(near(), "{:?} are local", rig.local());
+    background.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_files_right_before_one_come_with_it() {
+    let rig = rig(&[1000, 9000, 2000, 2000, 1000, 3000], "readahead=1500,readbehind=5000,prefetch=0,hole=200");
+    rig.demand(4).await.unwrap();
+    rig.demand(0).await.unwrap();
+    let [first, second] = &rig.fake.requests()[..] else { panic!("{:?}", rig.fake.requests()) };
+    assert_eq!(*first, rig.files[2].1.start..rig.files[4].1.end);
+    assert_eq!(*second, rig.files[0].1);
+    let len = |n: usize| rig.files[n].1.end - rig.files[n].1.start;
+    let progress = rig.progress();
+    assert_eq!(progress.fetched_demand, len(0) + len(4));
+    assert_eq!(progress.fetched_readahead, first.end - first.start - len(4));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_in_which_programs_wait_is_fetched_on_both_sides() {
+    let config = "readahead=0,readbehind=0,prefetch=20000,prefetch_idle=60000,background_idle=60000";
+    let mut rig = rig(&[2000; 60], config);
+    let index = std::fs::read(rig.store.index_path(&rig.table.layers().next().unwrap().digest)).unwrap();
+    let tree = erofs::write(&merge(&[crate::layer::saved::load(&index).unwrap()]).unwrap()).unwrap();
+    let stored = rig.store.root().join("tree.erofs");
+    std::fs::write(&stored, tree).unwrap();
+    rig.tree = Some(Arc::new(StoredTree::open(&stored).unwrap()));
+    rig.attach(&rig.fetcher, rig.image);
+    let background = rig.spawn_background();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    // The directories are learnt after the image is attached; each of these is evidence once they are.
+    let mut next = (20..60).step_by(3);
+    while rig.local().len() < 60 {
+        assert!(Instant::now() < deadline, "only {:?} are local", rig.local());
+        if let Some(file) = next.next() {
+            rig.demand(file).await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let longest = rig.fake.requests().iter().map(|r| r.end - r.start).max().unwrap();
+    assert!(longest <= 20_000, "a request of {longest} bytes");
     background.abort();
 }
 

@@ -39,8 +39,10 @@ pub(super) struct Transfer {
     pub claims: Vec<Claim>,
     pub origin: Origin,
     pub control: Arc<Control>,
-    /// Where the part ends that a program waits for; what follows counts as readahead.
-    pub demand_end: u64,
+    /// The file that a program waits for.
+    pub wanted: Option<Digest>,
+    /// Its extent; what is around it counts as readahead.
+    pub demand: Range<u64>,
 }
 
 /// What became of a transfer that ended without an error.
@@ -115,7 +117,7 @@ impl<'a> Course<'a> {
         while self.position < self.end {
             if self.may_yield() {
                 tokio::select! {
-                    () = self.fetcher.gate.quiet(self.idle()) => {}
+                    () = self.fetcher.gate.quiet(self.fetcher.config.background_idle) => {}
                     () = self.transfer.control.urged() => {}
                 }
             }
@@ -160,7 +162,7 @@ impl<'a> Course<'a> {
             }
             let left = stop.min(self.end).saturating_sub(self.position);
             let in_the_way = left > self.fetcher.config.yield_bytes && self.fetcher.gate.is_busy();
-            if self.transfer.origin != Origin::Demand && in_the_way {
+            if self.transfer.origin == Origin::Background && in_the_way {
                 self.make_room(arrivals);
                 // The rest of the response would hold the line: whoever waits needs it now.
                 if self.may_yield() {
@@ -171,15 +173,9 @@ impl<'a> Course<'a> {
         Ok(())
     }
 
+    /// Readahead does not: it is small, and most likely what a program that waits now wants next.
     fn may_yield(&self) -> bool {
-        self.transfer.origin != Origin::Demand && !self.transfer.control.is_urgent()
-    }
-
-    fn idle(&self) -> std::time::Duration {
-        match self.transfer.origin {
-            Origin::Readahead => self.fetcher.config.prefetch_idle,
-            Origin::Demand | Origin::Background => self.fetcher.config.background_idle,
-        }
+        self.transfer.origin == Origin::Background && !self.transfer.control.is_urgent()
     }
 
     fn make_room(&mut self, arrivals: &Arrivals) {
@@ -193,7 +189,8 @@ impl<'a> Course<'a> {
 
     fn count(&self, start: u64, len: u64) {
         let image = &self.transfer.image;
-        let demanded = self.transfer.demand_end.saturating_sub(start).min(len);
+        let Range { start: from, end } = self.transfer.demand;
+        let demanded = (start + len).min(end).saturating_sub(start.max(from));
         match self.transfer.origin {
             Origin::Demand => {
                 image.count_fetched(Origin::Demand, demanded);
@@ -248,7 +245,7 @@ impl Arrivals {
         self.damaged().drain(..).filter_map(|damage| Some((claims.remove(&damage.file)?, damage))).map(|(c, d)| (d, c)).collect()
     }
 
-    /// Ends all flights after an error. The first file is the one that a demand is about.
+    /// Ends all flights after an error; whoever waits for the file that a demand is about hears of it.
     fn fail(&self, transfer: &Transfer, error: Error) -> Error {
         let mut claims = self.claims();
         if transfer.origin != Origin::Demand {
@@ -256,11 +253,7 @@ impl Arrivals {
             return error;
         }
         let shared = Arc::new(error);
-        let wanted = transfer.segments.iter().find_map(|segment| match segment {
-            Segment::File(plan) => Some(plan.digest),
-            Segment::Gap(_) => None,
-        });
-        if let Some(claim) = wanted.and_then(|file| claims.remove(&file)) {
+        if let Some(claim) = transfer.wanted.and_then(|file| claims.remove(&file)) {
             claim.land(Landing::Failed(Arc::clone(&shared)));
         }
         claims.clear();

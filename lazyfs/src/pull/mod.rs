@@ -31,6 +31,7 @@ use crate::store::Store;
 use crate::store::db::{ImageRow, ImageState, NewImage};
 use crate::store::image::ImageRecord;
 use crate::table::{self, Table};
+use crate::tree::erofs::read::StoredTree;
 use crate::tree::{erofs, merge};
 
 pub use layers::LayerLocks;
@@ -255,6 +256,7 @@ pub fn reopen(store: &Store, row: &ImageRow, sources: &Sources) -> Result<ImageC
         image: row.digest,
         name: reference.to_string(),
         table: Arc::new(Table::open(&files.table())?),
+        tree: Some(Arc::new(StoredTree::open(&files.tree())?)),
         source: sources.source(&reference, record.plain_http)?,
         index_bytes: 0,
     })

@@ -3,6 +3,7 @@
 //! Only what the writer makes is understood. The file is our own, but it has been on a disk: whatever is out of bounds is an entry that is
 //! not there, never a panic.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::path::Path;
 
@@ -73,6 +74,25 @@ impl StoredTree {
         let (inode, path) = self.walk(path)?;
         let digest = inode.is_file().then(|| self.digest(&inode))??;
         Some(FoundFile { path, digest, size: inode.size })
+    }
+
+    /// Calls `visit` with each regular file that has content, and a number of the directory that it is in, from 1.
+    pub fn for_each_file(&self, visit: &mut dyn FnMut(u32, Digest)) {
+        let mut seen = HashSet::from([self.root]);
+        let mut pending = vec![self.root];
+        let mut number = 0;
+        while let Some(directory) = pending.pop() {
+            number += 1;
+            let data = self.inode(directory).filter(Inode::is_directory).and_then(|inode| self.data(&inode)).unwrap_or_default();
+            for (nid, name) in data.chunks(BLOCK as usize).flat_map(names) {
+                let Some(inode) = self.inode(nid).filter(|_| !matches!(name, b"." | b"..")) else { continue };
+                if inode.is_file() {
+                    self.digest(&inode).into_iter().for_each(|digest| visit(number, digest));
+                } else if inode.is_directory() && seen.insert(nid) {
+                    pending.push(nid);
+                }
+            }
+        }
     }
 
     fn walk(&self, path: &[u8]) -> Option<(Inode, Vec<u8>)> {
@@ -153,7 +173,7 @@ impl StoredTree {
             return None;
         }
         let data = self.data(directory)?;
-        data.chunks(BLOCK as usize).find_map(|block| search(block, name))
+        data.chunks(BLOCK as usize).flat_map(names).find(|(_, found)| *found == name).map(|(nid, _)| nid)
     }
 
     /// The digest in the attribute that leads overlayfs to the content.
@@ -190,20 +210,20 @@ impl Inode {
     }
 }
 
-/// Looks a name up in one block of a directory.
-fn search(block: &[u8], name: &[u8]) -> Option<u64> {
+/// The nids and names in one block of a directory.
+fn names(block: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
     let record = |n: usize| {
         let mut fields = Reader::new(block.get(n * RECORD..)?);
         Some((fields.u64()?, usize::from(fields.u16()?)))
     };
-    let count = record(0)?.1 / RECORD;
-    (0..count).find_map(|n| {
+    let count = record(0).map_or(0, |(_, names)| names / RECORD);
+    (0..count).map_while(move |n| {
         let (nid, start) = record(n)?;
         let end = if n + 1 < count { record(n + 1)?.1 } else { block.len() };
-        let found = block.get(start..end)?;
+        let name = block.get(start..end)?;
         // The last name of a full block is followed by zeros.
-        let len = found.iter().position(|c| *c == 0).unwrap_or(found.len());
-        (&found[..len] == name).then_some(nid)
+        let len = name.iter().position(|c| *c == 0).unwrap_or(name.len());
+        Some((nid, &name[..len]))
     })
 }
 
@@ -264,6 +284,18 @@ mod tests {
     }
 
     #[test]
+    fn every_file_is_visited_with_its_directory() {
+        let entries = ["a/1", "a/2", "a/b/3", "c/4", "5"].map(|path| file(path, path.as_bytes()));
+        let (_file, tree) = stored([&entries[..], &[dir("empty"), file("a/none", b""), symlink("a/l", "1")]].concat());
+        let mut of: std::collections::HashMap<Digest, u32> = Default::default();
+        tree.for_each_file(&mut |directory, digest| assert_eq!(of.insert(digest, directory), None));
+        let of = |path: &str| of[&Digest::of(path.as_bytes())];
+        assert_eq!(of("a/1"), of("a/2"));
+        let all: HashSet<u32> = ["a/1", "a/b/3", "c/4", "5"].into_iter().map(of).collect();
+        assert!(all.len() == 4 && !all.contains(&0), "{all:?}");
+    }
+
+    #[test]
     fn damaged_images_have_no_files_and_do_no_harm() {
         let (file, _) = stored(vec![file("a/b", b"content"), symlink("l", "a/b"), dir("d")]);
         let image = std::fs::read(file.path()).unwrap();
@@ -275,6 +307,7 @@ mod tests {
                 for path in ["a/b", "l", "d/x"] {
                     drop(tree.file(path.as_bytes()));
                 }
+                tree.for_each_file(&mut |_, _| {});
             }
         }
         for len in [0, 1000, 1030, 1200, 1500] {
