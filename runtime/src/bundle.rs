@@ -90,10 +90,13 @@ fn read_limited(path: &Path) -> Result<Vec<u8>> {
 /// Parses JSON. What the typed form does not know and can do without is adapted, with a warning where something is left out;
 /// looking for it costs a second pass, so it is made only when the first one fails. An error names the field.
 fn parse_lenient<T: DeserializeOwned>(json: &[u8], process_at: &str) -> Result<(T, Vec<String>)> {
-    if let Ok(value) = serde_json::from_slice(json) {
-        return Ok((value, Vec::new()));
-    }
     let malformed = |cause: serde_json::Error| Error::new(Outcome::BadInput, "parsing JSON").because(cause);
+    match serde_json::from_slice(json) {
+        Ok(value) => return Ok((value, Vec::new())),
+        // The second pass would take the last one; others may take the first and check something else than what runs.
+        Err(cause) if cause.to_string().starts_with("duplicate field") => return Err(malformed(cause)),
+        Err(_) => {}
+    }
     let mut value: serde_json::Value = serde_json::from_slice(json).map_err(malformed)?;
     let mut warnings = Vec::new();
     if let Some(process) = value.pointer_mut(process_at) {
