@@ -105,6 +105,21 @@ impl Group {
         }
     }
 
+    /// Writes other lines of schemata (`update`), and returns the old ones for [`Group::restore`].
+    pub fn change(&self, config: &LinuxIntelRdt) -> Result<String> {
+        let wanted = schemata(config)?;
+        let path = self.dir.join("schemata");
+        let old = fs::read_to_string(&path).map_err(|cause| Error::io("reading", &path, cause))?;
+        self.write_schemata(Path::new(MOUNT_POINT), &wanted)?;
+        Ok(old)
+    }
+
+    /// Takes back a [`Group::change`].
+    pub fn restore(&self, old: &str) -> Result<()> {
+        let lines: Vec<String> = old.lines().map(|line| line.trim().to_owned()).collect();
+        self.write_schemata(Path::new(MOUNT_POINT), &lines)
+    }
+
     /// Puts process `pid` into the group.
     pub fn join(&self, pid: i32) -> Result<()> {
         let monitoring = self.monitoring.iter();
@@ -215,6 +230,17 @@ mod tests {
         assert_eq!(known.made, [root.join("known/mon_groups/c1")]);
         known.remove().unwrap();
         assert!(root.join("known").exists() && !root.join("known/mon_groups/c1").exists());
+    }
+
+    #[test]
+    fn schemata_change_and_come_back() {
+        let dir = root();
+        let group = create(dir.path(), json!({ "closID": "known" })).unwrap();
+        let old = group.change(&serde_json::from_value(json!({ "l3CacheSchema": "L3:0=1" })).unwrap()).unwrap();
+        let now = || fs::read_to_string(dir.path().join("known/schemata")).unwrap();
+        assert_eq!(now(), "L3:0=1\n");
+        group.restore(&old).unwrap();
+        assert_eq!(now(), "MB:0=100;1=70\nL3:0=f;1=f0\n");
     }
 
     #[test]

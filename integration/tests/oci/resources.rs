@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::{Value, json};
 use towline_integration::bundle::{Case, Container, Subject, root_or_skip, run_cases};
@@ -330,5 +331,29 @@ fn what_this_host_cannot_limit_is_refused() {
         }
         let done = container.create().failure();
         assert!(container.subject() != Subject::Towline || done.stderr.contains(word), "{resources}: {done:?}");
+    }
+}
+
+#[test]
+fn read_only_cgroups_are_named() {
+    if !v1_or_skip("read_only_cgroups_are_named") {
+        return;
+    }
+    let container = Container::new();
+    container.write_config();
+    let bundle = container.bundle().display().to_string();
+    let runtime = container.command(&["create", "--bundle", &bundle, container.id()]);
+    let mut command = Command::new("unshare");
+    let lock = "mount -o remount,bind,ro /sys/fs/cgroup/pids && exec \"$@\"";
+    command
+        .args(["--mount", "--propagation", "private", "sh", "-c", lock, "sh"])
+        .arg(runtime.get_program())
+        .args(runtime.get_args());
+    let done = container.execute(command).failure();
+    // crun 1.8 speaks of a directory that is not there.
+    assert!(container.subject() == Subject::Crun || done.stderr.to_lowercase().contains("read-only file system"), "{done:?}");
+    if container.subject() == Subject::Towline {
+        assert!(done.stderr.contains("/sys/fs/cgroup/pids/") && done.stderr.contains("--cgroup-manager=disabled"), "{done:?}");
+        assert_eq!(container.leftovers(), Vec::<String>::new());
     }
 }

@@ -159,10 +159,12 @@ fn update_changes_limits_or_leaves_them() {
         running(json!({ "memory": { "limit": 67_108_864, "swap": 67_108_864 }, "cpu": { "quota": 20_000, "period": 50_000 } }));
     update(&container, &["--memory", "134217728", "--memory-swap", "201326592", "--pids-limit", "33", "--cpu-quota", "30000"])
         .success();
-    holds(
-        &container,
-        &[("memory.max", "134217728"), ("memory.swap.max", "67108864"), ("pids.max", "33"), ("cpu.max", "30000 50000")],
-    );
+    holds(&container, &[("memory.max", "134217728"), ("memory.swap.max", "67108864"), ("pids.max", "33")]);
+    if container.subject() == Subject::Crun {
+        // crun 1.8 sets a period that is not given back to its default.
+        return;
+    }
+    holds(&container, &[("cpu.max", "30000 50000")]);
     update(&container, &["--cpu-quota", "-1", "--pids-limit", "-1"]).success();
     holds(&container, &[("cpu.max", "max 50000"), ("pids.max", "max")]);
     if container.subject() != Subject::Towline {
@@ -250,6 +252,10 @@ fn a_container_may_have_cgroups_of_its_own() {
     // The container's own cgroup takes no process any more: exec goes to where init is.
     let inside = container.exec(&[], &["cat", "/proc/self/cgroup"]).success();
     assert_eq!(inside.text(), "0::/init.scope");
+    if container.subject() == Subject::Crun {
+        // crun 1.8 crashes in ps here.
+        return;
+    }
     let ps = container.runtime(&["ps", "--format", "json", container.id()]).success();
     let pids: Vec<i32> = serde_json::from_str(&ps.stdout).expect("a list of pids");
     assert!(pids.contains(&container.pid()), "{pids:?}");
@@ -266,20 +272,22 @@ fn the_container_sees_its_own_part() {
         c["linux"]["namespaces"].as_array_mut().expect("namespaces").push(json!({ "type": "cgroup" }));
         c["linux"]["resources"]["pids"] = json!({ "limit": 41 });
     };
-    run_cases(&[
-        Case {
-            name: "with a cgroup namespace",
-            edit: cgroup_namespace,
-            script: "cat /proc/self/cgroup /sys/fs/cgroup/pids.max; mkdir /sys/fs/cgroup/x 2>/dev/null || echo read-only",
-            wanted: "0::/\n41\nread-only",
-        },
-        Case {
-            name: "without one: a bind mount of the container's cgroup",
-            edit: |c| c["linux"]["resources"]["pids"] = json!({ "limit": 42 }),
-            script: "cat /sys/fs/cgroup/pids.max",
-            wanted: "42",
-        },
-    ]);
+    run_cases(&[Case {
+        name: "with a cgroup namespace",
+        edit: cgroup_namespace,
+        script: "cat /proc/self/cgroup /sys/fs/cgroup/pids.max; mkdir /sys/fs/cgroup/x 2>/dev/null || echo read-only",
+        wanted: "0::/\n41\nread-only",
+    }]);
+    if Container::new().subject() != Subject::Towline {
+        // No clause. The references then show the whole hierarchy of the host.
+        return;
+    }
+    run_cases(&[Case {
+        name: "without one: a bind mount of the container's cgroup",
+        edit: |c| c["linux"]["resources"]["pids"] = json!({ "limit": 42 }),
+        script: "cat /sys/fs/cgroup/pids.max",
+        wanted: "42",
+    }]);
 }
 
 #[test]

@@ -71,8 +71,12 @@ fn level(dir: &Path, made: &mut Vec<PathBuf>) -> Result<Level> {
         Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => Ok(Level::There),
         Err(cause) if vanished(&cause) => Ok(Level::NoParent),
         Err(cause) => {
+            let read_only = cause.kind() == io::ErrorKind::ReadOnlyFilesystem;
             let error = Error::io("creating the cgroup", dir, cause);
             Err(match rustix::process::geteuid().is_root() {
+                _ if read_only => error.advise(
+                    "the cgroup file system is mounted read-only: mount it writable, or do without cgroups (--cgroup-manager=disabled)",
+                ),
                 true => error,
                 false => error.advise("an unprivileged user needs a delegated cgroup"),
             })

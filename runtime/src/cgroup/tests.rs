@@ -198,6 +198,12 @@ fn limits_reach_the_v2_files() {
             json!({ "blockIO": { "weight": 1000, "throttleWriteBpsDevice": [{ "major": 8, "minor": 1, "rate": 7 }] } }),
             vec![("io.weight", "", "10000"), ("io.max", "", "8:1 wbps=7")],
         ),
+        (
+            json!({ "blockIO": { "weight": 300, "weightDevice": [{ "major": 8, "minor": 0, "weight": 400 }] } }),
+            vec![("io.bfq.weight", "", "8:0 400"), ("io.weight", "7", "7")],
+        ),
+        (json!({ "blockIO": { "weightDevice": [{ "major": 8, "minor": 0, "weight": 10 }] } }), vec![("io.weight", "", "8:0 1")]),
+        (json!({ "rdma": { "mlx5_1": { "hcaObjects": 3 } } }), vec![("rdma.max", "", "mlx5_1 hca_handle=max hca_object=3")]),
         (json!({ "hugepageLimits": [{ "pageSize": "1GB", "limit": 9 }] }), vec![("hugetlb.1GB.max", "", "9")]),
         (json!({ "unified": { "memory.high": "50", "pids.max": "5" } }), vec![("memory.high", "", "50"), ("pids.max", "", "5")]),
     ];

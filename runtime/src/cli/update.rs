@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxIntelRdt, LinuxResources};
 use serde_json::{Value, json};
 use towline_runtime::container::{Context, update};
 use towline_runtime::{ContainerId, Error, Outcome, Result, size};
@@ -74,21 +74,26 @@ pub struct Update {
 
 impl Update {
     pub fn run(&self, context: &Context) -> Result<u8> {
-        let resources = match &self.resources {
-            Some(path) => read(path)?,
-            None => self.flags()?,
+        let (resources, rdt) = match &self.resources {
+            Some(path) => (read(path)?, None),
+            None => (self.flags()?, self.rdt()?),
         };
-        update::update(context, &self.id, &resources).map(|()| 0)
+        update::update(context, &self.id, &resources, rdt.as_ref()).map(|()| 0)
+    }
+
+    fn rdt(&self) -> Result<Option<LinuxIntelRdt>> {
+        let set = |schema: &Option<String>| schema.clone().filter(|schema| !schema.is_empty());
+        let (cache, memory) = (set(&self.l3_cache_schema), set(&self.mem_bw_schema));
+        if cache.is_none() && memory.is_none() {
+            return Ok(None);
+        }
+        let name = "the options of update";
+        serde_json::from_value(json!({ "l3CacheSchema": cache, "memBwSchema": memory }))
+            .map(Some)
+            .map_err(|cause| Error::new(Outcome::BadInput, format!("reading {name}")).because(cause))
     }
 
     fn flags(&self) -> Result<LinuxResources> {
-        for (flag, schema) in [("--l3-cache-schema", &self.l3_cache_schema), ("--mem-bw-schema", &self.mem_bw_schema)] {
-            if schema.as_deref().is_some_and(|schema| !schema.is_empty()) {
-                return Err(Error::new(Outcome::Unsupported, format!("updating container {} with {flag}", self.id))
-                    .because("update of linux.intelRdt is not supported by this version of towline-oci")
-                    .advise("write to the schemata file of the container's group in /sys/fs/resctrl"));
-            }
-        }
         let bytes = |flag: &str, text: &Option<String>| match text.as_deref().filter(|text| !text.is_empty()) {
             Some(text) => size::parse(text).map(Some).map_err(|error| error.during(format!("reading {flag}"))),
             None => Ok(None),

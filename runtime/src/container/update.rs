@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxIntelRdt, LinuxResources};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde_json::Value;
@@ -12,13 +12,14 @@ use crate::client::Status;
 use crate::error::{Error, Outcome, Result};
 use crate::id::ContainerId;
 use crate::process::wait::Deadline;
+use crate::resctrl::Group;
 
 /// How long one update waits for another of the same container.
 const TURN: Duration = Duration::from_secs(30);
 
-/// Sets what `change` names and leaves the rest. The container's configuration records it, so that a later update starts from
-/// there. A failed update leaves the old limits.
-pub fn update(context: &Context, id: &ContainerId, change: &LinuxResources) -> Result<()> {
+/// Sets what `change` names, and the lines of `rdt` in the container's resctrl group, and leaves the rest. The container's
+/// configuration records it, so that a later update starts from there. A failed update leaves the old limits.
+pub fn update(context: &Context, id: &ContainerId, change: &LinuxResources, rdt: Option<&LinuxIntelRdt>) -> Result<()> {
     let container = context.load(id)?;
     match container.status(context)? {
         Status::Created | Status::Running | Status::Paused => {}
@@ -32,14 +33,34 @@ pub fn update(context: &Context, id: &ContainerId, change: &LinuxResources) -> R
     let mut config: Value = serde_json::from_slice(&container.dir.load_config()?).map_err(broken)?;
     let recorded = config.pointer("/linux/resources").cloned().unwrap_or(Value::Null);
     let old: LinuxResources = serde_json::from_value(null_to_empty(recorded.clone())).map_err(broken)?;
-    let warnings =
-        cgroup.apply(&complete(change.clone(), &old)).map_err(|error| error.during(format!("updating container {id}")))?;
+    let group = rdt.map(|rdt| group(&container).map(|group| (group, rdt))).transpose()?;
+    let schemata = group.map(|(group, rdt)| group.change(rdt)).transpose()?;
+    let warnings = cgroup.apply(&complete(change.clone(), &old)).map_err(|error| {
+        let error = error.during(format!("updating container {id}"));
+        match (group, &schemata) {
+            (Some((group, _)), Some(schemata)) => match group.restore(schemata) {
+                Ok(()) => error,
+                Err(second) => error.during(format!("restoring the schemata of container {id} failed ({})", second.one_line())),
+            },
+            _ => error,
+        }
+    })?;
     warnings.into_iter().for_each(|warning| context.warn(warning));
     let mut merged = null_to_empty(recorded);
     merge(&mut merged, serde_json::to_value(change).map_err(broken)?);
     let linux = config.get_mut("linux").and_then(Value::as_object_mut).expect("create refuses a configuration without linux");
     linux.insert("resources".to_owned(), merged);
+    if let Some(rdt) = rdt {
+        merge(linux.entry("intelRdt").or_insert(Value::Null), serde_json::to_value(rdt).map_err(broken)?);
+    }
     container.dir.save_config(&serde_json::to_vec(&config).map_err(broken)?)
+}
+
+fn group(container: &Container) -> Result<&Group> {
+    container.record.resctrl.as_ref().ok_or_else(|| {
+        Error::new(Outcome::Unsupported, format!("updating the schemata of container {}", container.dir.id()))
+            .because("it was created without linux.intelRdt, so it is in no resctrl group of its own")
+    })
 }
 
 fn null_to_empty(value: Value) -> Value {
