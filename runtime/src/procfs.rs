@@ -25,6 +25,17 @@ pub fn in_user_namespace() -> Result<bool> {
     Ok(!maps_everything(&map))
 }
 
+/// True if /proc is of the pid namespace that this process is in.
+pub fn shows_own_pids() -> Result<bool> {
+    let status = ProcFs::open()?.read("self/status").map_err(|cause| Error::io("reading", "/proc/self/status", cause))?;
+    Ok(has_one_pid(&status))
+}
+
+/// `NSpid` has a pid for each namespace from that of the procfs down to the process's own.
+fn has_one_pid(status: &str) -> bool {
+    status.lines().find_map(|line| line.strip_prefix("NSpid:")).is_some_and(|pids| pids.split_whitespace().count() == 1)
+}
+
 /// The first user namespace maps all ids to themselves; -1 is none.
 fn maps_everything(map: &str) -> bool {
     map.split_whitespace().eq(["0", "0", "4294967295"])
@@ -108,6 +119,13 @@ mod tests {
         for other in ["", "0 12345 1\n1 300000 65536\n", "0 0 65536\n", "0 0 4294967295\n5 5 5\n"] {
             assert!(!maps_everything(other), "{other:?}");
         }
+    }
+
+    #[test]
+    fn pids_in_nested_namespaces() {
+        assert!(has_one_pid("Name:\tsh\nNSpid:\t42\nNSpgid:\t1\n"));
+        assert!(!has_one_pid("NSpid:\t42\t1\n"));
+        assert!(!has_one_pid("Name:\tsh\n"));
     }
 
     #[test]

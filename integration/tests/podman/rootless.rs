@@ -166,6 +166,16 @@ fn the_runtime_serves_a_user() {
         assert_eq!((done.code(), done.stdout.trim()), (Some(0), wanted.trim()), "{name}: {done:?}");
         assert_eq!(done.stderr, "", "{name}");
     }
+    // Only the owner of a pid namespace may mount its procfs: without one of its own the container gets the host's (runc fails).
+    let host_pids = user.bundle("readlink /proc/self/ns/pid; test -d /proc/$$ && echo proc", |config| {
+        config["linux"]["namespaces"].as_array_mut().expect("a list").remove(0);
+        config["linux"].as_object_mut().expect("an object").remove("readonlyPaths");
+    });
+    if podman.subject() == Subject::Towline {
+        let own = fs::read_link("/proc/self/ns/pid").expect("a namespace");
+        let done = user.oci(&["run", "--bundle", &host_pids, "f"]);
+        assert_eq!((done.code(), done.stdout), (Some(0), format!("{}\nproc\n", text(&own))), "{}", done.stderr);
+    }
     let foreign = user.bundle("true", |config| config["linux"]["uidMappings"][0]["hostID"] = json!(0));
     let done = user.oci(&["run", "--bundle", &foreign, "f"]);
     // runc stumbles earlier, over the pipes it wants to give to the host's root.

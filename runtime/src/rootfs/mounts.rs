@@ -16,6 +16,7 @@ use super::resolve::{Kind, Root};
 use super::tree::{Detached, reconfigure};
 use crate::cgroup::{CgroupMount, Source};
 use crate::error::{Error, Outcome, Result};
+use crate::procfs;
 
 /// One mount of `config.json`, checked.
 #[derive(Debug)]
@@ -209,6 +210,7 @@ impl MountPlan {
                 tree.set(true, self.options.attr.to_mount_attr(), &self.what)?;
                 tree
             }
+            Err(error) if kind == "proc" && error.outcome() == Outcome::Denied => self.host_proc(error)?,
             made => made?,
         };
         if copy_up {
@@ -234,6 +236,20 @@ impl MountPlan {
                 .map_err(|cause| Error::sys(format!("setting attributes of the {}", self.what), cause))?;
         }
         self.set_rest(target.as_fd())
+    }
+
+    /// Only who owns the pid namespace may mount its procfs, and nobody may where the one that is visible is partly covered.
+    /// Without a pid namespace of its own the container gets the host's procfs as it is.
+    fn host_proc(&self, error: Error) -> Result<Detached> {
+        if !procfs::shows_own_pids()? {
+            return Err(error.advise(
+                "the kernel allows a new procfs only where an uncovered one is visible: \
+                 is something mounted over parts of /proc (as in a container)?",
+            ));
+        }
+        let tree = copy_host_path(Path::new("/proc"), true).map_err(|_| error)?;
+        tree.set(true, self.options.attr.to_mount_attr(), &self.what)?;
+        Ok(tree)
     }
 
     /// procfs and sysfs behind a symlink would be where nobody who masks them expects them.
