@@ -21,6 +21,7 @@ mod notify;
 mod pidfd;
 mod process;
 mod resources;
+mod rootless;
 mod scheduling;
 mod seccomp;
 mod systemd;

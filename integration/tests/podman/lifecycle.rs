@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use towline_integration::bundle::cgroups_named;
 use towline_integration::process::{run, wait_until};
 
 use super::rig::{PATIENCE, Podman, command, inside, text};
@@ -12,6 +13,12 @@ const SERVICE: &str = "trap 'echo term; exit 3' TERM; trap 'echo usr1' USR1; ech
 fn service(podman: &Podman, name: &str) {
     podman.ok(&["run", "--detach", "--name", name, "--network=none", "--memory=100m", "localhost/box", "sh", "-c", SERVICE]);
     podman.wait_logs(name, "up");
+}
+
+fn memory_limit(id: &str) -> Option<String> {
+    let files = ["memory.limit_in_bytes", "memory.max"];
+    let text = cgroups_named(id).iter().find_map(|dir| files.iter().find_map(|file| fs::read_to_string(dir.join(file)).ok()))?;
+    Some(text.trim().to_owned())
 }
 
 fn status(podman: &Podman, name: &str) -> String {
@@ -53,7 +60,8 @@ fn a_service_is_watched_changed_and_stopped() {
     let stats = podman.ok(&["stats", "--no-stream", "--format", "{{.Name}} {{.MemLimit}}", "s"]);
     assert_eq!(stats, "s 104857600");
     podman.ok(&["update", "--memory=50m", "s"]);
-    assert_eq!(podman.ok(&["stats", "--no-stream", "--format", "{{.MemLimit}}", "s"]), "52428800");
+    // `podman stats` of 4.3 goes on showing the limit of the start.
+    assert_eq!(memory_limit(&podman.inspect("s", "{{.Id}}")).as_deref(), Some("52428800"));
     podman.ok(&["kill", "--signal=USR1", "s"]);
     podman.wait_logs("s", "usr1");
 
