@@ -334,3 +334,45 @@ fn kill_all_reaches_processes_in_cgroups_below() {
     container.delete().success();
     assert_eq!(container.leftovers(), Vec::<String>::new());
 }
+
+#[test]
+fn network_classes_are_those_of_a_v1_hierarchy_beside_v2() {
+    const TEST: &str = "network_classes_are_those_of_a_v1_hierarchy_beside_v2";
+    if !v2_or_skip(TEST) {
+        return;
+    }
+    if std::env::var_os("TESTBED").is_none() {
+        println!("SKIP {TEST}: it mounts a hierarchy, which only the test machine is for");
+        return;
+    }
+    let container = Container::new().script("sleep 1000").with(|c| {
+        c["linux"]["resources"]["network"] = json!({ "classID": 1_048_577, "priorities": [{ "name": "lo", "priority": 3 }] });
+    });
+    if container.subject() != Subject::Towline {
+        // config-linux.md, "Network": the references look no further than the v2 hierarchy at /sys/fs/cgroup.
+        println!("SKIP {TEST}: the references do not use a v1 hierarchy beside v2");
+        return;
+    }
+    // Mounted for one command at a time, so that the other cases have a host with v2 alone.
+    let beside = |command: Command| {
+        let mut shell = Command::new("unshare");
+        let mount = "mkdir -p /tmp/net && mount -t cgroup -o net_cls,net_prio none /tmp/net && exec \"$@\"";
+        shell
+            .args(["--mount", "--propagation", "private", "sh", "-c", mount, "sh"])
+            .arg(command.get_program())
+            .args(command.get_args());
+        container.execute(shell)
+    };
+    container.write_config();
+    let bundle = container.bundle().display().to_string();
+    beside(container.command(&["create", "--bundle", &bundle, container.id()])).success();
+    for (file, wanted) in [("net_cls.classid", "1048577"), ("net_prio.ifpriomap", "lo 3")] {
+        let mut cat = Command::new("cat");
+        cat.arg(format!("/tmp/net/towline-{}/{file}", container.id()));
+        assert_eq!(beside(cat).success().text(), wanted, "{file}");
+    }
+    beside(container.command(&["delete", "--force", container.id()])).success();
+    let mut list = Command::new("ls");
+    list.arg("/tmp/net");
+    assert!(!beside(list).success().stdout.contains("towline"), "a cgroup is left");
+}
