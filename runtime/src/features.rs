@@ -50,7 +50,7 @@ pub fn features() -> Value {
             "io.towline.version": env!("CARGO_PKG_VERSION"),
             "io.towline.checkpoint.enabled": criu::probe().is_ok().to_string()
         },
-        "potentiallyUnsafeConfigAnnotations": [criu::CONFIG_ANNOTATION]
+        "potentiallyUnsafeConfigAnnotations": [criu::CONFIG_ANNOTATION, "run.oci."]
     })
 }
 

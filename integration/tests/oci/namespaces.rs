@@ -128,6 +128,17 @@ fn every_kind_of_namespace_can_be_joined() {
         assert_ne!(wanted, own(link), "{kind}");
         assert_eq!(container.run().success().text(), wanted, "{kind}");
     }
+    if subject != Subject::Towline {
+        println!("SKIP {TEST}, mount: the references put a root of their own into a mount namespace that they join");
+        return;
+    }
+    // What is mounted there is what the process sees.
+    fs::write(holder.rootfs().join("mark"), "").expect("mark the root");
+    let container = Container::new().script("readlink /proc/self/ns/mnt; ls /mark").with(|c| {
+        join(c, holder.pid(), &[("mount", "mnt"), ("pid", "pid")]);
+    });
+    let wanted = fs::read_link(format!("/proc/{}/ns/mnt", holder.pid())).expect("the namespace");
+    assert_eq!(container.run().success().text(), format!("{}\n/mark", wanted.display()));
 }
 
 #[test]

@@ -152,7 +152,7 @@ pub fn build<'a>(context: &'a Context, id: &ContainerId, options: &BuildOptions,
         sendmsg_notifies: listener.as_ref().is_some_and(|listener| listener.sendmsg_notifies),
         domain: Domain::new(linux(&bundle.spec))?,
         keyring,
-        preserve_fds: options.preserve_fds + options.listen_fds,
+        preserve_fds: options.preserve_fds.saturating_add(options.listen_fds),
     };
     let record = Record { annotations, seccomp_listener: listener, ..new_record(id, &bundle, &plan) };
     let mut container = plan_container(&bundle, options, &plan, record.to_state(Status::Creating))?;

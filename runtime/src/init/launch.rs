@@ -104,7 +104,8 @@ pub fn drop_privileges(init: &mut Init<'_>) -> Result<()> {
     }
     own_stdio(process.uid)?;
     reset_signals()?;
-    towline_sys::close_range_on_exec(3 + plan.preserve_fds).map_err(|cause| Error::sys("closing descriptors on exec", cause))?;
+    towline_sys::close_range_on_exec(plan.preserve_fds.saturating_add(3))
+        .map_err(|cause| Error::sys("closing descriptors on exec", cause))?;
     rustix::process::umask(Mode::from_raw_mode(process.umask & 0o777));
     if !process.no_new_privileges {
         // Without no_new_privs loading a filter needs CAP_SYS_ADMIN, so it cannot wait.

@@ -51,8 +51,11 @@ pub fn time_namespace(init: &mut Init<'_>) -> Result<()> {
     }
     unshare(Kind::TIME)?;
     let Some(lines) = init.container().time_offsets.clone() else { return Ok(()) };
-    if in_user_namespace(init.plan) {
-        // Becoming the namespace's root has made the files of /proc/self the host's root's. `hide` comes next.
+    let namespaces = &init.plan.namespaces;
+    let watched = namespaces.joins(Kind::USER) && namespaces.joins(Kind::PID);
+    if in_user_namespace(init.plan) && !watched {
+        // Becoming the namespace's root has made the files of /proc/self the host's root's. `hide` comes next, and until then no
+        // process with rights over this one can see it.
         rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable)
             .map_err(|cause| Error::sys("making init dumpable to set its time offsets", cause))?;
     }
