@@ -137,6 +137,60 @@ fn a_failing_poststop_hook_does_not_keep_the_container() {
 }
 
 #[test]
+fn a_failing_poststart_hook_stops_the_container() {
+    if !root_or_skip("a_failing_poststart_hook_stops_the_container") {
+        return;
+    }
+    // runtime.md (1.2.1 and later), lifecycle 9: "the runtime MUST generate an error, stop the container, and continue the
+    // lifecycle at step 12". runc 1.1 runs these hooks in create.
+    let container = with_hooks(&["poststop"]).script("sleep 100").with(|c| {
+        c["hooks"]["poststart"] = json!([{ "path": "/bin/sh", "args": ["sh", "-c", "echo told-why >&2; exit 5"] }]);
+    });
+    let mut done = container.create();
+    if container.subject() != Subject::Runc {
+        done.success();
+        done = container.start();
+    }
+    if container.subject() == Subject::Crun {
+        println!("crun 1.8 follows the older text: it goes on after a failed poststart hook");
+        return;
+    }
+    assert!(done.failure().stderr.contains("told-why"));
+    assert!(["stopped", "none"].contains(&container.status().as_str()));
+    container.delete_force().success();
+    if container.subject() == Subject::Towline {
+        let all = lines(&container);
+        let words: Vec<&str> = all.iter().map(|line| line[0].as_str()).collect();
+        assert_eq!(words, ["poststop.1", "poststop.2"]);
+    }
+    assert_eq!(container.leftovers(), Vec::<String>::new());
+    if container.subject() == Subject::Towline {
+        container.run().failure();
+        assert_eq!(container.leftovers(), Vec::<String>::new(), "run");
+    }
+}
+
+#[test]
+fn a_hook_inside_the_container_has_a_timeout_too() {
+    if !root_or_skip("a_hook_inside_the_container_has_a_timeout_too") {
+        return;
+    }
+    for kind in ["createContainer", "startContainer"] {
+        let sleep = json!([{ "path": "/bin/sh", "args": ["sh", "-c", "exec sleep 600"], "timeout": 1 }]);
+        let container = with_hooks(&[]).with(|c| c["hooks"][kind] = sleep);
+        let mut done = container.create();
+        if kind == "startContainer" && done.code == Some(0) {
+            done = container.start();
+        }
+        if container.subject() == Subject::Towline {
+            assert!(done.failure().stderr.contains(kind));
+        }
+        container.delete_force().success();
+        assert_eq!(container.leftovers(), Vec::<String>::new(), "{kind}");
+    }
+}
+
+#[test]
 fn a_hook_has_a_timeout() {
     if !root_or_skip("a_hook_has_a_timeout") {
         return;

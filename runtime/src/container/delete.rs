@@ -98,7 +98,7 @@ fn kill_init(context: &Context, container: &Container) -> Result<()> {
 }
 
 /// Kills init and waits for its end.
-fn kill(pidfd: &OwnedFd, cgroup: Option<&CgroupManager>, id: &ContainerId) -> Result<()> {
+pub(super) fn kill(pidfd: &OwnedFd, cgroup: Option<&CgroupManager>, id: &ContainerId) -> Result<()> {
     match towline_sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL) {
         Err(cause) if cause.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
         sent => sent.map_err(|cause| Error::sys(format!("killing container {id}"), cause))?,

@@ -16,7 +16,7 @@ use crate::process::message::Message;
 pub fn run(context: &Context, id: &ContainerId, options: &BuildOptions, keep: bool) -> Result<i32> {
     let signals = Signals::hold()?;
     let mut built = build(context, id, &BuildOptions { foreground: true, ..options.clone() }, Starter::Caller)?;
-    start(context, &built)?;
+    start(&built)?;
     let terminal = built.console.take();
     let code = wait(built.init().pidfd.as_fd(), &signals, terminal)?;
     built.keep();
@@ -29,14 +29,14 @@ pub fn run(context: &Context, id: &ContainerId, options: &BuildOptions, keep: bo
 /// Starts container `id` and leaves it to the caller's nearest subreaper.
 pub fn run_detached(context: &Context, id: &ContainerId, options: &BuildOptions) -> Result<()> {
     let mut built = build(context, id, options, Starter::Caller)?;
-    start(context, &built)?;
+    start(&built)?;
     built.keep();
     Ok(())
 }
 
-fn start(context: &Context, built: &Built<'_>) -> Result<()> {
+fn start(built: &Built<'_>) -> Result<()> {
     let channel = &built.init().channel;
     channel.send(&Message::Start, None)?;
     await_program(channel, &built.record, built.init().pid, Status::Created)?;
-    run_poststart(context, &built.bundle, &built.record)
+    run_poststart(&built.bundle, &built.record)
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Context;
+use super::delete::kill;
 use crate::bundle::Bundle;
 use crate::client::{State, Status};
 use crate::error::{Error, Outcome, Result};
@@ -35,7 +36,13 @@ pub fn start(context: &Context, id: &ContainerId) -> Result<()> {
     container.dir.started()?;
     await_program(&channel, &container.record, container.record.init_process_pid, Status::Created)?;
     let bundle = Bundle::parse(container.record.bundle.clone(), container.dir.load_config()?)?;
-    run_poststart(context, &bundle, &container.record)
+    run_poststart(&bundle, &container.record).or_else(|error| {
+        // runtime.md, lifecycle 9: "generate an error, stop the container".
+        if let Some(pidfd) = container.pidfd(context)? {
+            kill(&pidfd, container.record.cgroup.as_ref(), id)?;
+        }
+        Err(error)
+    })
 }
 
 /// Waits until process `pid` of a container with this status has become the program: execve closes its end of the channel.
@@ -58,12 +65,9 @@ pub(super) fn await_program(channel: &Channel, record: &Record, pid: i32, status
     }
 }
 
-/// poststart hooks. The spec wants their failure logged and nothing else done.
-pub(super) fn run_poststart(context: &Context, bundle: &Bundle, record: &Record) -> Result<()> {
+/// poststart hooks. Where one fails the container must not go on.
+pub(super) fn run_poststart(bundle: &Bundle, record: &Record) -> Result<()> {
     let Some(poststart) = bundle.spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_ref()) else { return Ok(()) };
     let state = super::hook_state(record, Status::Running, record.init_process_pid)?;
-    if let Err(error) = hooks::run("poststart", poststart, &state) {
-        context.warn(error.one_line());
-    }
-    Ok(())
+    hooks::run("poststart", poststart, &state)
 }
