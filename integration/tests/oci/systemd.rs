@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::json;
-use towline_integration::bundle::{Container, Subject, root_or_skip};
+use towline_integration::bundle::{Container, Subject, push, root_or_skip};
 
 fn systemd_or_skip(test: &str) -> bool {
     let there = Path::new("/run/systemd/system").exists();
@@ -203,4 +203,40 @@ fn without_systemd_the_error_says_what_was_tried() {
             assert!(done.stderr.contains(part), "no {part} in {}", done.stderr);
         }
     }
+}
+
+/// Run as an unprivileged user with a session: `testbed/as-user.sh` in the test machine.
+#[test]
+fn a_users_scope_is_in_their_session() {
+    let uid = rustix::process::getuid().as_raw();
+    let manager = std::env::var_os("XDG_RUNTIME_DIR").map(|dir| Path::new(&dir).join("systemd/private"));
+    if uid == 0 || !manager.is_some_and(|socket| socket.exists()) {
+        println!("SKIP a_users_scope_is_in_their_session: needs an unprivileged user with a systemd of their own");
+        return;
+    }
+    let container = container().with(|c| {
+        push(c, "/linux/namespaces", json!({ "type": "user" }));
+        c["linux"]["uidMappings"] = json!([{ "containerID": 0, "hostID": uid, "size": 1 }]);
+        c["linux"]["gidMappings"] = json!([{ "containerID": 0, "hostID": rustix::process::getgid().as_raw(), "size": 1 }]);
+        c["linux"]["resources"] = json!({ "memory": { "limit": 67_108_864 }, "pids": { "limit": 40 } });
+        let mounts = c["mounts"].as_array_mut().expect("mounts");
+        mounts.retain(|mount| mount["destination"] != "/sys/fs/cgroup");
+        // Its group 5 is not mapped.
+        for mount in mounts.iter_mut().filter(|mount| mount["destination"] == "/dev/pts") {
+            mount["options"] = json!(["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]);
+        }
+    });
+    container.up();
+    container.wait_output("ready");
+    let path = cgroup(&container);
+    let session = format!("/user.slice/user-{uid}.slice/user@{uid}.service/");
+    assert!(path.starts_with(&session) && path.ends_with(&format!("/{SLICE}/{}", unit(&container))), "{path}");
+    let read = |file: &str| fs::read_to_string(format!("/sys/fs/cgroup{path}/{file}")).expect("a control file").trim().to_owned();
+    assert_eq!((read("memory.max"), read("pids.max")), ("67108864".into(), "40".into()));
+    container.runtime(&["update", "--pids-limit", "20", container.id()]).success();
+    assert_eq!(read("pids.max"), "20");
+    container.kill("KILL").success();
+    container.wait_status("stopped");
+    container.delete().success();
+    assert!(!Path::new(&format!("/sys/fs/cgroup{path}")).exists());
 }
