@@ -21,12 +21,10 @@ pub(super) fn apply(dir: &Path, rules: &[Rule]) -> Result<()> {
     let failed = |step: &str| {
         let tried = what(step);
         move |cause: std::io::Error| {
-            let error = Error::new(Outcome::Io, tried);
+            let advice = "device rules on cgroup v2 need CAP_BPF or CAP_SYS_ADMIN in the initial user namespace";
             match cause.kind() {
-                std::io::ErrorKind::PermissionDenied => {
-                    error.advise("device rules on cgroup v2 need CAP_BPF or CAP_SYS_ADMIN in the initial user namespace")
-                }
-                _ => error,
+                std::io::ErrorKind::PermissionDenied => Error::new(Outcome::Denied, tried).advise(advice),
+                _ => Error::new(Outcome::Io, tried),
             }
             .because(cause)
         }

@@ -301,8 +301,10 @@ impl CgroupManager {
         };
         match done {
             // An unprivileged user's container can make no device nodes and has its own user's rights on those that are there.
-            Err(error) if error.outcome() == Outcome::Denied && !rustix::process::geteuid().is_root() => {
-                self.warnings.push(format!("linux.resources.devices is not in force: {}", error.one_line()));
+            Err(error) if error.outcome() == Outcome::Denied && is_unprivileged()? => {
+                if !configured.is_empty() {
+                    self.warnings.push(format!("linux.resources.devices is not in force: {}", error.one_line()));
+                }
                 Ok(())
             }
             done => done,
@@ -333,6 +335,11 @@ impl CgroupManager {
         self.thaw()?;
         done
     }
+}
+
+/// An unprivileged user, or one who is root only in a user namespace.
+fn is_unprivileged() -> Result<bool> {
+    Ok(!rustix::process::geteuid().is_root() || crate::procfs::in_user_namespace()?)
 }
 
 /// Warnings for fields that the kernel no longer knows and that the runtime-spec advises against.
