@@ -12,11 +12,16 @@
 //! The inheritable set is what the configuration says and nothing else, so it is empty for the callers we know: a non-empty one
 //! lets any file with inheritable file capabilities raise them (CVE-2022-29162).
 
-use caps::{CapSet, Capability, CapsHashSet};
+use caps::{Capability, CapsHashSet};
 use oci_spec::runtime::{Capabilities as SpecSet, LinuxCapabilities};
+use rustix::io::Errno;
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capability_is_in_bounding_set, clear_ambient_capability_set,
+    configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities, set_keep_capabilities,
+};
 use serde_json::Value;
 
-use crate::error::{Error, Outcome, Result};
+use crate::error::{Error, Result};
 
 /// The five sets of a process, only with what the kernel can grant here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,16 +33,27 @@ pub struct Capabilities {
     ambient: CapsHashSet,
 }
 
-/// What this process may hand on: the capabilities of the kernel that are in its bounding set.
+/// What this process may hand on: those of some capabilities that are in its bounding set.
 #[derive(Clone, Debug)]
 pub struct Available(CapsHashSet);
 
 impl Available {
-    /// Asks the kernel.
-    pub fn detect() -> Result<Self> {
-        caps::read(None, CapSet::Bounding)
-            .map(Self)
-            .map_err(|cause| Error::new(Outcome::Io, "reading the bounding set").because(cause))
+    /// Asks the kernel about every capability that `wanted` names.
+    pub fn detect(wanted: Option<&LinuxCapabilities>) -> Result<Self> {
+        let Some(wanted) = wanted else { return Ok(Self(CapsHashSet::new())) };
+        let sets = [wanted.bounding(), wanted.effective(), wanted.permitted(), wanted.inheritable(), wanted.ambient()];
+        let mut available: CapsHashSet = sets.into_iter().flatten().flatten().map(known).collect();
+        let mut failed = None;
+        available.retain(|capability| match capability_is_in_bounding_set(flag(*capability)) {
+            Ok(there) => there,
+            // A kernel that is older than the capability.
+            Err(Errno::INVAL) => false,
+            Err(cause) => {
+                failed = Some(cause);
+                false
+            }
+        });
+        failed.map_or(Ok(Self(available)), |cause| Err(Error::sys("reading the bounding set", cause)))
     }
 
     /// A fixed set, for tests.
@@ -83,32 +99,38 @@ impl Capabilities {
     /// First step, before the change of user: drops from the bounding set what the process must never get, and keeps the
     /// permitted set over setuid.
     pub fn apply_bounding(&self) -> Result<()> {
-        let failed = |what: &str| {
-            let tried = what.to_owned();
-            move |cause| Error::new(Outcome::Denied, tried).because(cause)
-        };
-        let current = caps::read(None, CapSet::Bounding).map_err(failed("reading the bounding set"))?;
-        for &capability in current.difference(&self.bounding) {
-            caps::drop(None, CapSet::Bounding, capability)
-                .map_err(failed(&format!("dropping {capability} from the bounding set")))?;
+        let keep = flags(&self.bounding);
+        // Also those that are newer than this program: the kernel says where they end.
+        for bit in 0..u64::BITS {
+            let capability = CapabilitySet::from_bits_retain(1 << bit);
+            if keep.contains(capability) {
+                continue;
+            }
+            match remove_capability_from_bounding_set(capability) {
+                Ok(()) => {}
+                Err(Errno::INVAL) => break,
+                // Without CAP_SETPCAP nothing can be dropped, and nothing needs to be that is not there.
+                Err(Errno::PERM) if capability_is_in_bounding_set(capability) == Ok(false) => {}
+                Err(cause) => return Err(Error::sys(format!("dropping capability {bit} from the bounding set"), cause)),
+            }
         }
-        caps::securebits::set_keepcaps(true).map_err(failed("keeping capabilities over the change of user"))
+        set_keep_capabilities(true).map_err(|cause| Error::sys("keeping capabilities over the change of user", cause))
     }
 
     /// Second step, after the change of user.
     pub fn apply(&self) -> Result<()> {
-        let set = |which: CapSet, value: &CapsHashSet| {
-            caps::set(None, which, value)
-                .map_err(|cause| Error::new(Outcome::Denied, format!("setting the {which:?} capabilities")).because(cause))
+        set_keep_capabilities(false).map_err(|cause| Error::sys("ending to keep capabilities over the change of user", cause))?;
+        let sets = CapabilitySets {
+            effective: flags(&self.effective),
+            permitted: flags(&self.permitted),
+            inheritable: flags(&self.inheritable),
         };
-        caps::securebits::set_keepcaps(false)
-            .map_err(|cause| Error::new(Outcome::Denied, "ending to keep capabilities over the change of user").because(cause))?;
-        // Effective must stay within permitted at each step, and inheritable can only grow from permitted.
-        set(CapSet::Effective, &CapsHashSet::new())?;
-        set(CapSet::Inheritable, &self.inheritable)?;
-        set(CapSet::Permitted, &self.permitted)?;
-        set(CapSet::Effective, &self.effective)?;
-        set(CapSet::Ambient, &self.ambient)
+        set_capabilities(None, sets).map_err(|cause| Error::sys("setting the capabilities", cause))?;
+        clear_ambient_capability_set().map_err(|cause| Error::sys("clearing the ambient capabilities", cause))?;
+        self.ambient.iter().try_for_each(|&capability| {
+            configure_capability_in_ambient_set(flag(capability), true)
+                .map_err(|cause| Error::sys(format!("setting the ambient capability {capability}"), cause))
+        })
     }
 
     /// The bounding set, for `features` and tests.
@@ -120,6 +142,15 @@ impl Capabilities {
     pub fn inheritable(&self) -> &CapsHashSet {
         &self.inheritable
     }
+}
+
+/// Its bit in the kernel's sets.
+fn flag(capability: Capability) -> CapabilitySet {
+    CapabilitySet::from_bits_retain(capability.bitmask())
+}
+
+fn flags(set: &CapsHashSet) -> CapabilitySet {
+    set.iter().map(|capability| flag(*capability)).collect()
 }
 
 /// The typed configuration knows the same names as the kernel.

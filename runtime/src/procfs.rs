@@ -6,7 +6,7 @@
 //! caller's namespaces whichever procfs they are written through, and `self` is the caller in this mount's pid namespace.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
@@ -87,9 +87,19 @@ impl ProcFs {
 
     /// Reads `path` whole.
     pub fn read(&self, path: &str) -> std::io::Result<String> {
-        let mut text = String::new();
-        File::from(self.open_file(path, OFlags::RDONLY)?).read_to_string(&mut text)?;
-        Ok(text)
+        read_text(&self.open_file(path, OFlags::RDONLY)?)
+    }
+}
+
+/// Reads a file that the kernel makes up as it is read. Such files have no size to ask for, and growing a buffer from nothing costs a
+/// call for each step.
+pub fn read_text(file: &impl AsFd) -> std::io::Result<String> {
+    let mut bytes = Vec::with_capacity(8 << 10);
+    loop {
+        bytes.reserve(4 << 10);
+        if rustix::io::retry_on_intr(|| rustix::io::read(file, rustix::buffer::spare_capacity(&mut bytes)))? == 0 {
+            return String::from_utf8(bytes).map_err(|cause| std::io::Error::new(std::io::ErrorKind::InvalidData, cause));
+        }
     }
 }
 

@@ -123,7 +123,7 @@ impl DeviceList {
     pub(super) fn set(&self, files: &Files) -> Result<()> {
         files.write(if self.allowed { "devices.allow" } else { "devices.deny" }, "a")?;
         let exception = if self.allowed { "devices.deny" } else { "devices.allow" };
-        self.exceptions.iter().try_for_each(|(nodes, access)| files.write(exception, &nodes.line(*access)))
+        files.write_each(exception, self.exceptions.iter().map(|(nodes, access)| nodes.line(*access)))
     }
 
     /// Puts the list in force in a cgroup with processes, in which they never lose what both lists allow. A failure leaves the

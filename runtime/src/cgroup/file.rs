@@ -8,6 +8,7 @@ use std::path::Path;
 
 use super::journal::Journal;
 use crate::error::{Error, Outcome, Result};
+use crate::procfs;
 
 /// The control files of one cgroup directory.
 pub(super) struct Files<'a> {
@@ -29,6 +30,15 @@ impl<'a> Files<'a> {
     /// Writes `value` in one write(2), which is what the kernel parses as one command.
     pub(super) fn write(&self, file: &str, value: &str) -> Result<()> {
         self.write_raw(file, value).map_err(|cause| self.refused(file, value, cause))
+    }
+
+    /// Writes each of `values` to the file of a new cgroup, opened once.
+    pub(super) fn write_each(&self, file: &str, values: impl Iterator<Item = String>) -> Result<()> {
+        let mut values = values.peekable();
+        let Some(first) = values.peek().cloned() else { return Ok(()) };
+        let opened = fs::OpenOptions::new().write(true).open(self.dir.join(file));
+        let mut opened = opened.map_err(|cause| self.refused(file, &first, cause))?;
+        values.try_for_each(|value| opened.write_all(value.as_bytes()).map_err(|cause| self.refused(file, &value, cause)))
     }
 
     /// As [`Files::write`], for callers that branch on the errno.
@@ -87,10 +97,15 @@ pub(super) fn refused(dir: &Path, file: &str, value: &str, cause: io::Error) -> 
     .because(cause)
 }
 
+/// A file of the kernel's, whole.
+pub(super) fn read_text(path: &Path) -> io::Result<String> {
+    procfs::read_text(&fs::File::open(path)?)
+}
+
 /// The trimmed content of a control file.
 pub(super) fn read(dir: &Path, file: &str) -> Result<String> {
     let path = dir.join(file);
-    match fs::read_to_string(&path) {
+    match read_text(&path) {
         Ok(text) => Ok(text.trim().to_owned()),
         Err(cause) => Err(Error::io("reading", path, cause)),
     }
@@ -99,7 +114,7 @@ pub(super) fn read(dir: &Path, file: &str) -> Result<String> {
 /// As [`read`]; `None` when the file does not exist.
 pub(super) fn read_if_there(dir: &Path, file: &str) -> Result<Option<String>> {
     let path = dir.join(file);
-    match fs::read_to_string(&path) {
+    match read_text(&path) {
         Ok(text) => Ok(Some(text.trim().to_owned())),
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(cause) => Err(Error::io("reading", path, cause)),

@@ -9,6 +9,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::file;
 use crate::error::{Error, Outcome, Result};
 
 /// The kind of a cgroup hierarchy.
@@ -64,7 +65,7 @@ pub struct Host {
 impl Host {
     /// Reads them from `/proc/self`.
     pub fn detect() -> Result<Self> {
-        let read = |path: &str| fs::read_to_string(path).map_err(|cause| Error::io("reading", path, cause));
+        let read = |path: &str| file::read_text(Path::new(path)).map_err(|cause| Error::io("reading", path, cause));
         Self::parse(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?)
     }
 

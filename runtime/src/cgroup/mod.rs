@@ -244,10 +244,13 @@ impl CgroupManager {
 
     fn make_directories(&mut self, resources: &LinuxResources, made: &mut Vec<PathBuf>) -> Result<()> {
         for place in &mut self.places {
-            refuse_in_use(place)?;
             parents::make(place, made)?;
+            // Nobody can be in a directory that was not there before.
+            if made.last() != Some(&place.dir) {
+                refuse_in_use(place)?;
+            }
             if place.has("cpuset") && place.version == Version::V1 {
-                v1::fill_cpuset(&place.mountpoint, &place.dir)?;
+                v1::fill_cpuset(&place.mountpoint, &place.dir, made.last() == Some(&place.dir))?;
             }
         }
         self.places.iter().filter(|place| place.version == Version::V2).try_for_each(|place| self.hand_down(place, resources))

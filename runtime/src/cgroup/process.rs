@@ -311,7 +311,7 @@ pub(super) fn vanished(cause: &io::Error) -> bool {
 }
 
 fn processes(dir: &Path) -> Result<Vec<i32>> {
-    match fs::read_to_string(dir.join("cgroup.procs")) {
+    match file::read_text(&dir.join("cgroup.procs")) {
         // 0 stands for a process that this pid namespace does not see.
         Ok(text) => Ok(text.lines().filter_map(|line| line.parse().ok()).filter(|&pid| pid > 0).collect()),
         // EOPNOTSUPP: a threaded v2 cgroup; its processes are listed by the domain above it.

@@ -31,9 +31,13 @@ pub(super) fn apply(files: &Files, controllers: &[String], resources: &LinuxReso
         .try_for_each(|(_, step)| step(files, resources))
 }
 
-/// A new cpuset is empty and takes no process: it gets what its parent has, and so does a parent that is still empty.
-pub(super) fn fill_cpuset(mountpoint: &Path, dir: &Path) -> Result<()> {
-    ["cpuset.cpus", "cpuset.mems"].into_iter().try_for_each(|name| filled(mountpoint, dir, name).map(drop))
+/// A new cpuset is empty and takes no process: it gets what its parent has, and so does a parent that is still empty. `new`: it was
+/// made a moment ago (it may have its parent's content by `cgroup.clone_children`, which is the same).
+pub(super) fn fill_cpuset(mountpoint: &Path, dir: &Path, new: bool) -> Result<()> {
+    ["cpuset.cpus", "cpuset.mems"].into_iter().try_for_each(|name| match dir.parent().filter(|_| new && dir != mountpoint) {
+        None => filled(mountpoint, dir, name).map(drop),
+        Some(parent) => filled(mountpoint, parent, name)?.map_or(Ok(()), |value| file::write(dir, name, &value)),
+    })
 }
 
 /// The content of the file, after it was taken from above if it was empty; `None` where there is no such file.

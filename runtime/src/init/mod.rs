@@ -182,7 +182,8 @@ fn make_devices(init: &mut Init<'_>) -> Result<()> {
     let Some(root) = init.root.take() else { return Ok(()) };
     let container = init.container();
     if let Some(list) = &container.devices {
-        list.iter().try_for_each(|device| device.make(&root, container.bind_devices))?;
+        let mut parent = devices::Parent::default();
+        list.iter().try_for_each(|device| device.make(&root, &mut parent, container.bind_devices))?;
         devices::make_links(&root)?;
     }
     init.root = Some(root);
@@ -224,10 +225,10 @@ fn state(container: &mut ContainerPlan) -> Result<String> {
 fn mask_paths(init: &mut Init<'_>) -> Result<()> {
     let Some(root) = init.root.take() else { return Ok(()) };
     std::mem::take(&mut init.container().mounts).into_iter().try_for_each(MountPlan::finish)?;
-    let null = init.null.take();
+    let covers = init.null.take().map(mask::Covers::new);
     let container = init.container();
-    if let Some(null) = &null {
-        container.masked.iter().try_for_each(|path| mask::mask(&root, path, std::os::fd::AsFd::as_fd(null)))?;
+    if let Some(mut covers) = covers {
+        container.masked.iter().try_for_each(|path| mask::mask(&root, path, &mut covers))?;
     }
     container.readonly.iter().try_for_each(|path| mask::make_readonly(&root, path))?;
     init.root = Some(root);

@@ -139,7 +139,8 @@ impl ProcessPlan {
         if !process.cwd().is_absolute() {
             return Err(bad("process.cwd", &format!("{} is not absolute", process.cwd().display())));
         }
-        let (capabilities, warnings) = Capabilities::resolve(process.capabilities().as_ref(), &Available::detect()?);
+        let capabilities = process.capabilities().as_ref();
+        let (capabilities, warnings) = Capabilities::resolve(capabilities, &Available::detect(capabilities)?);
         let user = process.user();
         let set = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
         let plan = Self {

@@ -91,13 +91,13 @@ impl Device {
     }
 
     /// Makes the node; with `bind` (a user namespace may not make nodes) the host's node is mounted in its place.
-    pub fn make(&self, root: &Root, bind: bool) -> Result<()> {
-        let made = if bind && self.kind != FileType::Fifo { self.bind(root) } else { self.mknod(root) };
+    pub fn make(&self, root: &Root, parent: &mut Parent, bind: bool) -> Result<()> {
+        let made = if bind && self.kind != FileType::Fifo { self.bind(root) } else { self.mknod(root, parent) };
         made.map_err(|error| error.during(format!("making device {}", self.path.display())))
     }
 
-    fn mknod(&self, root: &Root) -> Result<()> {
-        let (parent, name) = parent_and_name(root, &self.path)?;
+    fn mknod(&self, root: &Root, parent: &mut Parent) -> Result<()> {
+        let (parent, name) = parent.of(root, &self.path)?;
         let failed = |step: &str, cause: Errno| Error::sys(step.to_owned(), cause);
         let device = makedev(self.major, self.minor);
         // The umask of init is 0, so the mode is taken as it is.
@@ -148,26 +148,36 @@ pub fn make_links(root: &Root) -> Result<()> {
     let failed = |name: &str, cause: Errno| Error::sys(format!("making link {name}"), cause);
     let core =
         std::iter::once(("/dev/core", "/proc/kcore")).filter(|_| root.open(Path::new("/proc/kcore"), OFlags::PATH).is_ok());
+    let mut dir = Parent::default();
     for (name, target) in LINKS.iter().copied().chain(core) {
-        let (parent, last) = parent_and_name(root, Path::new(name))?;
-        match symlinkat(target, &parent, last) {
+        let (parent, last) = dir.of(root, Path::new(name))?;
+        match symlinkat(target, parent, last) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(cause) => return Err(failed(name, cause)),
         }
     }
-    let (dev, ptmx) = parent_and_name(root, Path::new("/dev/ptmx"))?;
-    match symlinkat("pts/ptmx", &dev, ptmx) {
+    let (dev, ptmx) = dir.of(root, Path::new("/dev/ptmx"))?;
+    match symlinkat("pts/ptmx", dev, ptmx) {
         Err(Errno::EXIST) => {
-            unlinkat(&dev, ptmx, AtFlags::empty()).map_err(|cause| failed("/dev/ptmx", cause))?;
-            symlinkat("pts/ptmx", &dev, ptmx).map_err(|cause| failed("/dev/ptmx", cause))
+            unlinkat(dev, ptmx, AtFlags::empty()).map_err(|cause| failed("/dev/ptmx", cause))?;
+            symlinkat("pts/ptmx", dev, ptmx).map_err(|cause| failed("/dev/ptmx", cause))
         }
         made => made.map_err(|cause| failed("/dev/ptmx", cause)),
     }
 }
 
-fn parent_and_name<'a>(root: &Root, path: &'a Path) -> Result<(OwnedFd, &'a Path)> {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(Error::new(Outcome::BadInput, format!("finding the directory of {}", path.display())));
-    };
-    Ok((root.ensure(parent, Kind::Directory)?, Path::new(name)))
+/// The directory that was made something in last: nearly all devices and links are in /dev.
+#[derive(Debug, Default)]
+pub struct Parent(Option<(PathBuf, OwnedFd)>);
+
+impl Parent {
+    /// The directory of `path`, made where it is missing, and the name in it.
+    fn of<'a>(&mut self, root: &Root, path: &'a Path) -> Result<(BorrowedFd<'_>, &'a Path)> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(Error::new(Outcome::BadInput, format!("finding the directory of {}", path.display())));
+        };
+        let kept = self.0.take().filter(|(kept, _)| kept == parent);
+        let kept = kept.map_or_else(|| Ok((parent.to_owned(), root.ensure(parent, Kind::Directory)?)), Ok)?;
+        Ok((self.0.insert(kept).1.as_fd(), Path::new(name)))
+    }
 }

@@ -137,8 +137,7 @@ pub fn is_null(file: impl AsFd) -> bool {
 /// A detached copy of the mount at a path of the host.
 pub fn copy_host_path(path: &Path, recursive: bool) -> Result<Detached> {
     let failed = |cause: rustix::io::Errno| Error::io("copying the mount at", path, cause);
-    let fd = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
-    Detached::copy_at(fd.as_fd(), "", recursive).map_err(failed)
+    Detached::copy_at(rustix::fs::CWD, path, recursive).map_err(failed)
 }
 
 /// A directory of the host.

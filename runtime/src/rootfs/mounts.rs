@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Mount;
-use rustix::fs::{FileType, Mode, OFlags, mkdirat, openat, symlinkat};
+use rustix::fs::{FileType, Mode, OFlags, mkdirat, symlinkat};
 use towline_sys::{MountAttr, mount_idmap, mount_setattr};
 
 use super::copy_host_path;
@@ -185,19 +185,19 @@ impl MountPlan {
     }
 
     fn filesystem(&mut self, root: &Root, kind: &str, source: &str) -> Result<()> {
-        if kind == "proc" || kind == "sysfs" {
-            self.refuse_link(root)?;
-        }
+        let real = if kind == "proc" || kind == "sysfs" { self.real_directory(root)? } else { None };
         // A directory that is made only now has nothing to copy, and its mode is nobody's wish.
-        let covered = root.open(&self.destination, OFlags::PATH).ok();
+        let mode_of_covered = kind == "tmpfs" && !has_key(&self.options, &["mode"]);
+        let asks = self.options.copy_up || mode_of_covered;
+        let covered = if asks { root.open(&self.destination, OFlags::PATH).ok() } else { None };
         let copy_up = self.options.copy_up && covered.is_some();
-        let target = root.ensure(&self.destination, Kind::Directory)?;
+        let target = real.map_or_else(|| root.ensure(&self.destination, Kind::Directory), Ok)?;
         check_target(target.as_fd(), &self.destination)?;
         let later = kind == "tmpfs" && self.options.attr.set & libc::MOUNT_ATTR_RDONLY != 0;
         if later {
             self.options.attr.set &= !libc::MOUNT_ATTR_RDONLY;
         }
-        if let Some(covered) = covered.filter(|_| kind == "tmpfs" && !copy_up && !has_key(&self.options, &["mode"])) {
+        if let Some(covered) = covered.filter(|_| mode_of_covered && !copy_up) {
             // As with runc, it has the mode of the directory that it covers.
             let stat = rustix::fs::fstat(&covered).map_err(|cause| Error::io("looking at", &self.destination, cause))?;
             self.options.data.push(("mode".into(), Some(format!("{:o}", stat.st_mode & 0o7777))));
@@ -253,14 +253,17 @@ impl MountPlan {
     }
 
     /// procfs and sysfs behind a symlink would be where nobody who masks them expects them.
-    fn refuse_link(&self, root: &Root) -> Result<()> {
-        let Ok(fd) = root.open(&self.destination, OFlags::PATH | OFlags::NOFOLLOW) else { return Ok(()) };
+    fn real_directory(&self, root: &Root) -> Result<Option<OwnedFd>> {
+        let Ok(fd) = root.open(&self.destination, OFlags::PATH | OFlags::NOFOLLOW) else { return Ok(None) };
         let stat = rustix::fs::fstat(&fd).map_err(|cause| Error::io("looking at", &self.destination, cause))?;
-        if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
-            return Err(Error::new(Outcome::BadInput, format!("checking {} in the image", self.destination.display()))
-                .because("it is a symbolic link where a directory is needed"));
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => Ok(Some(fd)),
+            FileType::Symlink => {
+                Err(Error::new(Outcome::BadInput, format!("checking {} in the image", self.destination.display()))
+                    .because("it is a symbolic link where a directory is needed"))
+            }
+            _ => Ok(None),
         }
-        Ok(())
     }
 
     fn attach(&self, tree: Detached, target: BorrowedFd<'_>) -> Result<OwnedFd> {
@@ -311,14 +314,17 @@ impl MountPlan {
         let tmpfs = Detached::new_filesystem("tmpfs", "cgroup", &options, &self.what)?.attach(target.as_fd(), &self.what)?;
         for entry in entries {
             mkdirat(&tmpfs, entry.name.as_str(), Mode::from_raw_mode(0o755)).map_err(failed)?;
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let point = openat(&tmpfs, entry.name.as_str(), flags, Mode::empty()).map_err(failed)?;
-            self.cgroup_part(&entry.source)?.attach(point.as_fd(), &format!("cgroup hierarchy {}", entry.name))?;
+            let part = match &entry.source {
+                // Its attributes come with those of the whole.
+                Source::Bind(path) => copy_host_path(path, false)?,
+                fresh => self.cgroup_part(fresh)?,
+            };
+            part.attach_at(tmpfs.as_fd(), &entry.name, &format!("cgroup hierarchy {}", entry.name))?;
         }
         for (name, target) in links {
             symlinkat(target.as_str(), &tmpfs, name.as_str()).map_err(failed)?;
         }
-        mount_setattr(tmpfs.as_fd(), false, self.options.attr.to_mount_attr())
+        mount_setattr(tmpfs.as_fd(), true, self.options.attr.to_mount_attr())
             .map_err(|cause| Error::sys(format!("setting attributes of the {}", self.what), cause))
     }
 

@@ -1,7 +1,7 @@
 //! Paths inside the container's root: resolved by the kernel beneath one descriptor, so that no symlink of the image, and no
 //! process that renames directories meanwhile, can lead out of it (SECURITY.md rows 6 and 7 of the design).
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
@@ -49,9 +49,23 @@ impl Root {
     pub fn ensure(&self, path: &Path, kind: Kind) -> Result<OwnedFd> {
         match self.open(path, OFlags::PATH) {
             Ok(fd) => check_kind(fd, path, kind),
-            Err(Errno::NOENT) => self.make(path, kind),
+            Err(Errno::NOENT) => match self.make_last(path, kind)? {
+                Some(fd) => check_kind(fd, path, kind),
+                None => self.make(path, kind),
+            },
             Err(cause) => Err(failed(path).because(std::io::Error::from(cause))),
         }
+    }
+
+    /// The usual case of [`Root::make`]: only the last component is missing. `None` where something else is in the way.
+    fn make_last(&self, path: &Path, kind: Kind) -> Result<Option<OwnedFd>> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(None) };
+        let Ok(parent) = self.open_dir(parent) else { return Ok(None) };
+        // Never through a link: a dangling one is an entry that exists.
+        if create_entry(parent.as_fd(), name, kind).is_err() {
+            return Ok(None);
+        }
+        self.open(path, OFlags::PATH).map(Some).map_err(|cause| failed(path).because(std::io::Error::from(cause)))
     }
 
     fn make(&self, path: &Path, kind: Kind) -> Result<OwnedFd> {
@@ -123,18 +137,21 @@ fn dangling_link(parent: BorrowedFd<'_>, name: &OsString) -> Option<PathBuf> {
     Some(PathBuf::from(std::ffi::OsStr::from_bytes(target.as_bytes())))
 }
 
-fn make_entry(parent: BorrowedFd<'_>, name: &OsString, kind: Kind) -> rustix::io::Result<()> {
-    let made = match kind {
-        Kind::Directory => mkdirat(parent, name.as_os_str(), Mode::from_raw_mode(0o755)),
-        Kind::File => {
-            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
-            openat(parent, name.as_os_str(), flags, Mode::from_raw_mode(0o644)).map(drop)
-        }
-    };
-    match made {
+fn make_entry(parent: BorrowedFd<'_>, name: &OsStr, kind: Kind) -> rustix::io::Result<()> {
+    match create_entry(parent, name, kind) {
         // Somebody was faster; the look-up that follows decides whether what they made will do.
         Err(Errno::EXIST) => Ok(()),
         made => made,
+    }
+}
+
+fn create_entry(parent: BorrowedFd<'_>, name: &OsStr, kind: Kind) -> rustix::io::Result<()> {
+    match kind {
+        Kind::Directory => mkdirat(parent, name, Mode::from_raw_mode(0o755)),
+        Kind::File => {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
+            openat(parent, name, flags, Mode::from_raw_mode(0o644)).map(drop)
+        }
     }
 }
 

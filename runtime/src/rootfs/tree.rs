@@ -7,6 +7,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_reconfigure,
     fsconfig_set_fd, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, fspick, move_mount, open_tree,
 };
+use rustix::path::Arg;
 use towline_sys::{MountAttr, mount_setattr};
 
 use super::options::MountOptions;
@@ -35,7 +36,7 @@ impl Detached {
     }
 
     /// [`Detached::copy_of`] for a path on the host.
-    pub fn copy_at(dir: BorrowedFd<'_>, path: &str, recursive: bool) -> rustix::io::Result<Self> {
+    pub fn copy_at(dir: BorrowedFd<'_>, path: impl Arg, recursive: bool) -> rustix::io::Result<Self> {
         let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         if recursive {
             flags |= OpenTreeFlags::AT_RECURSIVE;
@@ -57,6 +58,13 @@ impl Detached {
     pub fn attach(self, target: BorrowedFd<'_>, what: &str) -> Result<OwnedFd> {
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         move_mount(self.0.as_fd(), "", target, "", flags).map_err(|cause| Error::sys(format!("attaching {what}"), cause))?;
+        Ok(self.0)
+    }
+
+    /// Attaches the mount to `name` in `dir`, which only this process can change.
+    pub fn attach_at(self, dir: BorrowedFd<'_>, name: &str, what: &str) -> Result<OwnedFd> {
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(self.0.as_fd(), "", dir, name, flags).map_err(|cause| Error::sys(format!("attaching {what}"), cause))?;
         Ok(self.0)
     }
 }

@@ -217,7 +217,7 @@ impl Planned {
             if place.version == Version::V1 {
                 parents::make(place, &mut Vec::new())?;
                 if place.has("cpuset") {
-                    v1::fill_cpuset(&place.mountpoint, &place.dir)?;
+                    v1::fill_cpuset(&place.mountpoint, &place.dir, false)?;
                 }
             } else if !place.dir.exists() && cgroup.mode == Mode::V2 {
                 return Err(Error::new(Outcome::NotFound, format!("finding its cgroup {}", place.dir.display()))
