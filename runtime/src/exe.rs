@@ -5,43 +5,60 @@
 //! from a copy that nobody can write through: a detached read-only mount of the binary's file, which costs three system calls
 //! and shares the page cache; or, where mounting is not allowed, a sealed memfd. A binary that already is on a read-only mount,
 //! immutable, or under fs-verity needs neither.
+//!
+//! Letting go of the mount waits for a grace period of the kernel (0.1 ms, several on a busy machine), so its descriptor stays open over
+//! that execve, and whoever has nothing better to do lets go of it last: the runtime while the program runs, or, after `create`,
+//! init while it waits for `start`.
 
 use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
+use nix::fcntl::{FcntlArg, fcntl};
 use rustix::fs::{AtFlags, MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags, StatxAttributes, StatxFlags};
+use rustix::io::FdFlags;
 use towline_sys::MountAttr;
 
 use crate::error::{Error, Outcome, Result};
 use crate::rootfs::tree::Detached;
 
-/// Set for the second start, so that a copy that is not recognised ends in an error and not in a loop.
+/// Set for the second start, so that a copy that is not recognised ends in an error and not in a loop. Its value is the number of the
+/// mount's descriptor, where there is one.
 const MARK: &str = "_TOWLINE_OCI_SEALED";
 
+/// The mount's descriptor is above any that a caller wants handed on: one of those that is missing must be seen to be missing.
+const FIRST_KEPT: i32 = 200;
+
 /// Returns when this process runs from something that cannot be written; until then it executes such a copy in its own place,
-/// with the same arguments and environment. `env` are the caller's variables.
-pub fn protect(args: Vec<std::ffi::OsString>, env: Vec<(std::ffi::OsString, std::ffi::OsString)>) -> Result<()> {
+/// with the same arguments and environment. `env` are the caller's variables. What is returned is the mount's descriptor, to be let
+/// go of when there is time.
+pub fn protect(args: Vec<std::ffi::OsString>, env: Vec<(std::ffi::OsString, std::ffi::OsString)>) -> Result<Option<OwnedFd>> {
     let failed = |cause: rustix::io::Errno| Error::sys("protecting the runtime's binary", cause);
     let own = rustix::fs::open("/proc/self/exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
+    let mark = env.iter().find(|(name, _)| name == MARK).map(|(_, value)| value);
     if is_protected(own.as_fd()).map_err(failed)? {
-        return Ok(());
+        let number = mark.and_then(|value| value.to_str()?.parse().ok());
+        return number.map_or(Ok(None), |number| held(number, own.as_fd())).map_err(failed);
     }
-    if env.iter().any(|(name, _)| name == MARK) {
+    if mark.is_some() {
         return Err(Error::new(Outcome::Unsupported, "protecting the runtime's binary")
             .because("it runs from a copy, and the copy is not seen to be read-only")
             .advise(format!("unset {MARK} in the environment")));
     }
-    let copy = match read_only_mount(own.as_fd()) {
-        Ok(mount) => mount,
-        Err(_) => sealed_memfd()?,
+    let (copy, number) = match read_only_mount(own.as_fd()) {
+        Ok(mount) => {
+            let kept = fcntl(&mount, FcntlArg::F_DUPFD(FIRST_KEPT));
+            let kept = kept.map_err(|cause| Error::sys("protecting the runtime's binary", std::io::Error::from(cause)))?;
+            (mount, kept.to_string())
+        }
+        Err(_) => (sealed_memfd()?, "memfd".to_owned()),
     };
     let text = |bytes: Vec<u8>| {
         CString::new(bytes).map_err(|cause| Error::new(Outcome::BadInput, "copying the arguments").because(cause))
     };
     let args = args.into_iter().map(|arg| text(arg.into_vec())).collect::<Result<Vec<_>>>()?;
-    let mut variables = vec![text(format!("{MARK}=1").into_bytes())?];
+    let mut variables = vec![text(format!("{MARK}={number}").into_bytes())?];
     for (name, value) in env {
         let mut entry = name.into_vec();
         entry.push(b'=');
@@ -50,6 +67,19 @@ pub fn protect(args: Vec<std::ffi::OsString>, env: Vec<(std::ffi::OsString, std:
     }
     let Err(cause) = nix::unistd::fexecve(&copy, &args, &variables);
     Err(Error::sys("executing the protected copy of the runtime's binary", std::io::Error::from(cause)))
+}
+
+/// The descriptor that came over execve, if it is of the running binary: the variable may be somebody else's.
+fn held(number: i32, own: BorrowedFd<'_>) -> rustix::io::Result<Option<OwnedFd>> {
+    let Some(fd) = towline_sys::inherited_fd(number) else { return Ok(None) };
+    let (one, other) = (rustix::fs::fstat(&fd)?, rustix::fs::fstat(own)?);
+    if (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino) {
+        return Ok(Some(fd));
+    }
+    // Not ours to close, then.
+    rustix::io::fcntl_setfd(&fd, FdFlags::empty())?;
+    std::mem::forget(fd);
+    Ok(None)
 }
 
 fn is_protected(own: BorrowedFd<'_>) -> rustix::io::Result<bool> {

@@ -21,6 +21,7 @@ mod state;
 mod update;
 mod usage;
 
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -141,11 +142,15 @@ enum Verb {
 
 /// Parses, runs the verb, reports a failure, and says with which code to leave.
 pub fn main() -> ExitCode {
-    if std::env::args_os().any(|arg| ENTERING.iter().any(|verb| arg == *verb))
-        && let Err(error) = exe::protect(std::env::args_os().collect(), std::env::vars_os().collect())
-    {
-        Log::stderr().fail(&error);
-        return ExitCode::FAILURE;
+    let mut exe = None;
+    if std::env::args_os().any(|arg| ENTERING.iter().any(|verb| arg == *verb)) {
+        exe = match exe::protect(std::env::args_os().collect(), std::env::vars_os().collect()) {
+            Ok(exe) => exe,
+            Err(error) => {
+                Log::stderr().fail(&error);
+                return ExitCode::FAILURE;
+            }
+        };
     }
     let cli = match usage::parse() {
         Ok(cli) => cli,
@@ -159,7 +164,7 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match inherited.and_then(|()| dispatch(&cli, &log)) {
+    match inherited.and_then(|()| dispatch(&cli, &log, exe)) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             log.fail(&error);
@@ -185,7 +190,7 @@ fn check_inherited(verb: &Verb) -> Result<()> {
     })
 }
 
-fn dispatch(cli: &Cli, log: &Log) -> Result<u8> {
+fn dispatch(cli: &Cli, log: &Log, exe: Option<OwnedFd>) -> Result<u8> {
     log.debug(&format!("{:?}", cli.verb));
     if cli.global.criu.is_some() {
         log.warn("--criu is ignored: criu is looked up in PATH");
@@ -196,6 +201,7 @@ fn dispatch(cli: &Cli, log: &Log) -> Result<u8> {
         _ => {}
     }
     let context = open(&cli.global)?;
+    context.hold_exe(exe);
     let result = match &cli.verb {
         Verb::Create(verb) => verb.run(&context),
         Verb::Start(verb) => verb.run(&context),

@@ -94,6 +94,11 @@ impl Built<'_> {
         }
     }
 
+    /// See [`Context::hold_exe`].
+    pub(super) fn release_exe(&self) {
+        self.context.release_exe();
+    }
+
     /// Init, which is there until the value is dropped.
     pub fn init(&self) -> &Spawned {
         self.init.as_ref().expect("init is taken only by drop")
@@ -171,6 +176,7 @@ pub fn build<'a>(context: &'a Context, id: &ContainerId, options: &BuildOptions,
     built.dir.save(&built.record)?;
     if starter == Starter::Later {
         container.start_socket = Some(built.dir.listen_start()?);
+        container.exe = context.exe.take();
     }
     let own_cgroup_view = plan.namespaces.makes(Kind::CGROUP);
     container.cgroup_mount = built.record.cgroup.as_ref().map(|cgroup| cgroup.mount_parts(own_cgroup_view));
@@ -203,9 +209,14 @@ fn listener(spec: &Spec, filter: Option<&seccomp::Filter>, annotations: &BTreeMa
 /// Clones init and puts it into its user namespace and cgroup.
 fn start_init(built: &mut Built<'_>, plan: &Plan, container: &mut ContainerPlan) -> Result<()> {
     let clone_into = plan.entrance.as_ref().and_then(Entrance::clone_into);
-    let spawned = spawn(&plan.namespaces, clone_into, |channel| init::run(plan, Some(container), channel))?;
+    let context = built.context;
+    let spawned = spawn(&plan.namespaces, clone_into, |channel| {
+        context.release_exe();
+        init::run(plan, Some(container), channel)
+    })?;
     // The copies made for init are init's now.
     container.start_socket = None;
+    container.exe = None;
     let pid = spawned.pid;
     let spawned = built.init.insert(spawned);
     if plan.namespaces.makes(Kind::USER) {

@@ -102,6 +102,7 @@ pub fn exec(context: &Context, id: &ContainerId, options: &ExecOptions) -> Resul
     }
     spawned.channel.send(&Message::Start, None)?;
     await_program(&spawned.channel, &container.record, spawned.pid, Status::Running)?;
+    context.release_exe();
     spawned.keep();
     match signals {
         Some(signals) => wait(spawned.pidfd.as_fd(), &signals, console),
@@ -138,7 +139,12 @@ fn start_process(context: &Context, container: &Container, plan: &Plan) -> Resul
         // The process inherits it. The runtime itself has nothing to do but wait from here on.
         sched_setaffinity(None, cpus).map_err(|cause| Error::sys("setting process.execCPUAffinity.initial", cause))?;
     }
-    let start = |dir| spawn(&plan.namespaces, dir, |channel| init::run(plan, None, channel));
+    let start = |dir| {
+        spawn(&plan.namespaces, dir, |channel| {
+            context.release_exe();
+            init::run(plan, None, channel)
+        })
+    };
     let spawned = match (start(clone_into), &container.record.cgroup) {
         (Err(error), Some(cgroup)) if error.outcome() == Outcome::Busy && clone_into.is_some() => {
             let file = format!("{}/cgroup", container.record.init_process_pid);

@@ -63,6 +63,7 @@ pub struct Context {
     pub rootless: bool,
     /// Compiled seccomp filters; `None`: every profile is compiled anew.
     pub filters: Option<Cache>,
+    exe: RefCell<Option<OwnedFd>>,
     warnings: RefCell<Vec<String>>,
 }
 
@@ -76,8 +77,19 @@ impl Context {
             systemd: None,
             rootless,
             filters: None,
+            exe: RefCell::default(),
             warnings: RefCell::default(),
         })
+    }
+
+    /// Takes what [`crate::exe::protect`] left open.
+    pub fn hold_exe(&self, exe: Option<OwnedFd>) {
+        self.exe.replace(exe);
+    }
+
+    /// Lets go of that. The last of the processes that have it waits for the kernel: to be called by the one with time to spare.
+    fn release_exe(&self) {
+        drop(self.exe.take());
     }
 
     /// Keeps something the user should know for [`Context::take_warnings`].

@@ -65,6 +65,7 @@ pub(super) fn plan_container(bundle: &Bundle, options: &BuildOptions, plan: &Pla
         start_container: hooks_of(Hooks::start_container),
         state,
         start_socket: None,
+        exe: None,
     })
 }
 

@@ -38,5 +38,6 @@ fn start(built: &Built<'_>) -> Result<()> {
     let channel = &built.init().channel;
     channel.send(&Message::Start, None)?;
     await_program(channel, &built.record, built.init().pid, Status::Created)?;
+    built.release_exe();
     run_poststart(&built.bundle, &built.record)
 }

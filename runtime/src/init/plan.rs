@@ -82,6 +82,8 @@ pub struct ContainerPlan {
     pub state: crate::client::State,
     /// Where `start` will connect; `None` when the runtime that made us says when to start.
     pub start_socket: Option<OwnedFd>,
+    /// What [`crate::exe::protect`] left open, for init to let go of while it waits for `start`.
+    pub exe: Option<OwnedFd>,
 }
 
 /// A checked `process` object.

@@ -16,6 +16,7 @@ pub fn wait(init: &mut Init<'_>) -> Result<()> {
         // The runtime was killed before the container counted as created: nothing may be left of it.
         None => towline_sys::exit_now(1),
     }
+    drop(init.container().exe.take());
     let listener = init
         .container()
         .start_socket

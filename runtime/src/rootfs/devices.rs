@@ -101,7 +101,7 @@ impl Device {
         let failed = |step: &str, cause: Errno| Error::sys(step.to_owned(), cause);
         let device = makedev(self.major, self.minor);
         // The umask of init is 0, so the mode is taken as it is.
-        match mknodat(&parent, name, self.kind, Mode::from_raw_mode(self.mode), device) {
+        match mknodat(parent, name, self.kind, Mode::from_raw_mode(self.mode), device) {
             Ok(()) => {}
             Err(Errno::EXIST) => self.check_existing(parent.as_fd(), name)?,
             Err(Errno::PERM) => return self.bind(root),
@@ -109,7 +109,7 @@ impl Device {
         }
         if self.uid != 0 || self.gid != 0 {
             let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
-            chownat(&parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(|cause| failed("chown", cause))?;
+            chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(|cause| failed("chown", cause))?;
         }
         Ok(())
     }

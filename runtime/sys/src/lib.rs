@@ -15,7 +15,8 @@ mod seccomp;
 pub use clone::{Forked, fork};
 pub use mount::{MountAttr, mount_idmap, mount_setattr};
 pub use process::{
-    close_range_on_exec, default_sigpipe, exit_now, join_session_keyring, kill, namespace_clone_flags, pidfd_send_signal,
+    close_range_on_exec, default_sigpipe, exit_now, inherited_fd, join_session_keyring, kill, namespace_clone_flags,
+    pidfd_send_signal,
 };
 pub use schedule::{SchedAttr, ioprio_set, personality, sched_setattr, set_mempolicy};
 pub use seccomp::{SockFilter, knows_seccomp_flags, load_seccomp};

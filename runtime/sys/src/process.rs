@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use crate::check;
 
@@ -11,6 +11,18 @@ pub fn close_range_on_exec(first: u32) -> io::Result<()> {
     // SAFETY: only sets a flag on descriptors; no owner loses its descriptor.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) })?;
     Ok(())
+}
+
+/// Takes over an open descriptor that this process was executed with, and marks it close-on-exec. `None` if it is not open. To be
+/// called once, before the program opens anything: the caller upholds that nobody here owns the number yet.
+pub fn inherited_fd(number: i32) -> Option<OwnedFd> {
+    if number < 3 {
+        return None;
+    }
+    // SAFETY: fcntl(2) with integers; a number that is not open gives EBADF.
+    let marked = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+    // SAFETY: it is open, as the call above shows, and came over execve, so nothing in this process owns it.
+    (marked == 0).then(|| unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// Sends a signal by number, real-time signals included (rustix knows only named ones).
