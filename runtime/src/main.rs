@@ -1,9 +1,12 @@
 //! `towline-oci`: the command line of the OCI runtime.
 
+#![cfg_attr(not(test), no_main)]
+
 mod cli;
 
-use std::process::ExitCode;
+#[cfg(not(test))]
+towline_sys::entry!(cli::main);
 
-fn main() -> ExitCode {
-    cli::main()
-}
+/// Tests bring a `main` of their own.
+#[cfg(test)]
+const _: fn() -> u8 = cli::main;

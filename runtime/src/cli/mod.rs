@@ -24,7 +24,6 @@ mod usage;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use towline_runtime::cgroup::systemd::{Environment, Systemd};
@@ -140,15 +139,18 @@ enum Verb {
     Update(update::Update),
 }
 
+/// The exit code of a failure.
+const FAILURE: u8 = 1;
+
 /// Parses, runs the verb, reports a failure, and says with which code to leave.
-pub fn main() -> ExitCode {
+pub fn main() -> u8 {
     let mut exe = None;
     if std::env::args_os().any(|arg| ENTERING.iter().any(|verb| arg == *verb)) {
         exe = match exe::protect(std::env::args_os().collect(), std::env::vars_os().collect()) {
             Ok(exe) => exe,
             Err(error) => {
                 Log::stderr().fail(&error);
-                return ExitCode::FAILURE;
+                return FAILURE;
             }
         };
     }
@@ -161,15 +163,15 @@ pub fn main() -> ExitCode {
         Ok(log) => log,
         Err(error) => {
             Log::stderr().fail(&error);
-            return ExitCode::FAILURE;
+            return FAILURE;
         }
     };
     match inherited.and_then(|()| dispatch(&cli, &log, exe)) {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => code,
         Err(error) => {
             log.fail(&error);
             // As runc: a program in the container may well leave with 1.
-            if matches!(cli.verb, Verb::Exec(_)) { ExitCode::from(255) } else { ExitCode::FAILURE }
+            if matches!(cli.verb, Verb::Exec(_)) { 255 } else { FAILURE }
         }
     }
 }

@@ -3,7 +3,6 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Parser, ValueEnum};
@@ -13,11 +12,11 @@ use super::log::{Format, Log};
 use super::{Cli, version};
 
 /// The command line, or the code to leave with when everything is said.
-pub fn parse() -> Result<Cli, ExitCode> {
+pub fn parse() -> Result<Cli, u8> {
     Cli::try_parse().map_err(|error| match error.kind() {
         ErrorKind::DisplayVersion => {
             println!("{}", version());
-            ExitCode::SUCCESS
+            0
         }
         ErrorKind::DisplayHelp => {
             print!("{}", error.render());
@@ -28,23 +27,23 @@ pub fn parse() -> Result<Cli, ExitCode> {
 }
 
 /// podman takes a zero exit of `checkpoint --help` for the promise that checkpoints work on this host.
-fn help_code() -> ExitCode {
+fn help_code() -> u8 {
     let verbs = ["checkpoint", "restore"];
     if !std::env::args_os().any(|arg| verbs.iter().any(|verb| arg == *verb)) {
-        return ExitCode::SUCCESS;
+        return 0;
     }
     match criu::probe() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) => {
             println!("\nNot on this host:");
             Log::stderr().fail(&error);
-            ExitCode::FAILURE
+            super::FAILURE
         }
     }
 }
 
 /// runc leaves with 1 here, where clap would with 2.
-fn refuse(error: &clap::Error) -> ExitCode {
+fn refuse(error: &clap::Error) -> u8 {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     let format = value(&args, "--log-format").and_then(|name| Format::from_str(name.to_str()?, false).ok());
     let path = value(&args, "--log").map(PathBuf::from);
@@ -55,7 +54,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
     });
     let why = one_line(&error.render().to_string());
     log.fail(&Error::new(Outcome::BadInput, "reading the command line").because(why).advise("see towline-oci --help"));
-    ExitCode::FAILURE
+    super::FAILURE
 }
 
 /// The first paragraph of what clap says: the rest is a usage line.

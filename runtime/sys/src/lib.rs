@@ -7,12 +7,14 @@
 #![allow(unsafe_code, reason = "this crate is where the workspace keeps its system calls")]
 
 mod clone;
+mod entry;
 mod mount;
 mod process;
 mod schedule;
 mod seccomp;
 
 pub use clone::{Forked, fork};
+pub use entry::prepare_process;
 pub use mount::{MountAttr, mount_idmap, mount_setattr};
 pub use process::{
     close_range_on_exec, default_sigpipe, exit_now, inherited_fd, join_session_keyring, kill, namespace_clone_flags,
