@@ -66,6 +66,8 @@ if [ ! -e /job/systemd ]; then
     exec switch_root /root /run/testbed/main
 fi
 
+# The mark of a host that is a container itself: systemd would take itself for one in it, and not read the kernel's arguments.
+rm -f .dockerenv
 # What the packages' maintainer scripts would have made.
 grep -q '^messagebus:' etc/passwd || echo 'messagebus:x:990:990::/nonexistent:/usr/sbin/nologin' >>etc/passwd
 grep -q '^messagebus:' etc/group || echo 'messagebus:x:990:' >>etc/group
