@@ -219,6 +219,33 @@ fn user_namespaces_map_as_configured() {
     assert_eq!(done.text(), "0 200000 1000\n 2000 300000 7\n 0 300000 500\n0\n0\n65534", "{done:?}");
 }
 
+#[test]
+fn an_id_that_is_not_mapped_is_named() {
+    const TEST: &str = "an_id_that_is_not_mapped_is_named";
+    if !root_or_skip(TEST) {
+        return;
+    }
+    for (edit, why) in [
+        (
+            (|c| {
+                let options = json!(["gid=4000"]);
+                push(c, "/mounts", json!({ "destination": "/m", "type": "tmpfs", "source": "x", "options": options }));
+            }) as fn(&mut serde_json::Value),
+            "option gid",
+        ),
+        (|c| c["process"]["user"]["uid"] = json!(4000), "user 4000"),
+        (|c| c["process"]["user"]["additionalGids"] = json!([4000]), "groups [4000]"),
+    ] {
+        let container = mapped().with(edit);
+        open_to_mapped_root(&container);
+        let done = container.run().failure();
+        if container.subject() == Subject::Towline {
+            assert!(done.stderr.contains(why) && done.stderr.contains("the user namespace map"), "{done:?}");
+        }
+        assert_eq!(container.leftovers(), Vec::<String>::new(), "{why}");
+    }
+}
+
 /// A container with a user namespace.
 fn mapped() -> Container {
     Container::new().with(|c| {

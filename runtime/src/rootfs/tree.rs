@@ -84,7 +84,13 @@ pub fn reconfigure(mount: BorrowedFd<'_>, options: &MountOptions, what: &str) ->
 const MAX_STRING: usize = 255;
 
 fn configure(context: BorrowedFd<'_>, kind: &str, options: &MountOptions, what: &str) -> Result<()> {
-    let failed = |key: &str, cause: rustix::io::Errno| Error::sys(format!("setting option {key} for {what}"), cause);
+    let failed = |key: &str, cause: rustix::io::Errno| {
+        let error = Error::sys(format!("setting option {key} for {what}"), cause);
+        if cause == rustix::io::Errno::INVAL && ["uid", "gid"].contains(&key) {
+            return error.advise("does the user namespace map this id?");
+        }
+        error
+    };
     for flag in &options.superblock {
         fsconfig_set_flag(context, *flag).map_err(|cause| failed(flag, cause))?;
     }
