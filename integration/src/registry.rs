@@ -62,8 +62,7 @@ impl Registry {
         Self::start_logging(access, true)
     }
 
-    /// The same without an access log ([`Registry::requests`] stays empty): writing it costs the registry more than answering does, which
-    /// a measurement would see.
+    /// The same without an access log ([`Registry::requests`] stays empty), so that a measurement does not see what writing it costs.
     ///
     /// # Panics
     /// When the registry does not come up within 20 s.
