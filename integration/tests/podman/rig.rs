@@ -233,6 +233,10 @@ impl Drop for Podman {
         for mount in mounts().iter().rev().filter(|mount| mount.starts_with(&own)) {
             unmount(mount.as_str(), UnmountFlags::DETACH).unwrap_or_else(|error| eprintln!("unmounting {mount}: {error}"));
         }
+        // The parent of podman's cgroups is the same for all installations of the host: whoever still has something in it keeps it.
+        for folder in ["libpod_parent/conmon", "libpod_parent"] {
+            cgroups_named("libpod_parent").iter().for_each(|parent| drop(fs::remove_dir(parent.with_file_name(folder))));
+        }
     }
 }
 
