@@ -4,6 +4,8 @@
 //! Every test has a store of its own, so each is a first start on an empty machine.
 
 #[cfg(test)]
+mod ahead;
+#[cfg(test)]
 mod bad_input;
 #[cfg(test)]
 mod caller;
