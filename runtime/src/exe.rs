@@ -35,7 +35,8 @@ const FIRST_KEPT: i32 = 200;
 /// go of when there is time.
 pub fn protect(args: Vec<std::ffi::OsString>, env: Vec<(std::ffi::OsString, std::ffi::OsString)>) -> Result<Option<OwnedFd>> {
     let failed = |cause: rustix::io::Errno| Error::sys("protecting the runtime's binary", cause);
-    let own = rustix::fs::open("/proc/self/exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
+    let own = rustix::fs::open("/proc/self/exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|cause| failed(cause).advise("the runtime finds itself by /proc/self/exe: is procfs mounted on /proc?"))?;
     let mark = env.iter().find(|(name, _)| name == MARK).map(|(_, value)| value);
     if is_protected(own.as_fd()).map_err(failed)? {
         let number = mark.and_then(|value| value.to_str()?.parse().ok());

@@ -13,6 +13,7 @@ mod features;
 mod hooks;
 mod idmap;
 mod lifecycle;
+mod locked_down;
 mod mount_kinds;
 mod mounts;
 mod namespaces;

@@ -107,7 +107,17 @@ pub fn names(init: &mut Init<'_>) -> Result<()> {
 /// `linux.sysctl`, through the verified procfs.
 pub fn sysctls(init: &mut Init<'_>) -> Result<()> {
     let proc = &init.plan.proc;
-    init.container.iter().flat_map(|container| &container.sysctl).try_for_each(|(path, value)| proc.write(path, value))
+    let set = |(path, value): &(String, String)| {
+        proc.write(path, value).map_err(|error| match proc.open_file("sys/kernel/ostype", rustix::fs::OFlags::RDONLY) {
+            Ok(_) => error,
+            // Hidden (ProcSubset=pid), or something is mounted there (ProtectKernelTunables=): neither is ours to go around.
+            Err(_) => error.advise(
+                "the host's /proc/sys is locked down, and linux.sysctl needs it: where the runtime is started from \
+                                    a service, see its ProcSubset= and ProtectKernelTunables=",
+            ),
+        })
+    };
+    init.container.iter().flat_map(|container| &container.sysctl).try_for_each(set)
 }
 
 /// A session keyring of the container's own, so that keys of the caller are out of reach.
