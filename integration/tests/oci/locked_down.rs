@@ -44,7 +44,7 @@ fn a_locked_down_proc_is_no_obstacle_or_is_named() {
         ("mount -t proc -o subset=pid proc /proc", sysctl, Some("ProcSubset=")),
         (READ_ONLY_SYSCTLS, plain, None),
         (READ_ONLY_SYSCTLS, sysctl, Some("ProtectKernelTunables=")),
-        (READ_ONLY_SYSCTLS, user_namespace, Some("mounted over parts of the host's /proc")),
+        (READ_ONLY_SYSCTLS, user_namespace, Some("mounted over parts of /proc")),
         ("mount -o remount,bind,ro /sys", plain, None),
         ("mount -t tmpfs tmpfs /proc", plain, Some("is procfs mounted on /proc?")),
     ];

@@ -66,7 +66,7 @@ impl Log {
     fn write(&self, level: &str, text: &str, outcome: Option<Outcome>) {
         let line = match self.format {
             Format::Text if self.file.is_none() && level == "error" => format!("towline-oci: {text}"),
-            Format::Text if self.file.is_none() => format!("towline-oci: {level}: {text}"),
+            Format::Text if self.file.is_none() && level != "debug" => format!("towline-oci: {level}: {text}"),
             Format::Text => format!("{} {level}: {text}", time::now_rfc3339()),
             Format::Json => {
                 let line = LogLine { level: level.to_owned(), msg: text.to_owned(), time: time::now_rfc3339(), outcome };

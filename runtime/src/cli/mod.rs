@@ -24,6 +24,7 @@ mod usage;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use towline_runtime::cgroup::systemd::{Environment, Systemd};
@@ -160,7 +161,7 @@ pub fn main() -> u8 {
     };
     let inherited = check_inherited(&cli.verb);
     let log = match Log::open(cli.global.log.as_deref(), cli.global.log_format, cli.global.debug) {
-        Ok(log) => log,
+        Ok(log) => Rc::new(log),
         Err(error) => {
             Log::stderr().fail(&error);
             return FAILURE;
@@ -192,7 +193,7 @@ fn check_inherited(verb: &Verb) -> Result<()> {
     })
 }
 
-fn dispatch(cli: &Cli, log: &Log, exe: Option<OwnedFd>) -> Result<u8> {
+fn dispatch(cli: &Cli, log: &Rc<Log>, exe: Option<OwnedFd>) -> Result<u8> {
     log.debug(&format!("{:?}", cli.verb));
     if cli.global.criu.is_some() {
         log.warn("--criu is ignored: criu is looked up in PATH");
@@ -202,8 +203,12 @@ fn dispatch(cli: &Cli, log: &Log, exe: Option<OwnedFd>) -> Result<u8> {
         Verb::Features(verb) => return verb.run(),
         _ => {}
     }
-    let context = open(&cli.global)?;
+    let mut context = open(&cli.global)?;
     context.hold_exe(exe);
+    if cli.global.debug {
+        let log = Rc::clone(log);
+        context.trace(move |text| log.debug(text));
+    }
     let result = match &cli.verb {
         Verb::Create(verb) => verb.run(&context),
         Verb::Start(verb) => verb.run(&context),

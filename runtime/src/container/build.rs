@@ -142,7 +142,9 @@ pub fn build<'a>(context: &'a Context, id: &ContainerId, options: &BuildOptions,
     warnings.into_iter().for_each(|warning| context.warn(warning));
     let receiver = Receiver::new(process.terminal, options.console_socket.as_deref(), options.foreground)?;
     let namespaces = Namespaces::from_config(linux(&bundle.spec).namespaces().as_deref().unwrap_or_default())?;
+    context.step("read config.json");
     let seccomp = compile_seccomp(context, &bundle.spec)?;
+    context.step("have the seccomp filter");
     let keyring = if options.no_new_keyring { None } else { CString::new(format!("_ses.{id}")).ok() };
     let annotations = annotations(&bundle.spec);
     process.keep_groups = keeps_groups(&annotations);
@@ -158,6 +160,7 @@ pub fn build<'a>(context: &'a Context, id: &ContainerId, options: &BuildOptions,
         domain: Domain::new(linux(&bundle.spec))?,
         keyring,
         preserve_fds: options.preserve_fds.saturating_add(options.listen_fds),
+        trace: context.is_traced(),
     };
     let record = Record { annotations, seccomp_listener: listener, ..new_record(id, &bundle, &plan) };
     let mut container = plan_container(&bundle, options, &plan, record.to_state(Status::Creating))?;
@@ -174,6 +177,7 @@ pub fn build<'a>(context: &'a Context, id: &ContainerId, options: &BuildOptions,
         built.record.resctrl = Some(Group::create(config, id.as_str())?);
     }
     built.dir.save(&built.record)?;
+    context.step("made state and cgroups");
     if starter == Starter::Later {
         container.start_socket = Some(built.dir.listen_start()?);
         container.exe = context.exe.take();
@@ -184,8 +188,10 @@ pub fn build<'a>(context: &'a Context, id: &ContainerId, options: &BuildOptions,
     let cgroup = built.record.cgroup.as_ref().filter(|_| built.scope.is_none());
     plan.entrance = cgroup.map(CgroupManager::entrance).transpose()?;
     start_init(&mut built, &plan, &mut container).map_err(|error| last_words(&mut built, error))?;
+    context.step(&format!("made init, process {}", built.init().pid));
     built.console = converse(&mut built, receiver)?;
     finish(&mut built, options)?;
+    context.step("recorded the container");
     Ok(built)
 }
 
@@ -292,6 +298,7 @@ fn converse(built: &mut Built<'_>, mut receiver: Receiver) -> Result<Option<Owne
             Some((Message::Ready, _)) => return Ok(receiver.kept()),
             Some((Message::Console, Some(master))) => receiver.take(master)?,
             Some((Message::Warning(text), _)) => built.context.warn(text),
+            Some((Message::Trace(text), _)) => built.context.step(&format!("init is ready: {text}")),
             Some((Message::MountsDone, _)) => {
                 run_early_hooks(built, init.pid)?;
                 init.channel.send(&Message::HooksDone, None)?;

@@ -85,8 +85,8 @@ pub fn checkpoint(context: &Context, id: &ContainerId, options: &CheckpointOptio
         }
     }
     criu::find()?;
-    check_parent(options)?;
     let dirs = Directories::open(&options.criu)?;
+    check_parent(options)?;
     let bundle = Bundle::parse(container.record.bundle.clone(), container.dir.load_config()?)?;
     let request = request(context, &container, &bundle.spec, options, &dirs)?;
     if !options.pre_dump {
@@ -98,7 +98,10 @@ pub fn checkpoint(context: &Context, id: &ContainerId, options: &CheckpointOptio
     let kind = if options.pre_dump { Request::PreDump } else { Request::Dump };
     let mut session = Session::start(false, &[])?;
     let mut status_fd = options.status_fd;
-    let mut notified = |event: Notification<'_>| pages_ready(&event, &mut status_fd);
+    let mut notified = |event: Notification<'_>| {
+        context.step(&format!("criu: {}", event.name));
+        pages_ready(&event, &mut status_fd)
+    };
     session
         .talk(kind, Some(&request), &mut notified)
         .and_then(|_| session.end())

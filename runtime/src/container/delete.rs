@@ -120,8 +120,10 @@ pub(super) fn destroy(context: &Context, dir: &ContainerDir, record: &Record) ->
     if let Some(group) = &record.resctrl {
         group.remove()?;
     }
+    context.step("removed the cgroups");
     let poststop = poststop(context, dir, record);
     context.root.remove(dir.id())?;
+    context.step("removed the state");
     let Some(poststop) = poststop else { return Ok(()) };
     let state = super::hook_state(record, Status::Stopped, 0)?;
     for error in hooks::run_all("poststop", &poststop, &state) {

@@ -87,7 +87,7 @@ pub fn exec(context: &Context, id: &ContainerId, options: &ExecOptions) -> Resul
     let pidfd = container
         .pidfd(context)?
         .ok_or_else(|| container.wrong_state("exec in", "cannot exec in a container that is not running"))?;
-    let plan = plan(&container, process, pidfd, options)?;
+    let plan = plan(context, &container, process, pidfd, options)?;
 
     // Before it joins: from then on processes of the container can see it (CVE-2016-9962).
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
@@ -110,7 +110,7 @@ pub fn exec(context: &Context, id: &ContainerId, options: &ExecOptions) -> Resul
     }
 }
 
-fn plan(container: &Container, process: ProcessPlan, pidfd: OwnedFd, options: &ExecOptions) -> Result<Plan> {
+fn plan(context: &Context, container: &Container, process: ProcessPlan, pidfd: OwnedFd, options: &ExecOptions) -> Result<Plan> {
     // Its time namespace is the one its children have anyway; a process joins it by itself only when it is the container's own.
     let namespaces = container.record.namespaces | Kind::MOUNT.flag();
     let what = format!("the namespaces of container {}", container.dir.id());
@@ -130,6 +130,7 @@ fn plan(container: &Container, process: ProcessPlan, pidfd: OwnedFd, options: &E
         domain: container.record.domain.clone(),
         keyring: container.record.keyring.as_deref().and_then(|name| CString::new(name).ok()),
         preserve_fds: options.preserve_fds,
+        trace: context.is_traced(),
     })
 }
 
@@ -168,6 +169,7 @@ fn converse(context: &Context, spawned: &Spawned, mut receiver: Receiver, id: &C
             Some((Message::Ready, _)) => return Ok(receiver.kept()),
             Some((Message::Console, Some(master))) => receiver.take(master)?,
             Some((Message::Warning(text), _)) => context.warn(text),
+            Some((Message::Trace(text), _)) => context.step(&format!("the process is ready: {text}")),
             Some((Message::Failed(outcome, text), _)) => return Err(Error::new(outcome, tried()).because(text)),
             Some((other, _)) => return Err(Error::new(Outcome::Io, tried()).because(format!("it sent {other:?}"))),
             None => return Err(Error::new(Outcome::Io, tried()).because("the process ended and said nothing")),

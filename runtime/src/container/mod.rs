@@ -65,6 +65,16 @@ pub struct Context {
     pub filters: Option<Cache>,
     exe: RefCell<Option<OwnedFd>>,
     warnings: RefCell<Vec<String>>,
+    trace: Option<Trace>,
+}
+
+/// Who gets to know each step (`--debug`).
+struct Trace(Box<dyn Fn(&str)>);
+
+impl std::fmt::Debug for Trace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Trace")
+    }
 }
 
 impl Context {
@@ -79,6 +89,7 @@ impl Context {
             filters: None,
             exe: RefCell::default(),
             warnings: RefCell::default(),
+            trace: None,
         })
     }
 
@@ -90,6 +101,22 @@ impl Context {
     /// Lets go of that. The last of the processes that have it waits for the kernel: to be called by the one with time to spare.
     fn release_exe(&self) {
         drop(self.exe.take());
+    }
+
+    /// From now on `trace` gets every step when it is done.
+    pub fn trace(&mut self, trace: impl Fn(&str) + 'static) {
+        self.trace = Some(Trace(Box::new(trace)));
+    }
+
+    fn is_traced(&self) -> bool {
+        self.trace.is_some()
+    }
+
+    /// Tells that a step is done.
+    fn step(&self, text: &str) {
+        if let Some(trace) = &self.trace {
+            (trace.0)(text);
+        }
     }
 
     /// Keeps something the user should know for [`Context::take_warnings`].

@@ -250,6 +250,7 @@ fn cgroup_line(line: &str) -> Vec<(String, String)> {
 }
 
 fn notified(restored: &mut Restored<'_>, event: Notification<'_>, receiver: &mut Receiver) -> Result<()> {
+    restored.context.step(&format!("criu: {}", event.name));
     match event.name {
         "setup-namespaces" => run_hooks(restored, event.pid.unwrap_or(0)),
         "orphan-pts-master" => match event.fd {

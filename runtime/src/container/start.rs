@@ -34,6 +34,7 @@ pub fn start(context: &Context, id: &ContainerId) -> Result<()> {
     channel.send(&Message::Start, None)?;
     // Whatever comes of it, it cannot be started twice.
     container.dir.started()?;
+    context.step("said start to init");
     await_program(&channel, &container.record, container.record.init_process_pid, Status::Created)?;
     let bundle = Bundle::parse(container.record.bundle.clone(), container.dir.load_config()?)?;
     run_poststart(&bundle, &container.record).or_else(|error| {

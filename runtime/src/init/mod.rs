@@ -22,6 +22,7 @@ mod start;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use crate::client::Status;
 use crate::error::{Error, Outcome, Result};
@@ -48,6 +49,8 @@ pub struct Init<'a> {
     in_cgroup: bool,
     /// Where the program was found.
     program: PathBuf,
+    /// How long each step took, if somebody wants to know.
+    steps: Vec<(&'static str, Duration)>,
 }
 
 /// One step. Its name is what an error says was being done.
@@ -109,12 +112,15 @@ pub fn run(plan: &Plan, container: Option<&mut ContainerPlan>, channel: Channel)
     rustix::process::umask(rustix::fs::Mode::empty());
     die_with_runtime(true)?;
     let steps = if container.is_some() { CREATE } else { EXEC };
-    let mut init =
-        Init { plan, container, channel, null: None, root: None, in_cgroup: plan.entrance.is_some(), program: PathBuf::new() };
+    let in_cgroup = plan.entrance.is_some();
+    let (program, times) = (PathBuf::new(), Vec::new());
+    let mut init = Init { plan, container, channel, null: None, root: None, in_cgroup, program, steps: times };
     for (name, step) in steps {
+        let began = plan.trace.then(Instant::now);
         if let Err(error) = step(&mut init) {
             init.fail(&error.during(*name));
         }
+        init.steps.extend(began.map(|began| (*name, began.elapsed())));
     }
     let error = launch::execute(&init);
     init.fail(&error)
@@ -274,6 +280,10 @@ fn own_null(init: &mut Init<'_>) -> Result<()> {
 fn report_ready(init: &mut Init<'_>) -> Result<()> {
     // From here on nothing but the channel is waited for, and that ends with the runtime too.
     die_with_runtime(false)?;
+    if init.plan.trace {
+        let steps = init.steps.iter().map(|(name, time)| format!("{name} {} us", time.as_micros()));
+        init.channel.send(&Message::Trace(steps.collect::<Vec<_>>().join(", ")), None)?;
+    }
     init.channel.send(&Message::Ready, None)
 }
 

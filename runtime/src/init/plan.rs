@@ -43,6 +43,8 @@ pub struct Plan {
     pub keyring: Option<CString>,
     /// Descriptors from 3 up that the program gets.
     pub preserve_fds: u32,
+    /// Somebody reads how long the steps take (`--debug`).
+    pub trace: bool,
 }
 
 /// What only a container's first process does.

@@ -53,6 +53,8 @@ pub enum Message {
     ListenerTaken,
     /// Runtime to init: the network devices are in your namespace.
     DevicesMoved,
+    /// Init to runtime, for the log: how long its steps took.
+    Trace(String),
 }
 
 impl Message {
@@ -77,6 +79,7 @@ impl Message {
             Self::Listener => (12, vec![]),
             Self::ListenerTaken => (13, vec![]),
             Self::DevicesMoved => (14, vec![]),
+            Self::Trace(text) => (15, cut(text, MAX_PAYLOAD).as_bytes().to_vec()),
         };
         let mut packet = Vec::with_capacity(HEADER + payload.len());
         packet.push(kind);
@@ -119,6 +122,7 @@ impl Message {
             12 => empty(Self::Listener),
             13 => empty(Self::ListenerTaken),
             14 => empty(Self::DevicesMoved),
+            15 => text(payload).map(Self::Trace),
             _ => Err("an unknown kind"),
         }
     }
@@ -284,6 +288,7 @@ mod tests {
             Message::Recorded,
             Message::Start,
             Message::Warning("w".into()),
+            Message::Trace("t".into()),
             Message::Failed(Outcome::CommandNotFound, "x".into()),
             Message::Console,
             Message::Listener,
