@@ -1,16 +1,14 @@
 //! `checkpoint` and `restore`, by criu. Where criu cannot work with the kernel these cases run in the test machine
 //! (integration/tests/testbed). On a development host: `integration/testbed/run.sh -- <this test binary> checkpoint::`.
-//!
-//! The containers share the host's network: what criu 3.17 asks of a network namespace newer kernels refuse, and the callers we know
-//! bring their own, which is not saved (see the case with a namespace that exists).
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use serde_json::{Value, json};
+use super::terminal::{Console, read_until};
+use serde_json::json;
 use towline_integration::bundle::{Container, Done, PATIENCE, Subject, push, root_or_skip};
 
 const NOTHING: Vec<String> = Vec::new();
@@ -35,11 +33,7 @@ fn criu_or_skip(test: &str) -> bool {
 
 /// Counts into a file.
 fn counting() -> Container {
-    Container::new().script("i=0; while :; do i=$((i+1)); echo $i >/data/n; sleep 0.05; done").with(without_network)
-}
-
-fn without_network(config: &mut Value) {
-    config["linux"]["namespaces"].as_array_mut().expect("namespaces").retain(|entry| entry["type"] != "network");
+    Container::new().script("i=0; while :; do i=$((i+1)); echo $i >/data/n; sleep 0.05; done")
 }
 
 /// `create` and `start` with the streams on /dev/null: a file of the host is nothing that criu can save.
@@ -151,6 +145,29 @@ fn leave_running_lets_it_run() {
 }
 
 #[test]
+fn a_pre_dump_is_the_parent_of_a_dump() {
+    if !criu_or_skip("a_pre_dump_is_the_parent_of_a_dump") {
+        return;
+    }
+    let container = counting();
+    up(&container);
+    wait_count(&container, 1);
+    let before = container.dir().join("before").display().to_string();
+    let done = container.runtime(&["checkpoint", "--pre-dump", "--image-path", &before, container.id()]);
+    if done.stderr.contains("not capable") || done.stderr.contains("missing features") {
+        println!("SKIP a_pre_dump_is_the_parent_of_a_dump: this kernel does not track changes of memory");
+        return;
+    }
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert_eq!(container.status(), "running");
+    let saved = wait_count(&container, count(&container));
+    checkpoint(&container, &["--parent-path", "../before"]);
+    assert!(images(&container).join("parent").exists(), "the images do not build on the first ones");
+    restore(&container);
+    wait_count(&container, saved);
+}
+
+#[test]
 fn a_network_namespace_that_exists_is_joined_again() {
     if !criu_or_skip("a_network_namespace_that_exists_is_joined_again") {
         return;
@@ -159,18 +176,15 @@ fn a_network_namespace_that_exists_is_joined_again() {
     let ip = |verb: &str| Command::new("ip").args(["netns", verb, &name]).status().is_ok_and(|status| status.success());
     assert!(ip("add"), "make a network namespace");
     let path = format!("/run/netns/{name}");
-    let container = counting().with(|c| push(c, "/linux/namespaces", json!({ "type": "network", "path": path })));
+    let container = counting().with(|c| {
+        let namespaces = c["linux"]["namespaces"].as_array_mut().expect("namespaces");
+        let network = namespaces.iter_mut().find(|entry| entry["type"] == "network").expect("a network namespace");
+        network["path"] = json!(path);
+    });
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         up(&container);
         let before = wait_count(&container, 1);
-        let done = try_checkpoint(&container, &[]);
-        if done.code != Some(0) && dump_log(&container).contains("reported by netlink: Invalid argument") {
-            println!(
-                "SKIP a_network_namespace_that_exists_is_joined_again: this criu cannot read a network namespace of this kernel"
-            );
-            return;
-        }
-        assert_eq!(done.code, Some(0), "{done:?}\n{}", dump_log(&container));
+        checkpoint(&container, &[]);
         restore(&container);
         wait_count(&container, before);
         let inside = fs::metadata(format!("/proc/{}/ns/net", container.pid())).expect("its namespace");
@@ -188,9 +202,7 @@ fn a_pipe_becomes_the_new_callers() {
     if !criu_or_skip("a_pipe_becomes_the_new_callers") {
         return;
     }
-    let container = Container::new()
-        .script("i=0; while :; do i=$((i+1)); echo line $i; echo $i >/data/n; sleep 0.05; done")
-        .with(without_network);
+    let container = Container::new().script("i=0; while :; do i=$((i+1)); echo line $i; echo $i >/data/n; sleep 0.05; done");
     container.write_config();
     let (bundle, id) = (container.bundle().display().to_string(), container.id());
     let mut first = container.command(&["run", "--bundle", &bundle, id]);
@@ -209,6 +221,37 @@ fn a_pipe_becomes_the_new_callers() {
     container.kill("KILL").success();
     assert_eq!(second.wait().expect("wait for restore").code(), Some(137));
     assert_eq!(container.status(), "none");
+}
+
+#[test]
+fn a_terminal_goes_to_the_new_console_socket() {
+    if !criu_or_skip("a_terminal_goes_to_the_new_console_socket") {
+        return;
+    }
+    let container = Container::new()
+        .script("n=0; while read x; do n=$((n+1)); echo $n=$x; done")
+        .with(|c| c["process"]["terminal"] = json!(true));
+    container.write_config();
+    let (bundle, id) = (container.bundle().display().to_string(), container.id());
+    let first = Console::listen(&container, "first");
+    let mut create = container.command(&["create", "--bundle", &bundle, "--console-socket", &first.option(), id]);
+    let create = create.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().expect("run the runtime");
+    assert!(create.success());
+    let mut terminal = first.terminal();
+    container.start().success();
+    terminal.write_all(b"a\n").expect("type");
+    read_until(&mut terminal, "1=a");
+    checkpoint(&container, &[]);
+    drop(terminal);
+
+    let second = Console::listen(&container, "second");
+    let images = images(&container).display().to_string();
+    let option = second.option();
+    let args = ["restore", "--detach", "--image-path", &images, "--bundle", &bundle, "--console-socket", &option, id];
+    container.runtime(&args).success();
+    let mut terminal = second.terminal();
+    terminal.write_all(b"b\n").expect("type");
+    read_until(&mut terminal, "2=b");
 }
 
 #[test]

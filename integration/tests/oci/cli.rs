@@ -154,6 +154,29 @@ fn failures_are_lines_of_the_json_log() {
 }
 
 #[test]
+fn debug_says_what_each_step_took() {
+    if !root_or_skip("debug_says_what_each_step_took") {
+        return;
+    }
+    let container = Container::new();
+    if container.subject() != Subject::Towline {
+        println!("SKIP debug_says_what_each_step_took: the references have other words");
+        return;
+    }
+    container.write_config();
+    let log = container.dir().join("log");
+    let (name, bundle) = (log.display().to_string(), container.bundle().display().to_string());
+    let global = ["--debug", "--log", &name, "--log-format", "json"];
+    container.runtime(&[&global[..], &["run", "--bundle", &bundle, container.id()]].concat()).success();
+    let text = fs::read_to_string(&log).expect("the log");
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert!(lines.iter().all(|line| line["time"].is_string() && line["level"] == "debug"), "{text}");
+    for words in ["read config.json", "made init", "making the mounts", "recorded the container", "removed the state"] {
+        assert!(lines.iter().any(|line| line["msg"].as_str().is_some_and(|text| text.contains(words))), "{words}: {text}");
+    }
+}
+
+#[test]
 fn what_is_stopped_cannot_be_killed() {
     if !root_or_skip("what_is_stopped_cannot_be_killed") {
         return;

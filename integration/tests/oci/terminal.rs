@@ -13,13 +13,13 @@ use serde_json::json;
 use towline_integration::bundle::{Container, PATIENCE, root_or_skip};
 
 /// A console socket, and the terminal that arrives on it.
-struct Console {
+pub(super) struct Console {
     path: PathBuf,
     terminal: mpsc::Receiver<OwnedFd>,
 }
 
 impl Console {
-    fn listen(container: &Container, name: &str) -> Self {
+    pub(super) fn listen(container: &Container, name: &str) -> Self {
         let path = container.dir().join(name);
         let listener = UnixListener::bind(&path).expect("bind the console socket");
         let (sender, terminal) = mpsc::channel();
@@ -32,12 +32,12 @@ impl Console {
         Self { path, terminal }
     }
 
-    fn option(&self) -> String {
+    pub(super) fn option(&self) -> String {
         self.path.display().to_string()
     }
 
     #[track_caller]
-    fn terminal(&self) -> File {
+    pub(super) fn terminal(&self) -> File {
         File::from(self.terminal.recv_timeout(PATIENCE).expect("a terminal on the console socket"))
     }
 }
@@ -55,7 +55,7 @@ fn receive(stream: &UnixStream) -> Option<OwnedFd> {
 
 /// Reads from the terminal until `needle` comes.
 #[track_caller]
-fn read_until(terminal: &mut File, needle: &str) -> String {
+pub(super) fn read_until(terminal: &mut File, needle: &str) -> String {
     let (sender, receiver) = mpsc::channel();
     let mut copy = terminal.try_clone().expect("a second descriptor");
     let needle_there = needle.to_owned();

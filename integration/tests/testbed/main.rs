@@ -32,6 +32,12 @@ fn cases_with_systemd() {
     run_in_machine("cases_with_systemd", &["--systemd"], &[], &["systemd::"], 5);
 }
 
+/// criu works with the machine's kernel; with this host's it may not.
+#[test]
+fn checkpoints() {
+    run_in_machine("checkpoints", &[], &[], &["checkpoint::"], 6);
+}
+
 #[test]
 fn cases_in_a_users_session() {
     let as_user = Path::new(env!("CARGO_MANIFEST_DIR")).join("testbed/as-user.sh").display().to_string();
