@@ -45,6 +45,10 @@ pub fn load_seccomp(program: &[SockFilter], flags: u64) -> io::Result<Option<Own
 
 /// Whether the kernel knows these `SECCOMP_FILTER_FLAG_*` bits. Nothing is loaded.
 pub fn knows_seccomp_flags(flags: u64) -> bool {
+    // The kernel takes 32 bits and would not see the others.
+    if u32::try_from(flags).is_err() {
+        return false;
+    }
     let none = std::ptr::null::<SockFprog>();
     // SAFETY: the kernel looks at the flags first (EINVAL for unknown ones), and without a program it can only fail (EFAULT).
     let result = check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, none) });
@@ -58,6 +62,7 @@ mod tests {
     #[test]
     fn unknown_flags_are_told_from_known_ones() {
         assert!(knows_seccomp_flags(libc::SECCOMP_FILTER_FLAG_LOG));
+        assert!(!knows_seccomp_flags(1 << 31));
         assert!(!knows_seccomp_flags(1 << 40));
     }
 
