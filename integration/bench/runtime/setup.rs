@@ -68,6 +68,8 @@ impl Bench {
         };
         let (floor, cycle) = (compile("floor", include_str!("floor.c")), compile("cycle", include_str!("cycle.c")));
         let bench = Self { subjects, floor, cycle, dir };
+        fs::create_dir(bench.states()).expect("make a directory");
+        mount(Some("state"), &bench.states(), Some("tmpfs"), MsFlags::empty(), Some("mode=0700")).expect("mount a tmpfs");
         for (kind, program) in [(Kind::Spec, "/bin/true"), (Kind::Podman, "/bin/true")] {
             bench.make_bundle(kind, &bench.bundle(kind), &[program]);
             bench.make_bundle(kind, &bench.sleeping_bundle(kind), &["/bin/sleep", "100000"]);
@@ -90,9 +92,14 @@ impl Bench {
         self.dir.path().join(if kind == Kind::Spec { "spec-sleep" } else { "podman-sleep" })
     }
 
+    /// A tmpfs, as /run is one.
+    fn states(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
     /// A subject's state directory.
     pub fn state(&self, subject: &Subject) -> PathBuf {
-        self.dir.path().join(format!("state-{}", subject.name))
+        self.states().join(subject.name)
     }
 
     /// A command of a subject, silent.
@@ -125,6 +132,14 @@ impl Bench {
         };
         config["process"]["args"] = json!(args);
         fs::write(dir.join("config.json"), config.to_string()).expect("write config.json");
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        if let Err(cause) = umount2(&self.states(), MntFlags::MNT_DETACH) {
+            eprintln!("unmounting {}: {cause}", self.states().display());
+        }
     }
 }
 
