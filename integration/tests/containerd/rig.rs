@@ -12,7 +12,7 @@ use towline_integration::bundle::{Subject, cgroups_named, root_or_skip};
 use towline_integration::process::{Finished, Job, run, wait_until};
 
 /// Long enough for any command on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A containerd, and the root file system its containers have. Dropping it ends its tasks and itself.
 pub struct Containerd {

@@ -15,7 +15,7 @@ use towline_integration::bundle::{Subject, cgroups_named, root_or_skip};
 use towline_integration::process::{Finished, run, wait_until};
 
 /// Long enough for any command on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// How many cases run side by side: podman mostly waits.
 const WORKERS: usize = 4;
