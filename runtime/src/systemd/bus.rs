@@ -165,3 +165,93 @@ impl Bus {
 fn late(cause: std::io::Error) -> std::io::Error {
     if cause.kind() == ErrorKind::WouldBlock { ErrorKind::TimedOut.into() } else { cause }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// A server for one connection: accepts any identity, reads one call, and sends `answer`.
+    fn server(hello: &'static [u8], answer: Vec<u8>) -> (tempfile::TempDir, Address, thread::JoinHandle<()>) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bus");
+        let listener = UnixListener::bind(&path).unwrap();
+        let served = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut lines = [0; 30];
+            stream.read_exact(&mut lines[..b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n".len()]).unwrap();
+            stream.write_all(hello).unwrap();
+            let mut fixed = [0; FIXED];
+            if stream.read_exact(&mut fixed).is_ok() {
+                let mut rest = vec![0; total_length(&fixed).unwrap() - FIXED];
+                stream.read_exact(&mut rest).unwrap();
+                stream.write_all(&answer).unwrap();
+                // Stays until the client goes.
+                drop(stream.read(&mut [0]));
+            }
+        });
+        (dir, Address::Path(path), served)
+    }
+
+    fn message(kind: u8, fields: &[u8], body: &[u8]) -> Vec<u8> {
+        let number = |length: usize| u32::try_from(length).unwrap().to_le_bytes();
+        let mut out = [&[b'l', kind, 0, 1][..], &number(body.len()), &number(9), &number(fields.len()), fields].concat();
+        out.resize(out.len().next_multiple_of(8), 0);
+        [out, body.to_vec()].concat()
+    }
+
+    fn call() -> Call<'static> {
+        Call { destination: "a.b", path: "/", interface: "a.b", member: "M", arguments: vec![] }
+    }
+
+    const HELLO: &[u8] = b"DATA\r\nOK 0123\r\n";
+    const REPLY: &[u8] = b"\x05\x01u\0\x01\0\0\0\x08\x01g\0\x01u\0";
+    const SIGNAL: &[u8] = b"\x02\x01s\0\x03\0\0\0a.b\0\0\0\0\0\x03\x01s\0\x01\0\0\0S\0\0\0\0\0\0\0\x08\x01g\0\x01u\0";
+
+    #[test]
+    fn a_signal_that_overtakes_an_answer_is_kept() {
+        let answer = [message(4, SIGNAL, b"\x07\0\0\0"), message(2, REPLY, b"\x2a\0\0\0")].concat();
+        let (_dir, address, served) = server(HELLO, answer);
+        let mut bus = Bus::connect(&address, PATIENCE).unwrap();
+        let Answer::Values(values) = bus.call(&call()).unwrap() else { panic!("refused") };
+        assert_eq!(values, [Value::U32(42)]);
+        assert_eq!(bus.signal("a.b", "S").unwrap(), [Value::U32(7)]);
+        drop(bus);
+        served.join().unwrap();
+    }
+
+    #[test]
+    fn failures_name_the_address_and_what_was_tried() {
+        let endless: &[u8] = &[b'x'; 300];
+        type Case<'a> = (&'a str, &'a [u8], Vec<u8>, Duration, Outcome, &'a str);
+        let cases: [Case<'_>; 5] = [
+            ("refused", b"REJECTED EXTERNAL\r\n", vec![], PATIENCE, Outcome::Denied, "REJECTED"),
+            ("no end", endless, vec![], PATIENCE, Outcome::Io, "no end"),
+            ("garbage", HELLO, vec![b'x'; 64], PATIENCE, Outcome::Io, "byte order"),
+            (
+                "too long",
+                HELLO,
+                message(2, REPLY, b"")[..4].iter().chain(&[0xff; 12]).copied().collect(),
+                PATIENCE,
+                Outcome::Io,
+                "1 MiB",
+            ),
+            ("silence", HELLO, vec![], Duration::from_millis(300), Outcome::Timeout, "calling M"),
+        ];
+        for (name, hello, answer, patience, outcome, part) in cases {
+            let hello: &'static [u8] = Box::leak(hello.to_vec().into_boxed_slice());
+            let (_dir, address, served) = server(hello, answer);
+            let failed = Bus::connect(&address, patience).and_then(|mut bus| bus.call(&call()).map(drop)).unwrap_err();
+            let text = failed.one_line();
+            assert_eq!(failed.outcome(), outcome, "{name}: {text}");
+            assert!(text.contains(part) && text.contains(&address.to_string()), "{name}: {text}");
+            served.join().unwrap();
+        }
+        let nobody = Bus::connect(&Address::Path("/no/such/bus".into()), PATIENCE).unwrap_err();
+        assert_eq!(nobody.outcome(), Outcome::NotFound);
+    }
+}
