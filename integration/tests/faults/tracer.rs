@@ -9,7 +9,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
@@ -167,6 +167,17 @@ impl Tracer {
             match waitpid(pid, Some(WaitPidFlag::__WALL)) {
                 Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(_) => {}
                 Ok(_) => drop(ptrace::detach(pid, None)),
+            }
+        }
+        // One that was made a moment before the end has not been seen yet: it is traced from its birth, and stops at once.
+        let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD | WaitPidFlag::WNOHANG;
+        let end = Instant::now() + PATIENCE;
+        while let Ok(status) = waitpid(Pid::from_raw(-1), Some(flags)) {
+            match status {
+                WaitStatus::Exited(..) | WaitStatus::Signaled(..) => {}
+                WaitStatus::StillAlive if Instant::now() < end => std::thread::sleep(Duration::from_millis(1)),
+                WaitStatus::StillAlive => break,
+                stopped => drop(stopped.pid().map(|pid| ptrace::detach(pid, None))),
             }
         }
     }
