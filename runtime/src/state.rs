@@ -106,6 +106,26 @@ impl Record {
     /// A record of this version.
     pub const VERSION: u32 = RECORD_VERSION;
 
+    /// Reads `state.json`.
+    ///
+    /// # Errors
+    /// `Unsupported` for another version, `BadInput` for anything else that is no record.
+    pub fn parse(json: &[u8]) -> Result<Self> {
+        let tried = || Error::new(Outcome::BadInput, "parsing JSON");
+        match serde_json::from_slice::<Self>(json) {
+            Ok(record) if record.version == RECORD_VERSION => Ok(record),
+            // What is wrong with another version's fields does not matter then.
+            other => {
+                let version = serde_json::from_slice::<Versioned>(json).map_err(|cause| tried().because(cause))?.version;
+                if version != RECORD_VERSION {
+                    return Err(Error::new(Outcome::Unsupported, "checking its version")
+                        .because(format!("it is {version}, and this runtime knows {RECORD_VERSION}")));
+                }
+                other.map_err(|cause| tried().because(cause))
+            }
+        }
+    }
+
     /// True while init is there (and is not a zombie).
     pub fn is_alive(&self, proc: &ProcFs) -> bool {
         start_time(proc, self.init_process_pid) == Some(self.init_process_start)
@@ -251,21 +271,7 @@ impl ContainerDir {
     /// The record; `None` while the container is being created (or when that was interrupted).
     pub fn load(&self) -> Result<Option<Record>> {
         let Some(json) = self.read(RECORD)? else { return Ok(None) };
-        let tried = || format!("reading the state of container {}", self.id);
-        let damaged = |cause: serde_json::Error| Error::new(Outcome::BadInput, tried()).because(cause);
-        let record = match serde_json::from_slice::<Record>(&json) {
-            Ok(record) if record.version == RECORD_VERSION => record,
-            // What is wrong with another version's fields does not matter then.
-            other => {
-                let version = serde_json::from_slice::<Versioned>(&json).map_err(damaged)?.version;
-                if version != RECORD_VERSION {
-                    return Err(Error::new(Outcome::Unsupported, tried())
-                        .because(format!("it has version {version}, and this runtime knows {RECORD_VERSION}")));
-                }
-                other.map_err(damaged)?
-            }
-        };
-        Ok(Some(record))
+        Record::parse(&json).map(Some).map_err(|error| error.during(format!("reading the state of container {}", self.id)))
     }
 
     /// What a record that [`ContainerDir::load`] refuses still tells: another version's, or a damaged one's.
