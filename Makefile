@@ -22,13 +22,14 @@ $(if $(COMMIT),$(eval export TOWLINE_COMMIT := $(COMMIT)))
 
 RUNS ?= 5
 
-.PHONY: help demo test bench bench-runtime build man install deps images testbed lint clean
+.PHONY: help demo test fuzz bench bench-runtime build man install deps images testbed lint clean
 
 help:
 	@echo "make demo                 build, make a local registry with a real image, and show a lazy start beside a full pull"
 	@echo "make test                 lint and all tests; needs root for the end-to-end part ($(TOWLINE_WORK) keeps the images)"
 	@echo "make bench RUNS=5         first output of a lazy start against the physical limit and a full pull"
 	@echo "make bench-runtime RUNS=40  start, exec and memory of towline-oci beside runc, crun, youki and the floor"
+	@echo "make fuzz                 libFuzzer on the runtime's parsers, SECONDS_EACH=10 for each target"
 	@echo "make build                release binaries: $(RELEASE)/{towline,towlined}, $(RELEASE_OCI)"
 	@echo "make man                  man pages and shell completions of towline-oci: $(RELEASE)/share"
 	@echo "make install PREFIX=DIR   install all of that into DIR/bin and DIR/share (default /usr/local)"
@@ -79,6 +80,10 @@ images: deps
 
 testbed: deps
 	@bash integration/testbed/build.sh
+
+# Fuzz targets of the runtime's parsers, with the stable compiler; part of `make test`.
+fuzz:
+	@bash runtime/fuzz/run.sh
 
 lint:
 	$(CARGO) fmt --all --check

@@ -51,6 +51,7 @@ stage 'formatting' 120 "$cargo" fmt --all --check
 stage 'clippy' 1500 "$cargo" clippy --quiet --workspace --all-targets -- -D warnings
 if stage 'build' 1500 "$cargo" build --workspace --bins && stage 'build tests' 1500 "$cargo" test --quiet --workspace --no-run; then
     stage 'library tests' 1200 "$cargo" test --workspace --exclude towline-integration --no-fail-fast -- --show-output
+    stage 'fuzz targets' 1200 bash runtime/fuzz/run.sh
     images=0
     [ "$(id -u)" != 0 ] || stage 'images' 1800 bash integration/images/build.sh || images=$?
     [ "$(id -u)" != 0 ] || stage 'test machine' 600 bash integration/testbed/build.sh
