@@ -16,7 +16,7 @@ use caps::{Capability, CapsHashSet};
 use oci_spec::runtime::{Capabilities as SpecSet, LinuxCapabilities};
 use rustix::io::Errno;
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, capability_is_in_bounding_set, clear_ambient_capability_set,
+    CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set, clear_ambient_capability_set,
     configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities, set_keep_capabilities,
 };
 use serde_json::Value;
@@ -33,18 +33,22 @@ pub struct Capabilities {
     ambient: CapsHashSet,
 }
 
-/// What this process may hand on: those of some capabilities that are in its bounding set.
+/// What this process may hand on: those of some capabilities that it holds itself or that are in its bounding set.
 #[derive(Clone, Debug)]
 pub struct Available(CapsHashSet);
 
 impl Available {
-    /// Asks the kernel about every capability that `wanted` names.
+    /// Asks the kernel about the capabilities that `wanted` names: for all that this process holds in one call, which is enough for
+    /// root on a usual host, and for the rest one by one.
     pub fn detect(wanted: Option<&LinuxCapabilities>) -> Result<Self> {
         let Some(wanted) = wanted else { return Ok(Self(CapsHashSet::new())) };
         let sets = [wanted.bounding(), wanted.effective(), wanted.permitted(), wanted.inheritable(), wanted.ambient()];
         let mut available: CapsHashSet = sets.into_iter().flatten().flatten().map(known).collect();
+        let held = capabilities(None).map_err(|cause| Error::sys("reading the runtime's own capabilities", cause))?.permitted;
         let mut failed = None;
-        available.retain(|capability| match capability_is_in_bounding_set(flag(*capability)) {
+        let can_hand_on =
+            |capability| if held.contains(capability) { Ok(true) } else { capability_is_in_bounding_set(capability) };
+        available.retain(|capability| match can_hand_on(flag(*capability)) {
             Ok(there) => there,
             // A kernel that is older than the capability.
             Err(Errno::INVAL) => false,

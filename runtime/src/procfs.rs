@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
@@ -41,9 +42,9 @@ fn maps_everything(map: &str) -> bool {
     map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
-/// A verified procfs root.
-#[derive(Debug)]
-pub struct ProcFs(OwnedFd);
+/// A verified procfs root. Copies share the descriptor.
+#[derive(Clone, Debug)]
+pub struct ProcFs(Rc<OwnedFd>);
 
 impl ProcFs {
     /// Opens and verifies `/proc`. To be called before the process enters any container's mount namespace.
@@ -58,7 +59,7 @@ impl ProcFs {
                 .because("it is not the root of a procfs")
                 .advise("mount procfs on /proc"));
         }
-        Ok(Self(fd))
+        Ok(Self(Rc::new(fd)))
     }
 
     /// Opens `path` (relative to `/proc`).

@@ -153,7 +153,7 @@ pub fn build<'a>(context: &'a Context, id: &ContainerId, options: &BuildOptions,
     let mut plan = Plan {
         process,
         namespaces,
-        proc: ProcFs::open()?,
+        proc: context.proc.clone(),
         entrance: None,
         seccomp,
         sendmsg_notifies: listener.as_ref().is_some_and(|listener| listener.sendmsg_notifies),

@@ -22,7 +22,6 @@ use crate::init::plan::{Plan, ProcessPlan};
 use crate::process::message::Message;
 use crate::process::namespaces::{Kind, Namespaces};
 use crate::process::spawn::{Spawned, spawn};
-use crate::procfs::ProcFs;
 
 /// What the caller of `exec` wants.
 #[derive(Debug, Default)]
@@ -123,7 +122,7 @@ fn plan(context: &Context, container: &Container, process: ProcessPlan, pidfd: O
     Ok(Plan {
         process,
         namespaces: Namespaces::of_process(pidfd, namespaces, what),
-        proc: ProcFs::open()?,
+        proc: context.proc.clone(),
         entrance,
         seccomp: if container.record.seccomp { Some(container.dir.load_filter()?) } else { None },
         sendmsg_notifies: container.record.seccomp_listener.as_ref().is_some_and(|listener| listener.sendmsg_notifies),
