@@ -2,9 +2,9 @@
 # Builds the fuzz targets with a stable compiler and runs each for SECONDS_EACH (10) seconds. A crash ends it with an error; the
 # input that caused it is kept in the directory that is named then.
 set -euo pipefail
-cd "$(dirname "$0")"
 seconds=${SECONDS_EACH:-10}
-target=${CARGO_TARGET_DIR:-$PWD/../../target}/fuzz
+target=$(realpath -m "${CARGO_TARGET_DIR:-$(dirname "$0")/../../target}")/fuzz
+cd "$(dirname "$0")"
 # What cargo-fuzz passes, as far as a stable compiler takes it: coverage, without sanitizers (there is no unsafe code in the parsers).
 export RUSTFLAGS="--cfg fuzzing -C passes=sancov-module -C llvm-args=-sanitizer-coverage-level=4 \
 -C llvm-args=-sanitizer-coverage-inline-8bit-counters -C llvm-args=-sanitizer-coverage-pc-table \
