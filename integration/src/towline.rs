@@ -188,7 +188,7 @@ fn sweep(sandboxes: &Path) {
     }
 }
 
-/// Kills every process and takes away every mount that belongs to a sandbox.
+/// Kills every process, and takes away every mount and cgroup, that belongs to a sandbox.
 fn clear(dir: &Path) {
     // Killing a monitor lets nothing start anew, but a process may have just forked: look again until none is left.
     for _ in 0..50 {
@@ -203,6 +203,27 @@ fn clear(dir: &Path) {
     for (mount, _) in mounts_below(dir).into_iter().rev() {
         // A mount that went with its parent is not an error.
         umount2(&mount, MntFlags::MNT_DETACH).ok();
+    }
+    for container in fs::read_dir(dir.join("root/containers")).into_iter().flatten().flatten() {
+        remove_cgroups(&Path::new("towline").join(container.file_name()));
+    }
+}
+
+/// Removes the cgroup of a container whose processes have been killed, in every hierarchy, and its parent with the last.
+fn remove_cgroups(path: &Path) {
+    let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+    for cgroup in hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]).map(|root| root.join(path)).filter(|dir| dir.exists()) {
+        // A process that was killed may need a moment to go.
+        for _ in 0..50 {
+            if fs::remove_dir(&cgroup).is_ok() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if let Some(parent) = cgroup.parent() {
+            // Other containers may be in it.
+            fs::remove_dir(parent).ok();
+        }
     }
 }
 
