@@ -118,8 +118,8 @@ impl Record {
             other => {
                 let version = serde_json::from_slice::<Versioned>(json).map_err(|cause| tried().because(cause))?.version;
                 if version != RECORD_VERSION {
-                    return Err(Error::new(Outcome::Unsupported, "checking its version")
-                        .because(format!("it is {version}, and this runtime knows {RECORD_VERSION}")));
+                    return Err(Error::new(Outcome::Unsupported, "parsing JSON")
+                        .because(format!("it has version {version}, and this runtime knows {RECORD_VERSION}")));
                 }
                 other.map_err(|cause| tried().because(cause))
             }
