@@ -15,7 +15,7 @@ fn running() -> Container {
     container
 }
 
-fn update(container: &Container, args: &[&str]) -> Done {
+pub fn update(container: &Container, args: &[&str]) -> Done {
     let mut all = vec!["update"];
     all.extend(args);
     all.push(container.id());

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
-use towline_integration::bundle::{Case, Container, Done, Subject, root_or_skip, run_cases};
+use towline_integration::bundle::{Case, Container, Subject, root_or_skip, run_cases};
 
 use crate::resources::Parent;
+use crate::update::update;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
@@ -53,13 +54,6 @@ fn running(resources: Value) -> Container {
     container.up();
     container.wait_output("ready");
     container
-}
-
-fn update(container: &Container, args: &[&str]) -> Done {
-    let mut all = vec!["update"];
-    all.extend(args);
-    all.push(container.id());
-    container.runtime(&all)
 }
 
 /// The machine is emulated, and booted once for all cases.
