@@ -25,6 +25,7 @@
 
 mod directory;
 mod format;
+pub mod node;
 pub mod read;
 mod xattr;
 

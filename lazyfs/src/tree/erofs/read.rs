@@ -28,8 +28,10 @@ const TRUSTED: u8 = 4;
 /// A stored tree, mapped into memory.
 #[derive(Debug)]
 pub struct StoredTree {
-    bytes: MappedFile,
-    root: u64,
+    pub(super) bytes: MappedFile,
+    pub(super) root: u64,
+    /// Of inodes that have no time of their own.
+    pub(super) time: (i64, u32),
 }
 
 /// A regular file with content.
@@ -44,13 +46,13 @@ pub struct FoundFile {
 }
 
 /// The fields of an inode that are of use here.
-struct Inode {
+pub(super) struct Inode {
     mode: u16,
     layout: u16,
     size: u64,
     block: u64,
     /// Where its attributes are.
-    xattrs: std::ops::Range<usize>,
+    pub(super) xattrs: std::ops::Range<usize>,
 }
 
 impl StoredTree {
@@ -58,15 +60,17 @@ impl StoredTree {
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|e| Error::io("opening", path, e))?;
         let bytes = MappedFile::map(&file).map_err(|e| Error::io("mapping", path, e))?;
-        let root = bytes.get(SUPERBLOCK_OFFSET..).and_then(|superblock| {
+        let superblock = bytes.get(SUPERBLOCK_OFFSET..).and_then(|superblock| {
             let mut fields = Reader::new(superblock);
             let magic = fields.u32()?;
             fields.take(10)?;
-            Some(u64::from(fields.u16()?)).filter(|_| magic == MAGIC)
+            let root = u64::from(fields.u16()?);
+            fields.take(8)?;
+            Some((root, (fields.u64()?.cast_signed(), fields.u32()?))).filter(|_| magic == MAGIC)
         });
         let no_tree = || Error::new(Outcome::Integrity, format!("reading {}", path.display())).because("it is no EROFS image");
-        let root = root.ok_or_else(no_tree)?;
-        Ok(Self { bytes, root })
+        let (root, time) = superblock.ok_or_else(no_tree)?;
+        Ok(Self { bytes, root, time })
     }
 
     /// The regular file with content at `path`, with all symbolic links followed as in a container; `None` for anything else.
@@ -130,7 +134,7 @@ impl StoredTree {
         Some((inode, names.join(&b'/')))
     }
 
-    fn inode(&self, nid: u64) -> Option<Inode> {
+    pub(super) fn inode(&self, nid: u64) -> Option<Inode> {
         let start = usize::try_from(nid.checked_mul(SLOT)?).ok()?;
         let mut fields = Reader::new(self.bytes.get(start..)?);
         let format = fields.u16()?;
@@ -151,7 +155,7 @@ impl StoredTree {
     }
 
     /// The data of a directory or a symbolic link.
-    fn data(&self, inode: &Inode) -> Option<Vec<u8>> {
+    pub(super) fn data(&self, inode: &Inode) -> Option<Vec<u8>> {
         let size = usize::try_from(inode.size).ok().filter(|size| *size <= self.bytes.len())?;
         let inline = match inode.layout {
             0 => 0,
@@ -197,11 +201,11 @@ impl Inode {
         self.mode & 0o170_000
     }
 
-    fn is_directory(&self) -> bool {
+    pub(super) fn is_directory(&self) -> bool {
         self.kind() == 0o040_000
     }
 
-    fn is_link(&self) -> bool {
+    pub(super) fn is_link(&self) -> bool {
         self.kind() == 0o120_000
     }
 
@@ -211,7 +215,7 @@ impl Inode {
 }
 
 /// The nids and names in one block of a directory.
-fn names(block: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
+pub(super) fn names(block: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
     let record = |n: usize| {
         let mut fields = Reader::new(block.get(n * RECORD..)?);
         Some((fields.u64()?, usize::from(fields.u16()?)))

@@ -1,6 +1,7 @@
 //! Extended attributes behind an inode.
 
 use super::format::Fields;
+use crate::wire::Reader;
 
 /// Prefixes that are written as a number (`EROFS_XATTR_INDEX_*`), longest first where one begins another.
 const PREFIXES: [(&[u8], u8); 5] =
@@ -34,4 +35,30 @@ pub(super) fn encode(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
 pub(super) fn escape(name: &[u8]) -> Option<Vec<u8>> {
     let rest = name.strip_prefix(OVERLAY)?;
     Some([OVERLAY, b"overlay.", rest].concat())
+}
+
+/// Marks what stands for a character device 0:0.
+pub(super) const WHITEOUT: &[u8] = b"trusted.overlay.overlay.whiteout";
+
+/// What [`encode`] encoded, with whole names. What is out of bounds is not there.
+pub(super) fn decode(encoded: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut left = Reader::new(encoded.get(12..).unwrap_or_default());
+    let mut one = || {
+        let (name_len, index, value_len) = (usize::from(left.u8()?), left.u8()?, usize::from(left.u16()?));
+        let (name, value) = (left.take(name_len)?, left.take(value_len)?);
+        let used = 4 + name_len + value_len;
+        left.take(used.next_multiple_of(4) - used)?;
+        let (prefix, _) = PREFIXES.iter().find(|(_, number)| *number == index)?;
+        Some(([prefix, name].concat(), value.to_vec()))
+    };
+    std::iter::from_fn(&mut one).collect()
+}
+
+/// The attribute as the image has it; `None` for one that the tree has for overlayfs.
+pub(super) fn unescape(name: &[u8], value: &[u8]) -> Option<Vec<u8>> {
+    let Some(rest) = name.strip_prefix(OVERLAY) else { return Some(name.to_vec()) };
+    if name == WHITEOUT || (name == b"trusted.overlay.overlay.opaque" && value == b"x") {
+        return None;
+    }
+    rest.strip_prefix(b"overlay.").map(|own| [OVERLAY, own].concat())
 }
