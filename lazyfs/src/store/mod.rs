@@ -5,6 +5,7 @@
 //! ROOT/images/<digest>/        tree.erofs, table, image.json (image)
 //! ROOT/indexes/<layer digest>  what a layer contains, kept so that the next image with that layer need not ask for it
 //! ROOT/gaps/<layer digest>     parts of a blob that belong to no file, kept until the layer is verified (fetch::gaps)
+//! ROOT/big/<layer digest>.*    large files that are not here as a whole (big)
 //! ROOT/db                      names, states, pins (db)
 //! ```
 //!
@@ -12,19 +13,22 @@
 //! is local needs no daemon. Lock order: the database's transactions are the only lock between processes, and no file is
 //! changed while one is open.
 
+pub mod big;
 pub mod boot;
 pub mod cas;
 pub mod db;
 pub mod image;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::daemon::protocol::Prepared;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::table::Table;
+use big::BigData;
 use cas::Cas;
 use db::{Db, ImageRow, ImageState};
 use image::ImageFiles;
@@ -34,14 +38,15 @@ use image::ImageFiles;
 pub struct Store {
     root: PathBuf,
     cas: Cas,
+    big: Mutex<HashMap<Digest, Weak<BigData>>>,
 }
 
 impl Store {
     /// Opens the store at `root`, an absolute path, making what is missing.
     pub fn open(root: &Path) -> Result<Self> {
         create_private_dir(root)?;
-        let store = Self { root: root.to_owned(), cas: Cas::open(root)? };
-        for dir in [store.indexes_dir(), store.gaps_dir()] {
+        let store = Self { root: root.to_owned(), cas: Cas::open(root)?, big: Mutex::default() };
+        for dir in [store.indexes_dir(), store.gaps_dir(), store.big_dir()] {
             std::fs::create_dir_all(&dir).map_err(|e| Error::io("creating", &dir, e))?;
         }
         Ok(store)
@@ -70,6 +75,29 @@ impl Store {
     /// Where parts of blobs that belong to no file are kept.
     pub fn gaps_dir(&self) -> PathBuf {
         self.root.join("gaps")
+    }
+
+    /// The large files of a layer, `length` bytes. Everybody gets the same. Only for the one daemon of a store.
+    pub fn big(&self, layer: &Digest, length: u64) -> Result<Arc<BigData>> {
+        let mut open = self.big.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|_, big| big.strong_count() > 0);
+        let big = match open.get(layer).and_then(Weak::upgrade) {
+            Some(big) => big,
+            None => {
+                let big = Arc::new(BigData::open(&self.big_dir(), layer, length)?);
+                open.insert(*layer, Arc::downgrade(&big));
+                big
+            }
+        };
+        if big.len() != length {
+            let text = format!("they are in use with {} bytes, not {length}", big.len());
+            return Err(Error::new(Outcome::BadInput, format!("opening the large files of layer {layer}")).because(text));
+        }
+        Ok(big)
+    }
+
+    fn big_dir(&self) -> PathBuf {
+        self.root.join("big")
     }
 
     /// Pins an image that is complete and says what a container's root consists of.
