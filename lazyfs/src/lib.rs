@@ -16,5 +16,6 @@ pub mod source;
 pub mod store;
 pub mod table;
 pub mod tree;
+pub mod treefs;
 pub mod trigger;
 mod wire;

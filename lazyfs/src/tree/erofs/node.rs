@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use super::format::{BLOCK, SLOT};
 use super::read::{Inode, StoredTree, names};
 use super::xattr;
+use crate::digest::Digest;
 use crate::wire::Reader;
 
 /// Number of an inode: its place in the image in slots of 32 bytes, as the kernel shows it too.
@@ -97,6 +98,11 @@ impl StoredTree {
     /// The target of a symbolic link.
     pub fn target(&self, nid: Nid) -> Option<Vec<u8>> {
         self.data(&self.inode(nid.0).filter(Inode::is_link)?)
+    }
+
+    /// Digest of the content of a regular file; `None` for an empty one and for anything else.
+    pub fn content(&self, nid: Nid) -> Option<Digest> {
+        self.digest(&self.inode(nid.0).filter(Inode::is_file)?)
     }
 
     /// Extended attributes as the image has them: whole names, and values.

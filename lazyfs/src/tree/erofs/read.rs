@@ -28,7 +28,7 @@ const TRUSTED: u8 = 4;
 /// A stored tree, mapped into memory.
 #[derive(Debug)]
 pub struct StoredTree {
-    pub(super) bytes: MappedFile,
+    pub(crate) bytes: MappedFile,
     pub(super) root: u64,
     /// Of inodes that have no time of their own.
     pub(super) time: (i64, u32),
@@ -181,7 +181,7 @@ impl StoredTree {
     }
 
     /// The digest in the attribute that leads overlayfs to the content.
-    fn digest(&self, file: &Inode) -> Option<Digest> {
+    pub(super) fn digest(&self, file: &Inode) -> Option<Digest> {
         let mut left = Reader::new(self.bytes.get(file.xattrs.clone())?.get(XATTR_HEADER..)?);
         loop {
             let (name_len, prefix, value_len) = (usize::from(left.u8()?), left.u8()?, usize::from(left.u16()?));
@@ -209,7 +209,7 @@ impl Inode {
         self.kind() == 0o120_000
     }
 
-    fn is_file(&self) -> bool {
+    pub(super) fn is_file(&self) -> bool {
         self.kind() == 0o100_000
     }
 }

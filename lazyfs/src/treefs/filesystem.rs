@@ -1,0 +1,293 @@
+//! The operations.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::FileExt as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{
+    BackingId, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr,
+    Request,
+};
+
+use super::Contents;
+use crate::tree::erofs::node::{Nid, Stat};
+use crate::tree::erofs::read::StoredTree;
+
+/// How long the kernel may keep what it was told: nothing ever changes.
+const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
+/// Block size in answers to `stat` and `statfs`, bytes.
+const BLOCK: u32 = 4096;
+/// Longest name of an entry, bytes.
+const NAME_MAX: u32 = 255;
+
+pub(super) struct TreeFs {
+    tree: StoredTree,
+    contents: Arc<dyn Contents>,
+    files: Arc<OpenFiles>,
+    /// Whether this process may ask for passthrough: that needs CAP_SYS_ADMIN.
+    privileged: bool,
+}
+
+/// Files that programs have open.
+#[derive(Default)]
+struct OpenFiles {
+    /// Negotiated with the kernel: reads go past us (6.9).
+    passthrough: std::sync::atomic::AtomicBool,
+    state: Mutex<Handles>,
+}
+
+#[derive(Default)]
+struct Handles {
+    last: u64,
+    open: HashMap<u64, OpenFile>,
+    /// All opens of one inode have to name the same backing file.
+    backing: HashMap<u64, Weak<BackingId>>,
+}
+
+struct OpenFile {
+    file: Arc<File>,
+    /// Kept as long as the file is open.
+    _backing: Option<Arc<BackingId>>,
+}
+
+impl TreeFs {
+    pub(super) fn new(tree: StoredTree, contents: Arc<dyn Contents>, privileged: bool) -> Self {
+        Self { tree, contents, files: Arc::default(), privileged }
+    }
+
+    fn attributes(&self, ino: INodeNo) -> Option<FileAttr> {
+        self.tree.stat(self.nid(ino)).map(|stat| attributes(ino, &stat))
+    }
+
+    /// FUSE calls the root 1; no other inode of a tree has that number, since the superblock is there.
+    fn nid(&self, ino: INodeNo) -> Nid {
+        if ino == INodeNo::ROOT { self.tree.root() } else { Nid(ino.0) }
+    }
+
+    fn ino(&self, nid: Nid) -> INodeNo {
+        if nid == self.tree.root() { INodeNo::ROOT } else { INodeNo(nid.0) }
+    }
+}
+
+fn attributes(ino: INodeNo, stat: &Stat) -> FileAttr {
+    let (seconds, nanos) = stat.mtime;
+    let whole = Duration::from_secs(seconds.unsigned_abs());
+    let second = if seconds < 0 { UNIX_EPOCH - whole } else { UNIX_EPOCH + whole };
+    let time: SystemTime = second + Duration::from_nanos(nanos.into());
+    FileAttr {
+        ino,
+        size: stat.size,
+        blocks: stat.size.div_ceil(512),
+        atime: time,
+        mtime: time,
+        ctime: time,
+        crtime: time,
+        kind: kind(stat.mode),
+        perm: (stat.mode & 0o7777) as u16,
+        nlink: stat.links,
+        uid: stat.uid,
+        gid: stat.gid,
+        rdev: stat.device,
+        blksize: BLOCK,
+        flags: 0,
+    }
+}
+
+fn kind(mode: u32) -> FileType {
+    match mode & 0o170_000 {
+        0o040_000 => FileType::Directory,
+        0o120_000 => FileType::Symlink,
+        0o020_000 => FileType::CharDevice,
+        0o060_000 => FileType::BlockDevice,
+        0o010_000 => FileType::NamedPipe,
+        _ => FileType::RegularFile,
+    }
+}
+
+impl Filesystem for TreeFs {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Whatever a kernel does not know is slower without, and right all the same.
+        let wanted = InitFlags::FUSE_PARALLEL_DIROPS | InitFlags::FUSE_CACHE_SYMLINKS | InitFlags::FUSE_EXPORT_SUPPORT;
+        for flag in wanted.iter() {
+            if config.add_capabilities(flag).is_err() {
+                tracing::debug!("this kernel has no {flag:?}");
+            }
+        }
+        let passthrough = self.privileged
+            && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+            && config.set_max_stack_depth(1).is_ok();
+        self.files.passthrough.store(passthrough, std::sync::atomic::Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.tree.child(self.nid(parent), name).and_then(|nid| self.attributes(self.ino(nid))) {
+            Some(attributes) => reply.entry(&FOR_EVER, &attributes, Generation(0)),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn getattr(&self, _request: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        match self.attributes(ino) {
+            Some(attributes) => reply.attr(&FOR_EVER, &attributes),
+            None => reply.error(Errno::ESTALE),
+        }
+    }
+
+    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.tree.target(self.nid(ino)) {
+            Some(target) => reply.data(&target),
+            None => reply.error(Errno::EINVAL),
+        }
+    }
+
+    fn open(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let nid = self.nid(ino);
+        let Some(stat) = self.tree.stat(nid) else { return reply.error(Errno::ESTALE) };
+        if stat.size == 0 {
+            return reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+        }
+        let Some(content) = self.tree.content(nid) else { return reply.error(Errno::EIO) };
+        let files = Arc::clone(&self.files);
+        let opened = move |opened: crate::error::Result<File>| match opened {
+            Ok(file) => files.answer_open(ino, file, reply),
+            Err(error) => {
+                tracing::error!(file = %content, "the program gets EIO: {}", error.one_line());
+                reply.error(Errno::EIO);
+            }
+        };
+        self.contents.open(content, Box::new(opened));
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let Some(file) = self.files.get(fh) else { return reply.data(&[]) };
+        let mut buffer = vec![0; size as usize];
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match file.read_at(&mut buffer[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => {
+                    tracing::error!("reading an object of the store: {e}");
+                    return reply.error(Errno::EIO);
+                }
+            }
+        }
+        reply.data(&buffer[..filled]);
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.files.state().open.remove(&fh.0);
+        reply.ok();
+    }
+
+    fn readdir(&self, _request: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let Some(names) = self.tree.list(self.nid(ino)) else { return reply.error(Errno::ENOTDIR) };
+        for (number, entry) in (1u64..).zip(names).skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
+            if reply.add(self.ino(entry.nid), number, kind(entry.kind), OsStr::from_bytes(&entry.name)) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        match self.tree.xattrs(self.nid(ino)).into_iter().find(|(own, _)| own == name.as_bytes()) {
+            Some((_, value)) => answer_xattr(&value, size, reply),
+            None => reply.error(Errno::ENODATA),
+        }
+    }
+
+    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let names = self.tree.xattrs(self.nid(ino)).into_iter().flat_map(|(name, _)| [name, vec![0]].concat());
+        answer_xattr(&names.collect::<Vec<u8>>(), size, reply);
+    }
+
+    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let blocks = self.tree.bytes.len() as u64 / u64::from(BLOCK);
+        reply.statfs(blocks, 0, 0, 0, 0, BLOCK, NAME_MAX, BLOCK);
+    }
+}
+
+/// `size` 0 asks how long the value is (getxattr(2)).
+fn answer_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
+    match u32::try_from(value.len()) {
+        Ok(len) if size == 0 => reply.size(len),
+        Ok(len) if len <= size => reply.data(value),
+        _ => reply.error(Errno::ERANGE),
+    }
+}
+
+impl OpenFiles {
+    fn answer_open(&self, ino: INodeNo, file: File, reply: ReplyOpen) {
+        let backing =
+            self.passthrough.load(std::sync::atomic::Ordering::Relaxed).then(|| self.backing(ino, &file, &reply)).flatten();
+        let fh = {
+            let mut state = self.state();
+            state.last += 1;
+            let fh = state.last;
+            state.open.insert(fh, OpenFile { file: Arc::new(file), _backing: backing.clone() });
+            FileHandle(fh)
+        };
+        match backing {
+            Some(backing) => reply.opened_passthrough(fh, FopenFlags::empty(), &backing),
+            None => reply.opened(fh, FopenFlags::FOPEN_KEEP_CACHE),
+        }
+    }
+
+    /// What the kernel is to read from by itself; `None` where it does not take it, which ends passthrough for all later opens: an inode must
+    /// not be open in both ways.
+    fn backing(&self, ino: INodeNo, file: &File, reply: &ReplyOpen) -> Option<Arc<BackingId>> {
+        let mut state = self.state();
+        if let Some(known) = state.backing.get(&ino.0).and_then(Weak::upgrade) {
+            return Some(known);
+        }
+        match reply.open_backing(file) {
+            Ok(backing) => {
+                let backing = Arc::new(backing);
+                state.backing.insert(ino.0, Arc::downgrade(&backing));
+                Some(backing)
+            }
+            Err(e) => {
+                tracing::info!("reads go through towlined, since the kernel refused passthrough: {e}");
+                self.passthrough.store(false, std::sync::atomic::Ordering::Relaxed);
+                None
+            }
+        }
+    }
+
+    fn get(&self, fh: FileHandle) -> Option<Arc<File>> {
+        self.state().open.get(&fh.0).map(|open| Arc::clone(&open.file))
+    }
+
+    /// Guards maps that every change leaves whole.
+    fn state(&self) -> MutexGuard<'_, Handles> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
