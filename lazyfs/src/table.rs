@@ -3,21 +3,28 @@
 //! One immutable file, mapped into memory, all numbers little-endian, sections without gaps in this order:
 //!
 //! ```text
-//! header   shared fields (wire.rs), then u32 layers, u32 files, u32 chunks, u32 0
-//! layers   88 bytes each, in the order of the manifest:
-//!            digest 32, diffID 32, size u64, kind u32, first file u32 and number of files u32 of the layer in `order`, u32 0
-//! files    56 bytes each, sorted by digest, digests unique:
-//!            digest 32, size u64, layer u32, first chunk u32, number of chunks u32, u32 0
+//! header   shared fields (wire.rs), then u32 layers, u32 files, u32 chunks, u32 large files
+//! layers   104 bytes each, in the order of the manifest:
+//!            digest 32, diffID 32, size u64, length of its data file u64, kind u32, first file u32 and number of files u32 of the
+//!            layer in `order`, first file u32 and number of files u32 in `large`, u32 0
+//! files    64 bytes each, sorted by digest, digests unique:
+//!            digest 32, size u64, place in the layer's data file u64 (all bits set: none), layer u32, first chunk u32, number of
+//!            chunks u32, u32 0
 //! chunks   72 bytes each, those of a file together and ascending:
 //!            file offset u64, length u64, blob offset u64, compressed length u64, digest 32, flags u32 (1: zeros), u32 0
 //! order    u32 each: numbers of files, for each layer by ascending blob offset
+//! large    u32 each: numbers of the files that have a place in their layer's data file, for each layer by ascending place
 //! ```
+//!
+//! That was version 2; version 1 knew no data files.
 //!
 //! Every file of every layer is in it, also one that a higher layer hides: a layer's diffID can be verified only with all of its
 //! files. Content that several layers have is listed with the lowest one that has random access.
 //! [`Table::open`] checks everything that the other functions rely on, so none of them can fail on a damaged file.
 
 mod build;
+mod check;
+mod data;
 
 use std::fs::File;
 use std::path::Path;
@@ -25,6 +32,7 @@ use std::path::Path;
 use towline_sys::mmap::MappedFile;
 
 pub use self::build::{LayerSource, build};
+pub use self::data::{CHUNKED_FROM, MAX_CHUNK};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::layer::{Chunk, LayerKind};
@@ -32,13 +40,15 @@ use crate::wire::{self, Malformed, Reader};
 
 const MAGIC: [u8; 8] = *b"TLTABLE\n";
 const HEADER_EXTRA: usize = 16;
-const LAYER: usize = 88;
-const FILE: usize = 56;
+const VERSION: u32 = 2;
+const LAYER: usize = 104;
+const FILE: usize = 64;
 const CHUNK: usize = 72;
 const ORDER: usize = 4;
 const FLAG_ZEROS: u32 = 1;
 const KIND_ZSTD_CHUNKED: u32 = 1;
 const KIND_STREAM: u32 = 2;
+const NO_PLACE: u64 = u64::MAX;
 
 /// An open mapping table. Cheap to share; all functions are look-ups without I/O but for page faults.
 #[derive(Debug)]
@@ -47,6 +57,7 @@ pub struct Table {
     layers: u32,
     files: u32,
     chunks: u32,
+    large: u32,
 }
 
 #[derive(Debug)]
@@ -66,8 +77,12 @@ pub struct LayerRecord {
     pub size: u64,
     /// How its bytes can be reached.
     pub kind: LayerKind,
+    /// Length of the file that keeps its large files ([`crate::store::big`]), bytes; 0 where it has none.
+    pub data_len: u64,
     first: u32,
     count: u32,
+    first_large: u32,
+    count_large: u32,
 }
 
 /// A file of the image: a content, not a path.
@@ -79,6 +94,8 @@ pub struct FileRecord {
     pub size: u64,
     /// Number of the layer to fetch it from.
     pub layer: u32,
+    /// Where it begins in the data file of its layer, if it is one of its large files.
+    pub data_offset: Option<u64>,
     first: u32,
     count: u32,
 }
@@ -98,18 +115,20 @@ impl Table {
     }
 
     fn new(bytes: Bytes) -> Result<Self, Malformed> {
-        let (mut header, content) = wire::open(&bytes, MAGIC, "mapping table", HEADER_EXTRA)?;
+        let (mut header, content) = wire::open(&bytes, MAGIC, VERSION, "mapping table", HEADER_EXTRA)?;
         let mut count = || header.u32().expect("wire::open has checked the header's length");
-        let (layers, files, chunks) = (count(), count(), count());
+        let (layers, files, chunks, large) = (count(), count(), count(), count());
         let expected = layers as u64 * LAYER as u64
             + files as u64 * (FILE + ORDER) as u64
             + chunks as u64 * CHUNK as u64
+            + large as u64 * ORDER as u64
             + (wire::HEADER + HEADER_EXTRA) as u64;
         if expected != bytes.len() as u64 || content.remaining() != bytes.len() - wire::HEADER - HEADER_EXTRA {
-            let text = format!("{layers} layers, {files} files and {chunks} chunks do not have {} bytes", bytes.len());
+            let text =
+                format!("{layers} layers, {files} files ({large} large) and {chunks} chunks do not have {} bytes", bytes.len());
             return Err(Malformed::Bad(text));
         }
-        let table = Self { bytes, layers, files, chunks };
+        let table = Self { bytes, layers, files, chunks, large };
         table.check()?;
         Ok(table)
     }
@@ -148,6 +167,30 @@ impl Table {
         range(first, count).map(|position| self.file(self.order(position)))
     }
 
+    /// The large files of a layer, in the order in which its data file has them. Nothing for a layer that does not exist.
+    pub fn large_files(&self, layer: u32) -> impl ExactSizeIterator<Item = FileRecord> + '_ {
+        let (first, count) = match layer < self.layers {
+            true => (self.layer(layer).first_large, self.layer(layer).count_large),
+            false => (0, 0),
+        };
+        range(first, count).map(|position| self.file(self.large(position)))
+    }
+
+    /// The large file that has this byte of a layer's data file.
+    pub fn large_file_at(&self, layer: u32, offset: u64) -> Option<FileRecord> {
+        let record = (layer < self.layers).then(|| self.layer(layer))?;
+        let (mut low, mut high) = (record.first_large, record.first_large + record.count_large);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.file(self.large(middle)).data_offset.is_some_and(|start| start <= offset) {
+                true => low = middle + 1,
+                false => high = middle,
+            }
+        }
+        let file = self.file(self.large((low > record.first_large).then(|| low - 1)?));
+        file.data_range().filter(|range| range.contains(&offset)).map(|_| file)
+    }
+
     /// The pieces of a file in ascending order. None where its layer has no random access.
     pub fn chunks(&self, file: &FileRecord) -> impl ExactSizeIterator<Item = Chunk> + '_ {
         range(file.first, file.count).map(|number| self.chunk(number))
@@ -184,6 +227,10 @@ impl Table {
         self.chunks_start() + self.chunks as usize * CHUNK
     }
 
+    fn large_start(&self) -> usize {
+        self.order_start() + self.files as usize * ORDER
+    }
+
     fn layer(&self, number: u32) -> LayerRecord {
         self.try_layer(number).expect("checked when the table was opened")
     }
@@ -192,20 +239,22 @@ impl Table {
     fn try_layer(&self, number: u32) -> Option<LayerRecord> {
         let mut fields = self.record(self.layers_start(), LAYER, number);
         let (digest, diff_id) = (Digest::from_bytes(fields.array()?), Digest::from_bytes(fields.array()?));
-        let size = fields.u64()?;
+        let (size, data_len) = (fields.u64()?, fields.u64()?);
         let kind = match fields.u32()? {
             KIND_ZSTD_CHUNKED => LayerKind::ZstdChunked,
             KIND_STREAM => LayerKind::Stream,
             _ => return None,
         };
-        Some(LayerRecord { digest, diff_id, size, kind, first: fields.u32()?, count: fields.u32()? })
+        let (first, count, first_large, count_large) = (fields.u32()?, fields.u32()?, fields.u32()?, fields.u32()?);
+        Some(LayerRecord { digest, diff_id, size, kind, data_len, first, count, first_large, count_large })
     }
 
     fn file(&self, number: u32) -> FileRecord {
         let mut fields = self.record(self.files_start(), FILE, number);
         let mut read = || {
             let (digest, size) = (Digest::from_bytes(fields.array()?), fields.u64()?);
-            Some(FileRecord { digest, size, layer: fields.u32()?, first: fields.u32()?, count: fields.u32()? })
+            let data_offset = Some(fields.u64()?).filter(|place| *place != NO_PLACE);
+            Some(FileRecord { digest, size, data_offset, layer: fields.u32()?, first: fields.u32()?, count: fields.u32()? })
         };
         read().expect("a record has all fields")
     }
@@ -224,102 +273,15 @@ impl Table {
         self.record(self.order_start(), ORDER, position).u32().expect("a record has all fields")
     }
 
-    fn check(&self) -> Result<(), Malformed> {
-        self.check_layers()?;
-        self.check_files()?;
-        (0..self.layers).try_for_each(|layer| self.check_order(layer))
+    fn large(&self, position: u32) -> u32 {
+        self.record(self.large_start(), ORDER, position).u32().expect("a record has all fields")
     }
+}
 
-    fn check_layers(&self) -> Result<(), Malformed> {
-        let mut next = 0u32;
-        let mut total = 0u64;
-        for number in 0..self.layers {
-            let bad = |text: &str| Malformed::Bad(format!("layer {number}: {text}"));
-            let layer = self.try_layer(number).ok_or_else(|| bad("`kind` is unknown"))?;
-            total = total.checked_add(layer.size).ok_or_else(|| bad("`size` is too large"))?;
-            if layer.first != next {
-                return Err(bad("its first file is not behind those of the layer before"));
-            }
-            next = next.checked_add(layer.count).filter(|&n| n <= self.files).ok_or_else(|| bad("has too many files"))?;
-        }
-        match next == self.files {
-            true => Ok(()),
-            false => Err(Malformed::Bad("there are files that belong to no layer".into())),
-        }
-    }
-
-    fn check_files(&self) -> Result<(), Malformed> {
-        let mut before: Option<Digest> = None;
-        let mut next = 0u32;
-        let mut total = 0u64;
-        for (number, file) in self.files().enumerate() {
-            let bad = |text: &str| Malformed::Bad(format!("file {number}, {}: {text}", file.digest));
-            if before.is_some_and(|before| before >= file.digest) {
-                return Err(bad("is not sorted by digest"));
-            }
-            before = Some(file.digest);
-            if file.size == 0 {
-                return Err(bad("`size` is 0"));
-            }
-            total = total.checked_add(file.size).ok_or_else(|| bad("`size` is too large"))?;
-            if file.layer >= self.layers {
-                return Err(bad("`layer` does not exist"));
-            }
-            if file.first != next {
-                return Err(bad("its first chunk is not behind those of the file before"));
-            }
-            next = next.checked_add(file.count).filter(|&n| n <= self.chunks).ok_or_else(|| bad("has too many chunks"))?;
-            self.check_chunks(&file).map_err(|text| bad(&text))?;
-        }
-        match next == self.chunks {
-            true => Ok(()),
-            false => Err(Malformed::Bad("there are chunks that belong to no file".into())),
-        }
-    }
-
-    fn check_chunks(&self, file: &FileRecord) -> Result<(), String> {
-        let layer = self.layer(file.layer);
-        match (layer.kind, file.count) {
-            (LayerKind::Stream, 0) => return Ok(()),
-            (LayerKind::Stream, _) => return Err("has chunks although its layer has no random access".into()),
-            (LayerKind::ZstdChunked, 0) => return Err("has no chunks".into()),
-            (LayerKind::ZstdChunked, _) => {}
-        }
-        let (mut file_end, mut blob_end) = (0u64, 0u64);
-        for (number, chunk) in self.chunks(file).enumerate() {
-            if chunk.file_offset != file_end || chunk.len == 0 {
-                return Err(format!("chunk {number} does not follow the one before it in the file"));
-            }
-            if chunk.blob_offset < blob_end || chunk.blob_len == 0 {
-                return Err(format!("chunk {number} does not follow the one before it in the blob"));
-            }
-            file_end = file_end.checked_add(chunk.len).ok_or_else(|| format!("chunk {number} is too long"))?;
-            let end = chunk.blob_offset.checked_add(chunk.blob_len).filter(|&end| end <= layer.size);
-            blob_end = end.ok_or_else(|| format!("chunk {number} is not inside its blob"))?;
-        }
-        match file_end == file.size {
-            true => Ok(()),
-            false => Err("its chunks do not add up to `size`".into()),
-        }
-    }
-
-    fn check_order(&self, number: u32) -> Result<(), Malformed> {
-        let layer = self.layer(number);
-        let mut before = None;
-        for position in range(layer.first, layer.count) {
-            let bad = |text: &str| Malformed::Bad(format!("position {position} of layer {number}'s order: {text}"));
-            let file = self.order(position);
-            if file >= self.files || self.file(file).layer != number {
-                return Err(bad("is not a file of that layer"));
-            }
-            // Offset, then number: strictly ascending, so no file is there twice, and by their count none is missing.
-            let key = (self.chunks(&self.file(file)).next().map(|chunk| chunk.blob_offset), file);
-            if before.is_some_and(|before| before >= key) {
-                return Err(bad("is not ascending"));
-            }
-            before = Some(key);
-        }
-        Ok(())
+impl FileRecord {
+    /// Its bytes in the data file of its layer, if it is one of its large files.
+    pub fn data_range(&self) -> Option<std::ops::Range<u64>> {
+        self.data_offset.map(|start| start..start + self.size)
     }
 }
 

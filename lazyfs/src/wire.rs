@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0   magic         8 bytes
-//! 8   version       u32   1; a change that old readers cannot skip gets a bit in `incompatible` or, at last, a new version
+//! 8   version       u32   of that kind of file; a change that old readers cannot skip gets a bit in `incompatible` or a new version
 //! 12  header length u32   where the content begins
 //! 16  compatible    u64   features a reader may ignore
 //! 24  incompatible  u64   features a reader must know
@@ -11,8 +11,6 @@
 
 /// Length of the header that all files share.
 pub(crate) const HEADER: usize = 40;
-/// The version of all our files so far.
-const VERSION: u32 = 1;
 
 /// Reads fields off the front of a slice.
 #[derive(Clone, Copy)]
@@ -59,11 +57,11 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Begins a file whose header has `extra` bytes behind the shared fields.
-pub(crate) fn begin(magic: [u8; 8], extra: usize) -> Vec<u8> {
+/// Begins a file of this version whose header has `extra` bytes behind the shared fields.
+pub(crate) fn begin(magic: [u8; 8], version: u32, extra: usize) -> Vec<u8> {
     let mut file = Vec::new();
     file.extend(magic);
-    file.extend(VERSION.to_le_bytes());
+    file.extend(version.to_le_bytes());
     file.extend(u32::try_from(HEADER + extra).expect("headers are short").to_le_bytes());
     file.extend([0; HEADER - 16]);
     file
@@ -78,15 +76,21 @@ pub(crate) fn end(mut file: Vec<u8>) -> Vec<u8> {
 
 /// Checks the shared header of `file` and yields what is behind it: the rest of the header, `extra` bytes, and the content.
 /// `name` is what such a file is called in messages.
-pub(crate) fn open<'a>(file: &'a [u8], magic: [u8; 8], name: &str, extra: usize) -> Result<(Reader<'a>, Reader<'a>), Malformed> {
+pub(crate) fn open<'a>(
+    file: &'a [u8],
+    magic: [u8; 8],
+    known: u32,
+    name: &str,
+    extra: usize,
+) -> Result<(Reader<'a>, Reader<'a>), Malformed> {
     let mut header = Reader::new(file);
     let short = || Malformed::Bad(format!("its {} bytes are not even the header of a {name}", file.len()));
     if header.array::<8>().ok_or_else(short)? != magic {
         return Err(Malformed::Bad(format!("it is not a {name}: the first bytes are others")));
     }
     let version = header.u32().ok_or_else(short)?;
-    if version != VERSION {
-        return Err(Malformed::Unknown(format!("it is a {name} of version {version}; only version {VERSION} is known")));
+    if version != known {
+        return Err(Malformed::Unknown(format!("it is a {name} of version {version}; only version {known} is known")));
     }
     let length = header.u32().ok_or_else(short)? as usize;
     let _compatible = header.u64().ok_or_else(short)?;

@@ -25,6 +25,7 @@ use crate::layer::{Chunk, Entry, EntryKind, FileContent, LayerIndex, MAX_ENTRIES
 use crate::wire::{self, Malformed, Reader};
 
 const MAGIC: [u8; 8] = *b"TLINDEX\n";
+const VERSION: u32 = 1;
 const HEADER_EXTRA: usize = 8;
 const CHUNK: usize = 57;
 const FLAG_ZEROS: u8 = 1;
@@ -48,7 +49,7 @@ pub fn load(bytes: &[u8]) -> Result<LayerIndex> {
 }
 
 fn encode(index: &LayerIndex) -> Vec<u8> {
-    let mut out = wire::begin(MAGIC, HEADER_EXTRA);
+    let mut out = wire::begin(MAGIC, VERSION, HEADER_EXTRA);
     out.extend(u32::try_from(index.entries.len()).expect("an index has a limit of entries").to_le_bytes());
     out.extend([0; 4]);
     for entry in &index.entries {
@@ -121,7 +122,7 @@ fn put_meta(out: &mut Vec<u8>, meta: &Meta) {
 }
 
 fn parse(bytes: &[u8]) -> Result<LayerIndex, Malformed> {
-    let (mut header, mut content) = wire::open(bytes, MAGIC, "saved layer index", HEADER_EXTRA)?;
+    let (mut header, mut content) = wire::open(bytes, MAGIC, VERSION, "saved layer index", HEADER_EXTRA)?;
     let count = header.u32().expect("wire::open has checked the header's length") as usize;
     if count > MAX_ENTRIES {
         return Err(Malformed::Bad(format!("field `entries` is {count}; the limit is {MAX_ENTRIES}")));

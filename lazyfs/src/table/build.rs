@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
 
-use super::{CHUNK, FILE, FLAG_ZEROS, HEADER_EXTRA, KIND_STREAM, KIND_ZSTD_CHUNKED, LAYER, MAGIC, ORDER};
+use super::data::{DataLayout, layout};
+use super::{CHUNK, FILE, FLAG_ZEROS, HEADER_EXTRA, KIND_STREAM, KIND_ZSTD_CHUNKED, LAYER, MAGIC, NO_PLACE, ORDER, VERSION};
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::layer::{Chunk, EntryKind, LayerIndex, LayerKind};
@@ -28,37 +29,48 @@ pub struct LayerSource<'a> {
 /// [`Outcome::Integrity`].
 pub fn build(layers: &[LayerSource<'_>]) -> Result<Vec<u8>> {
     let files = collect(layers)?;
+    let data = layers.iter().map(|layer| match layer.kind {
+        LayerKind::ZstdChunked => layout(&layer.digest, layer.index),
+        LayerKind::Stream => Ok(DataLayout::default()),
+    });
+    let data = data.collect::<Result<Vec<_>>>()?;
+    let place = |digest: &Digest, file: &Place<'_>| data[file.layer as usize].offsets.get(digest).copied();
+    let large = large(layers.len(), &files, place);
+    let large_total: usize = large.iter().map(Vec::len).sum();
     let too_many = |what: &str| Error::new(Outcome::Unsupported, "making the mapping table").because(format!("too many {what}"));
     let chunk_total: usize = files.values().map(|file| file.chunks.len()).sum();
     let counts = [
         u32::try_from(layers.len()).map_err(|_| too_many("layers"))?,
         u32::try_from(files.len()).map_err(|_| too_many("files"))?,
         u32::try_from(chunk_total).map_err(|_| too_many("chunks"))?,
-        0,
+        u32::try_from(large_total).map_err(|_| too_many("large files"))?,
     ];
     let order = order(layers.len(), &files);
 
-    let mut out = wire::begin(MAGIC, HEADER_EXTRA);
-    out.reserve(HEADER_EXTRA + layers.len() * LAYER + files.len() * (FILE + ORDER) + chunk_total * CHUNK);
+    let mut out = wire::begin(MAGIC, VERSION, HEADER_EXTRA);
+    out.reserve(HEADER_EXTRA + layers.len() * LAYER + files.len() * (FILE + ORDER) + chunk_total * CHUNK + large_total * ORDER);
     counts.iter().for_each(|count| out.extend(count.to_le_bytes()));
-    let mut first_in_order = 0u32;
-    for (layer, order) in layers.iter().zip(&order) {
+    let (mut first_in_order, mut first_large) = (0u32, 0u32);
+    for (((layer, order), data), large) in layers.iter().zip(&order).zip(&data).zip(&large) {
         out.extend(layer.digest.as_bytes());
         out.extend(layer.diff_id.as_bytes());
         out.extend(layer.size.to_le_bytes());
+        out.extend(data.len.to_le_bytes());
         let kind = match layer.kind {
             LayerKind::ZstdChunked => KIND_ZSTD_CHUNKED,
             LayerKind::Stream => KIND_STREAM,
         };
-        for field in [kind, first_in_order, order.len() as u32, 0] {
+        for field in [kind, first_in_order, order.len() as u32, first_large, large.len() as u32, 0] {
             out.extend(field.to_le_bytes());
         }
         first_in_order += order.len() as u32;
+        first_large += large.len() as u32;
     }
     let mut first_chunk = 0u32;
     for (digest, file) in &files {
         out.extend(digest.as_bytes());
         out.extend(file.size.to_le_bytes());
+        out.extend(place(digest, file).unwrap_or(NO_PLACE).to_le_bytes());
         for field in [file.layer, first_chunk, file.chunks.len() as u32, 0] {
             out.extend(field.to_le_bytes());
         }
@@ -72,7 +84,7 @@ pub fn build(layers: &[LayerSource<'_>]) -> Result<Vec<u8>> {
         out.extend(if chunk.zeros { FLAG_ZEROS } else { 0 }.to_le_bytes());
         out.extend([0; 4]);
     }
-    order.iter().flatten().for_each(|file| out.extend(file.to_le_bytes()));
+    order.iter().chain(&large).flatten().for_each(|file| out.extend(file.to_le_bytes()));
     Ok(wire::end(out))
 }
 
@@ -133,4 +145,17 @@ fn order(layers: usize, files: &Files<'_>) -> Vec<Vec<u32>> {
         layer.into_iter().map(|(_, number)| number).collect()
     };
     order.into_iter().map(sorted).collect()
+}
+
+/// For each layer the numbers of its large files by their place.
+fn large(layers: usize, files: &Files<'_>, place: impl Fn(&Digest, &Place<'_>) -> Option<u64>) -> Vec<Vec<u32>> {
+    let mut large = vec![Vec::new(); layers];
+    for (number, (digest, file)) in (0u32..).zip(files) {
+        large[file.layer as usize].extend(place(digest, file).map(|place| (place, number)));
+    }
+    let sorted = |mut layer: Vec<(u64, u32)>| {
+        layer.sort_unstable();
+        layer.into_iter().map(|(_, number)| number).collect()
+    };
+    large.into_iter().map(sorted).collect()
 }

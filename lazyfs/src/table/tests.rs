@@ -1,7 +1,8 @@
 use super::*;
 use crate::error::Outcome;
 use crate::layer::sample::{Random, chunked, dir, file, golden, hardlink, layer};
-use crate::layer::{EntryKind, LayerIndex};
+use crate::layer::{Entry, EntryKind, LayerIndex};
+use crate::store::big::CLUSTER;
 
 fn source<'a>(name: &str, kind: LayerKind, index: &'a LayerIndex) -> LayerSource<'a> {
     LayerSource {
@@ -13,7 +14,25 @@ fn source<'a>(name: &str, kind: LayerKind, index: &'a LayerIndex) -> LayerSource
     }
 }
 
-/// A stream below a layer with chunks; `shared` is in both.
+/// A file of `size` equal bytes, in chunks of the longest kind, each of which has `blob_len` bytes in the blob.
+fn large(path: &str, byte: u8, size: u64, blob_offset: u64, blob_len: u64) -> Entry {
+    let mut entry = file(path, &vec![byte; size as usize]);
+    if let EntryKind::File(content) = &mut entry.kind {
+        content.chunks = (0..size.div_ceil(MAX_CHUNK))
+            .map(|n| Chunk {
+                file_offset: n * MAX_CHUNK,
+                len: MAX_CHUNK.min(size - n * MAX_CHUNK),
+                blob_offset: blob_offset + n * blob_len,
+                blob_len,
+                digest: Digest::of(b"piece"),
+                zeros: false,
+            })
+            .collect();
+    }
+    entry
+}
+
+/// A stream below a layer with chunks; `shared` is in both, and two files of the upper layer are large.
 fn sample() -> Vec<u8> {
     let lower = layer([dir("d"), file("d/shared", b"shared"), file("d/low", b"low"), file("empty", b"")]);
     let mut pieces = chunked("pieces", b"pieces", 500);
@@ -30,13 +49,16 @@ fn sample() -> Vec<u8> {
         chunked("again", b"shared", 100),
         chunked("same", b"last", 950),
         hardlink("h", "z"),
+        large("large", 1, MAX_CHUNK + 5, 600, 20),
+        large("large too", 2, CHUNKED_FROM, 560, 10),
+        large("large again", 1, MAX_CHUNK + 5, 700, 20),
     ]);
     build(&[source("lower", LayerKind::Stream, &lower), source("upper", LayerKind::ZstdChunked, &upper)]).unwrap()
 }
 
 #[test]
 fn golden_file() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/table-v1");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/table-v2");
     if std::env::var_os("TOWLINE_WRITE_GOLDEN").is_some() {
         std::fs::write(path, sample()).unwrap();
     }
@@ -61,11 +83,35 @@ fn files_are_found_where_they_can_be_fetched() {
     assert_eq!(table.chunks(&found(b"last").unwrap()).next().unwrap().blob_offset, 900);
     assert!(found(b"").is_none() && found(b"other").is_none());
 
+    let large: Vec<_> = table.large_files(1).map(|file| (file.digest, file.data_range().unwrap())).collect();
+    let content = |byte, size| Digest::of(&vec![byte; size as usize]);
+    let (first, second) = (0..CHUNKED_FROM, CHUNKED_FROM..CHUNKED_FROM + MAX_CHUNK + 5);
+    let (first, second) = ((content(2, CHUNKED_FROM), first), (content(1, MAX_CHUNK + 5), second));
+    assert_eq!(large, [first.clone(), second.clone()]);
+    let data_len: Vec<u64> = table.layers().map(|layer| layer.data_len).collect();
+    assert_eq!(data_len, [0, CHUNKED_FROM + MAX_CHUNK + CLUSTER]);
+    for (layer, offset, found) in [
+        (1, 0, Some(first.0)),
+        (1, CHUNKED_FROM - 1, Some(first.0)),
+        (1, CHUNKED_FROM, Some(second.0)),
+        (1, second.1.end - 1, Some(second.0)),
+        (1, second.1.end, None),
+        (0, 0, None),
+        (2, 0, None),
+    ] {
+        assert_eq!(table.large_file_at(layer, offset).map(|file| file.digest), found, "{layer}, {offset}");
+    }
+    assert!(table.files().filter(|file| file.data_offset.is_some()).count() == 2 && table.large_files(7).len() == 0);
+
     let order = |layer| table.files_by_offset(layer).map(|file| file.digest).collect::<Vec<_>>();
     assert_eq!(order(0), [Digest::of(b"low")]);
-    assert_eq!(order(1), [&b"shared"[..], b"pieces", b"last"].map(Digest::of));
+    let [shared, pieces, last] = [&b"shared"[..], b"pieces", b"last"].map(Digest::of);
+    assert_eq!(order(1), [shared, pieces, first.0, second.0, last]);
     assert!(order(2).is_empty());
-    assert_eq!((table.content_bytes(), table.blob_bytes(), table.files().len()), (6 + 3 + 6 + 4, 20_000, 4));
+    assert_eq!(
+        (table.content_bytes(), table.blob_bytes(), table.files().len()),
+        (6 + 3 + 6 + 4 + CHUNKED_FROM + MAX_CHUNK + 5, 20_000, 6)
+    );
     let layers: Vec<_> = table.layers().map(|layer| (layer.digest, layer.kind)).collect();
     assert_eq!(layers, [(Digest::of(b"lower"), LayerKind::Stream), (Digest::of(b"upper"), LayerKind::ZstdChunked)]);
 }
@@ -132,30 +178,43 @@ fn every_truncation_is_refused() {
 fn bad_records_are_refused() {
     const LAYERS: usize = 56;
     const FILES: usize = LAYERS + 2 * LAYER;
-    const CHUNKS: usize = FILES + 4 * FILE;
-    const ORDERS: usize = CHUNKS + 4 * CHUNK;
+    const CHUNKS: usize = FILES + 6 * FILE;
+    const ORDERS: usize = CHUNKS + 7 * CHUNK;
+    const LARGE: usize = ORDERS + 6 * ORDER;
     let good = sample();
-    assert_eq!(good.len(), ORDERS + 4 * ORDER);
+    assert_eq!(good.len(), LARGE + 2 * ORDER);
     let table = Table::from_bytes(good.clone()).unwrap();
     let pieces = table.files().position(|file| file.digest == Digest::of(b"pieces")).unwrap();
     let first = CHUNKS + table.file(pieces as u32).first as usize * CHUNK;
     let file = FILES + pieces * FILE;
+    let large = FILES + table.large(1) as usize * FILE;
+    let chunk = CHUNKS + table.file(table.large(1)).first as usize * CHUNK;
+    let (small, first_large) = (pieces as u8, table.large(0) as u8);
     for (at, value, says) in [
         (0, 0u8, "it is not a mapping table"),
         (40, 3, "do not have"),
-        (44, 5, "do not have"),
+        (44, 7, "do not have"),
         (48, 5, "do not have"),
-        (LAYERS + 72, 9, "layer 0: `kind` is unknown"),
-        (LAYERS + 76, 1, "layer 0: its first file"),
-        (LAYERS + 80, 9, "layer 0: has too many files"),
-        (LAYERS + LAYER + 80, 2, "belong to no layer"),
+        (52, 1, "do not have"),
+        (LAYERS + 80, 9, "layer 0: `kind` is unknown"),
+        (LAYERS + 84, 1, "layer 0: its first file"),
+        (LAYERS + 88, 9, "layer 0: has too many files"),
+        (LAYERS + 92, 1, "layer 0: its first large file"),
+        (LAYERS + 96, 3, "layer 0: has too many large files"),
+        (LAYERS + 72, 1, "layer 0: the length of its data file"),
+        (LAYERS + LAYER + 88, 4, "belong to no layer"),
+        (LAYERS + LAYER + 96, 1, "belong to no layer"),
+        (LAYERS + LAYER + 74, 0x10, "is not inside its data file"),
         (FILES, 0xff, "is not sorted by digest"),
         (file + 32, 0, "`size` is 0"),
         (file + 32, 7, "do not add up to `size`"),
-        (file + 40, 2, "`layer` does not exist"),
-        (file + 40, 0, "no random access"),
-        (file + 44, 77, "its first chunk"),
-        (file + 48, 77, "has too many chunks"),
+        (file + 48, 2, "`layer` does not exist"),
+        (file + 48, 0, "no random access"),
+        (file + 52, 77, "its first chunk"),
+        (file + 56, 77, "has too many chunks"),
+        (large + 40, 1, "its place is not behind"),
+        (large + 42, 0, "its place is not behind"),
+        (chunk + 8, 1, "is too long for a large file"),
         (first, 1, "chunk 0 does not follow the one before it in the file"),
         (first + 8, 0, "chunk 0 does not follow the one before it in the file"),
         (first + 15, 0xff, "chunk 1 does not follow"),
@@ -163,6 +222,9 @@ fn bad_records_are_refused() {
         (first + 24, 21, "chunk 1 does not follow the one before it in the blob"),
         (first + CHUNK + 31, 0xff, "chunk 1 is not inside its blob"),
         (ORDERS, 77, "is not a file of that layer"),
+        (LARGE, 77, "is not a file of that layer"),
+        (LARGE, small, "is not a large file"),
+        (LARGE + 4, first_large, "its place is not behind"),
     ] {
         let mut bad = good.clone();
         bad[at] = value;
@@ -197,7 +259,7 @@ fn damaged_tables_never_panic() {
         if let Ok(table) = Table::from_bytes(bad) {
             let walked: usize =
                 (0..2).map(|layer| table.files_by_offset(layer).map(|file| table.chunks(&file).len()).sum::<usize>()).sum();
-            assert!(walked <= 4 && table.content_bytes() > 0 && table.blob_bytes() > 0);
+            assert!(walked <= 7 && table.content_bytes() > 0 && table.blob_bytes() > 0);
             for file in table.files() {
                 assert_eq!(table.lookup(&file.digest), Some(file));
             }

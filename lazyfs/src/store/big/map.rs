@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::wire::{self, Malformed, crc32c};
 
 const MAGIC: [u8; 8] = *b"TLBIGMAP";
+const VERSION: u32 = 1;
 const HEADER_EXTRA: usize = 16;
 const GROUP: u64 = 8;
 const GROUP_CLUSTERS: u64 = 32;
@@ -122,7 +123,7 @@ fn checksum(group: u64, bits: u32) -> u32 {
 }
 
 fn encode(groups: &[u32], len: u64) -> Vec<u8> {
-    let mut file = wire::begin(MAGIC, HEADER_EXTRA);
+    let mut file = wire::begin(MAGIC, VERSION, HEADER_EXTRA);
     file.extend(len.to_le_bytes());
     file.extend(u32::try_from(CLUSTER).expect("clusters are small").to_le_bytes());
     file.extend([0; 4]);
@@ -133,7 +134,7 @@ fn encode(groups: &[u32], len: u64) -> Vec<u8> {
 }
 
 fn parse(file: &[u8], len: u64) -> Result<Vec<u32>, Malformed> {
-    let (mut header, mut content) = wire::open(file, MAGIC, "map of large files", HEADER_EXTRA)?;
+    let (mut header, mut content) = wire::open(file, MAGIC, VERSION, "map of large files", HEADER_EXTRA)?;
     let found = (header.u64(), header.u32().map(u64::from));
     if found != (Some(len), Some(CLUSTER)) {
         return Err(Malformed::Bad(format!("it is for other data: length and cluster are {found:?}, not {len} and {CLUSTER}")));
