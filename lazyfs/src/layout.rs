@@ -8,28 +8,25 @@
 //!
 //! The directory is input like any other: nothing outside of it is opened, whatever symbolic links it has.
 
+pub mod index;
+mod write;
+
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::stream;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use serde::Deserialize;
 
+use self::index::{IndexFile, Selected};
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::manifest::MAX_MANIFEST;
-use crate::source::{BoxFuture, ByteStream, RawManifest, Source};
-
-/// The annotation that carries a tag (image-spec, "Pre-defined annotation keys").
-const TAG: &str = "org.opencontainers.image.ref.name";
-/// Bytes read at a time.
-const PIECE: u64 = 128 * 1024;
+use crate::source::{BoxFuture, ByteStream, RawManifest, Referrer, Source, stream_file};
 
 /// An OCI image layout directory.
 #[derive(Debug)]
@@ -103,33 +100,29 @@ impl Layout {
 
     fn read_manifest(&self, tag_or_digest: &str) -> Result<RawManifest> {
         if let Ok(digest) = tag_or_digest.parse::<Digest>() {
-            return self.manifest_blob(digest, None);
+            return self.manifest_blob(digest, String::new());
         }
-        let tried = || format!("finding `{tag_or_digest}` in {}", self.path.display());
-        let text = self.read("index.json", MAX_MANIFEST)?;
-        let index: RawIndex = serde_json::from_slice(&text).map_err(|e| Error::new(Outcome::BadInput, tried()).because(e))?;
-        let tagged: Vec<&RawEntry> = index.manifests.iter().filter(|entry| entry.has_tag(tag_or_digest)).collect();
-        match (tagged.as_slice(), index.manifests.as_slice(), tag_or_digest) {
-            ([entry], ..) => self.manifest_blob(entry.digest, entry.media_type.clone()),
-            ([], [entry], "") => self.manifest_blob(entry.digest, entry.media_type.clone()),
-            // Untagged entries are one image for several platforms.
-            ([], [_, ..], "") if index.manifests.iter().all(|entry| entry.tag().is_none()) => {
-                let bytes = Bytes::from(text);
-                let media_type = "application/vnd.oci.image.index.v1+json".to_owned();
-                Ok(RawManifest { digest: Digest::of(&bytes), bytes, media_type })
-            }
-            ([_, _, ..], ..) => Err(Error::new(Outcome::BadInput, tried()).because("several manifests have this tag")),
-            _ => {
-                let tags: Vec<&str> = index.manifests.iter().filter_map(RawEntry::tag).take(20).collect();
-                let has = if tags.is_empty() { "no tags".to_owned() } else { format!("the tags {}", tags.join(", ")) };
-                Err(Error::new(Outcome::NotFound, tried())
-                    .because(format!("its index.json has {has}"))
-                    .advise("name one of its tags: oci:DIR:TAG"))
-            }
+        let tried = |e: Error| e.during(format!("looking into {}", self.path.display()));
+        match self.index()?.select(tag_or_digest).map_err(tried)? {
+            Selected::Manifest(digest, media_type) => self.manifest_blob(digest, media_type),
+            Selected::Whole(raw) => Ok(raw),
         }
     }
 
-    fn manifest_blob(&self, digest: Digest, media_type: Option<String>) -> Result<RawManifest> {
+    fn index(&self) -> Result<IndexFile> {
+        let text = self.read("index.json", MAX_MANIFEST)?;
+        IndexFile::parse(text.into()).map_err(|e| e.during(format!("looking into {}", self.path.display())))
+    }
+
+    fn list_referrers(&self, subject: &Digest, artifact_type: Option<&str>) -> Result<Vec<Referrer>> {
+        let mut found = Vec::new();
+        for digest in self.index()?.artifacts() {
+            found.extend(index::referrer(&self.manifest_blob(digest, String::new())?, subject, artifact_type));
+        }
+        Ok(found)
+    }
+
+    fn manifest_blob(&self, digest: Digest, media_type: String) -> Result<RawManifest> {
         let bytes = Bytes::from(self.read(&format!("blobs/sha256/{}", digest.hex()), MAX_MANIFEST)?);
         let found = Digest::of(&bytes);
         if found != digest {
@@ -137,43 +130,7 @@ impl Layout {
             let error = Error::new(Outcome::Integrity, tried).because(format!("its digest is {found}"));
             return Err(error.advise("the OCI layout is damaged: copy the image into it again"));
         }
-        Ok(RawManifest { bytes, digest, media_type: media_type.unwrap_or_default() })
-    }
-}
-
-/// A file that is too short stays so; anything else may pass.
-fn read_error(error: std::io::Error, path: &Path, end: u64) -> Error {
-    match error.kind() {
-        std::io::ErrorKind::UnexpectedEof => Error::new(Outcome::Integrity, format!("reading {}", path.display()))
-            .because(format!("the file ends before byte {end}: it is shorter than the manifest says"))
-            .advise("the OCI layout is damaged: copy the image into it again"),
-        _ => Error::io("reading", path, error),
-    }
-}
-
-#[derive(Deserialize)]
-struct RawIndex {
-    manifests: Vec<RawEntry>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct RawEntry {
-    digest: Digest,
-    media_type: Option<String>,
-    #[serde(default)]
-    annotations: std::collections::BTreeMap<String, String>,
-}
-
-impl RawEntry {
-    fn tag(&self) -> Option<&str> {
-        self.annotations.get(TAG).map(String::as_str)
-    }
-
-    /// containerd writes the whole reference into the annotation, everybody else the tag.
-    fn has_tag(&self, tag: &str) -> bool {
-        let whole = |name: &str| name.rsplit_once(':').is_some_and(|(_, last)| last == tag);
-        !tag.is_empty() && self.tag().is_some_and(|name| name == tag || whole(name))
+        Ok(RawManifest { bytes, digest, media_type })
     }
 }
 
@@ -192,21 +149,12 @@ impl Source for Layout {
             let name = format!("blobs/sha256/{}", blob.hex());
             let file = Arc::new(self.file(&name)?);
             let path = self.path.join(&name);
-            let steps = stream::try_unfold((range, file, path), |(rest, file, path)| async move {
-                if rest.is_empty() {
-                    return Ok(None);
-                }
-                let (start, len) = (rest.start, PIECE.min(rest.end - rest.start));
-                let reader = Arc::clone(&file);
-                let work = tokio::task::spawn_blocking(move || {
-                    let mut piece = vec![0; usize::try_from(len).expect("at most PIECE")];
-                    reader.read_exact_at(&mut piece, start).map(|()| Bytes::from(piece))
-                });
-                let piece = work.await.expect("reading does not panic").map_err(|e| read_error(e, &path, start + len))?;
-                Ok(Some((piece, (start + len..rest.end, file, path))))
-            });
-            Ok(Box::pin(steps) as ByteStream)
+            Ok(stream_file(file, path, range))
         })
+    }
+
+    fn referrers<'a>(&'a self, subject: Digest, artifact_type: Option<&'a str>) -> BoxFuture<'a, Result<Vec<Referrer>>> {
+        Box::pin(async move { self.list_referrers(&subject, artifact_type) })
     }
 }
 
@@ -214,6 +162,8 @@ impl Source for Layout {
 mod tests {
     use super::*;
     use futures_util::TryStreamExt as _;
+
+    const TAG: &str = "org.opencontainers.image.ref.name";
 
     fn layout(index: &str) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();

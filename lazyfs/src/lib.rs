@@ -12,6 +12,7 @@ pub mod pull;
 pub mod reference;
 pub mod registry;
 pub mod rootfs;
+pub mod sink;
 pub mod source;
 pub mod store;
 pub mod table;

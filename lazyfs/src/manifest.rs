@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
-use crate::source::RawManifest;
+use crate::source::{RawManifest, Referrer};
 
 /// The largest manifest or index that is read (distribution-spec, "Pushing manifests": registries accept at least this).
 pub const MAX_MANIFEST: u64 = 4 << 20;
@@ -23,7 +23,8 @@ const MAX_LAYERS: usize = 1024;
 const MAX_INDEX_ENTRIES: usize = 4096;
 
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// Media type of an image index.
+pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -329,6 +330,58 @@ impl Config {
             labels: run.labels.take().unwrap_or_default(),
             stop_signal: run.stop_signal.take().filter(|signal| !signal.is_empty()),
             volumes: run.volumes.take().unwrap_or_default().into_keys().collect(),
+        })
+    }
+}
+
+/// What a manifest or index says of itself. Of any kind, also one that is no container image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct About {
+    /// Its media type, inferred where it does not say it.
+    pub media_type: String,
+    /// The manifest that it refers to.
+    pub subject: Option<Digest>,
+    /// What it is, where it is an artifact.
+    pub artifact_type: Option<String>,
+    /// Its annotations.
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl About {
+    /// Reads what is common to all manifests.
+    pub fn of(raw: &RawManifest) -> Result<Self> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Text {
+            media_type: Option<String>,
+            artifact_type: Option<String>,
+            subject: Option<RawDescriptor>,
+            config: Option<RawDescriptor>,
+            manifests: Option<serde::de::IgnoredAny>,
+            annotations: Option<BTreeMap<String, String>>,
+        }
+        let text: Text = serde_json::from_slice(&raw.bytes)
+            .map_err(|e| Error::new(Outcome::BadInput, format!("reading manifest {}", raw.digest)).because(e))?;
+        let config = text.config.map(|config| config.media_type).unwrap_or_default();
+        // OCI leaves the field out as often as not; docker never does.
+        let inferred = if text.manifests.is_some() { OCI_INDEX } else { OCI_MANIFEST };
+        let served = Some(raw.media_type.clone()).filter(|served| ACCEPTED.contains(&served.as_str()));
+        Ok(Self {
+            media_type: text.media_type.or(served).unwrap_or_else(|| inferred.to_owned()),
+            subject: text.subject.map(|subject| subject.digest),
+            artifact_type: text.artifact_type.or(Some(config)).filter(|kind| !kind.is_empty()),
+            annotations: text.annotations.unwrap_or_default(),
+        })
+    }
+
+    /// This manifest as a referrer of `subject`, if it is one.
+    pub fn referrer(&self, raw: &RawManifest, subject: &Digest) -> Option<Referrer> {
+        (self.subject == Some(*subject)).then(|| Referrer {
+            media_type: self.media_type.clone(),
+            digest: raw.digest,
+            size: raw.bytes.len() as u64,
+            artifact_type: self.artifact_type.clone().unwrap_or_default(),
+            annotations: self.annotations.clone(),
         })
     }
 }

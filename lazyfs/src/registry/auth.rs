@@ -65,8 +65,9 @@ struct State {
 }
 
 impl Authenticator {
-    pub fn new(repository: &str, credential: Option<Credential>) -> Self {
-        let scope = format!("repository:{repository}:pull");
+    /// `actions` is `pull`, or `pull,push`.
+    pub fn new(repository: &str, actions: &str, credential: Option<Credential>) -> Self {
+        let scope = format!("repository:{repository}:{actions}");
         Self { scope, credential, state: Mutex::default(), turn: tokio::sync::Mutex::default() }
     }
 

@@ -31,6 +31,9 @@ pub struct Options {
     /// Hosts (with their ports, as in references) that speak plain HTTP. Hosts on this machine's loopback need not be named: they
     /// are tried with and without TLS.
     pub plain_http: Vec<String>,
+    /// How many bytes of a blob one request of a push carries: what a broken connection costs at most, and what registries behind
+    /// proxies still take.
+    pub piece: u64,
 }
 
 impl Default for Options {
@@ -40,6 +43,7 @@ impl Default for Options {
             headers: Duration::from_secs(20),
             idle: Duration::from_secs(15),
             plain_http: Vec::new(),
+            piece: 32 << 20,
         }
     }
 }
@@ -188,7 +192,7 @@ pub(super) fn is_loopback(host: &str) -> bool {
     host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-fn transport(tried: String, cause: reqwest::Error) -> Error {
+pub(super) fn transport(tried: String, cause: reqwest::Error) -> Error {
     let (outcome, advice) = if cause.is_redirect() {
         (Outcome::Denied, "the registry sends its content from a place that is not safe to follow")
     } else if cause.is_connect() {

@@ -7,7 +7,7 @@ use std::sync::{Mutex, OnceLock};
 use bytes::Bytes;
 use futures_util::stream;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE};
-use reqwest::{Response, StatusCode, Url};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 
 use super::auth::Authenticator;
 use super::body::stream_exactly;
@@ -17,19 +17,19 @@ use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::manifest::{ACCEPTED, MAX_MANIFEST};
 use crate::reference::RegistryReference;
-use crate::source::{BoxFuture, ByteStream, RawManifest, Source};
+use crate::source::{BoxFuture, ByteStream, RawManifest, Referrer, Source};
 
 /// The largest error document that is read, bytes.
 const MAX_ERROR: u64 = 16 * 1024;
 /// How often one request may be sent again with new authorisation: first anonymous, then with a token, then with a fresh one.
-const MAX_LOGINS: u32 = 2;
+pub(super) const MAX_LOGINS: u32 = 2;
 
 /// One repository in one registry.
 pub struct Repository {
-    registry: Registry,
-    host: String,
-    name: String,
-    auth: Authenticator,
+    pub(super) registry: Registry,
+    pub(super) host: String,
+    pub(super) name: String,
+    pub(super) auth: Authenticator,
     /// `http` or `https`, known after the first answer.
     scheme: OnceLock<&'static str>,
     /// Where the registry redirected a blob to (object storage, mostly): asking there directly saves a round trip per range.
@@ -39,11 +39,20 @@ pub struct Repository {
 impl Repository {
     /// The repository of a reference; tag and digest in it are ignored.
     pub fn new(registry: &Registry, reference: &RegistryReference, credential: Option<Credential>) -> Self {
+        Self::with_actions(registry, reference, credential, "pull")
+    }
+
+    /// The repository of a reference as a [`crate::sink::Sink`]: tokens are asked for that allow to push.
+    pub fn to_push(registry: &Registry, reference: &RegistryReference, credential: Option<Credential>) -> Self {
+        Self::with_actions(registry, reference, credential, "pull,push")
+    }
+
+    fn with_actions(registry: &Registry, reference: &RegistryReference, credential: Option<Credential>, actions: &str) -> Self {
         Self {
             registry: registry.clone(),
             host: reference.host().to_owned(),
             name: reference.repository().to_owned(),
-            auth: Authenticator::new(reference.repository(), credential),
+            auth: Authenticator::new(reference.repository(), actions, credential),
             scheme: OnceLock::new(),
             places: Mutex::default(),
         }
@@ -63,7 +72,7 @@ impl Repository {
         }
     }
 
-    fn url(&self, scheme: &str, path: &str) -> Result<Url> {
+    pub(super) fn url(&self, scheme: &str, path: &str) -> Result<Url> {
         let host = if self.host == "docker.io" { "registry-1.docker.io" } else { &self.host };
         let text = format!("{scheme}://{host}/v2/{}/{path}", self.name);
         Url::parse(&text).map_err(|e| Error::new(Outcome::BadInput, format!("asking {text}")).because(e))
@@ -71,12 +80,31 @@ impl Repository {
 
     /// Sends a GET below the repository, logging in where the registry wants it. `patient` retries passing failures.
     async fn get(&self, path: &str, headers: &HeaderMap, patient: bool) -> Result<Response> {
+        self.ask(Method::GET, path, headers, None, patient).await
+    }
+
+    /// Sends a request with a small body, if any.
+    pub(super) async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &HeaderMap,
+        body: Option<&Bytes>,
+        patient: bool,
+    ) -> Result<Response> {
         let mut first_failure = None;
         for scheme in self.schemes() {
             let url = self.url(scheme, path)?;
-            match self.get_authorized(&url, headers, patient).await {
+            let request = || {
+                let request = self.registry.http().request(method.clone(), url.clone()).headers(headers.clone());
+                match body {
+                    Some(body) => request.body(body.clone()),
+                    None => request,
+                }
+            };
+            match self.send_authorized(|| format!("{method} {}", without_query(&url)), request, patient).await {
                 Ok(response) if response.status() == StatusCode::BAD_REQUEST && self.schemes().len() > 1 => {
-                    first_failure.get_or_insert(self.failure(response).await);
+                    first_failure.get_or_insert(self.failure_of(method.as_str(), response).await);
                 }
                 Ok(response) => {
                     self.scheme.get_or_init(|| scheme);
@@ -91,20 +119,22 @@ impl Repository {
         Err(first_failure.expect("there is at least one scheme"))
     }
 
-    async fn get_authorized(&self, url: &Url, headers: &HeaderMap, patient: bool) -> Result<Response> {
-        let tried = || format!("GET {url}");
+    /// Sends a request, again with authorisation where the registry wants it.
+    async fn send_authorized(
+        &self,
+        tried: impl Fn() -> String,
+        request: impl Fn() -> RequestBuilder,
+        patient: bool,
+    ) -> Result<Response> {
         for login in 0..=MAX_LOGINS {
             let proof = self.auth.proof(&self.registry).await?;
-            let request = || {
-                let request = self.registry.http().get(url.clone()).headers(headers.clone());
-                match &proof {
-                    Some(proof) => request.header(AUTHORIZATION, proof.header.clone()),
-                    None => request,
-                }
+            let request = || match &proof {
+                Some(proof) => request().header(AUTHORIZATION, proof.header.clone()),
+                None => request(),
             };
             let response = match patient {
-                true => self.registry.send_patiently(tried, request).await?,
-                false => self.registry.send(tried, request()).await?,
+                true => self.registry.send_patiently(&tried, request).await?,
+                false => self.registry.send(&tried, request()).await?,
             };
             let refused = matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
             let retry = refused
@@ -119,6 +149,10 @@ impl Repository {
 
     /// What a response that is not the one hoped for means to the user.
     async fn failure(&self, response: Response) -> Error {
+        self.failure_of("GET", response).await
+    }
+
+    pub(super) async fn failure_of(&self, method: &str, response: Response) -> Error {
         let (status, url, wait) = (response.status(), response.url().clone(), retry_after(&response));
         let said = match self.registry.deadline(String::new, read_limited(response, MAX_ERROR)).await {
             Ok(body) => explain(&body),
@@ -146,7 +180,7 @@ impl Repository {
             _ => (Outcome::Unsupported, "this is not how a registry answers; is the host right?".to_owned()),
         };
         let because = if said.is_empty() { format!("it answered {status}") } else { format!("it answered {status}: {said}") };
-        let error = Error::new(outcome, format!("GET {}", without_query(&url))).because(because).advise(advice);
+        let error = Error::new(outcome, format!("{method} {}", without_query(&url))).because(because).advise(advice);
         match wait {
             Some(wait) => error.retry_after(wait),
             None => error,
@@ -243,6 +277,14 @@ impl Source for Repository {
     fn open(&self, blob: Digest, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream>> {
         Box::pin(self.get_range(blob, range))
     }
+
+    fn referrers<'a>(&'a self, subject: Digest, artifact_type: Option<&'a str>) -> BoxFuture<'a, Result<Vec<Referrer>>> {
+        Box::pin(self.list_referrers(subject, artifact_type))
+    }
+
+    fn repository(&self) -> Option<(&str, &str)> {
+        Some((&self.host, &self.name))
+    }
 }
 
 /// `bytes 0-99/1234` (RFC 9110 section 14.4) as a half-open range.
@@ -275,7 +317,7 @@ fn explain(body: &Bytes) -> String {
 }
 
 /// Signed addresses carry secrets in their query.
-fn without_query(url: &Url) -> String {
+pub(super) fn without_query(url: &Url) -> String {
     let mut url = url.clone();
     url.set_query(None);
     url.to_string()

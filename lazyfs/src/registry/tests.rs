@@ -1,6 +1,8 @@
 //! The client against a server of a few lines, which answers by a script that sees the request's head; and against Debian's
 //! docker-registry where that is installed.
 
+mod push;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
