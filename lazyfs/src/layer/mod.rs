@@ -12,6 +12,7 @@ pub mod saved;
 pub mod stream;
 pub mod tar;
 pub mod verify;
+pub mod write;
 pub mod zstd_chunked;
 
 use crate::digest::Digest;

@@ -18,6 +18,31 @@ pub(super) fn parse(text: &str) -> Option<(i64, u32)> {
     Some((seconds - zone_offset(zone)?, nanos))
 }
 
+/// The time as Go writes it; `None` outside of the years 0 to 9999.
+pub(super) fn format((seconds, nanos): (i64, u32)) -> Option<String> {
+    if !(-62_167_219_200..=253_402_300_799).contains(&seconds) {
+        return None;
+    }
+    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    // Never too late, and at most a few steps too early: a year has 366 days or one less.
+    let mut year = 1970 + if days < 0 { days.div_euclid(365) } else { days / 366 };
+    while days_from_epoch(year + 1, 1, 1) <= days {
+        year += (days - days_from_epoch(year + 1, 1, 1)) / 366 + 1;
+    }
+    let mut day = days - days_from_epoch(year, 1, 1);
+    let mut month = 1;
+    while day >= days_in(year, month) {
+        day -= days_in(year, month);
+        month += 1;
+    }
+    let decimals = match nanos {
+        0 => String::new(),
+        _ => format!(".{nanos:09}").trim_end_matches('0').to_owned(),
+    };
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    Some(format!("{year:04}-{month:02}-{:02}T{hour:02}:{minute:02}:{second:02}{decimals}Z", day + 1))
+}
+
 fn number(digits: &[u8]) -> Option<i64> {
     digits.iter().try_fold(0, |n, c| c.is_ascii_digit().then(|| n * 10 + i64::from(c - b'0')))
 }
@@ -68,7 +93,33 @@ fn days_from_epoch(year: i64, month: i64, day: i64) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use super::{format, parse};
+
+    #[test]
+    fn what_is_written_is_read() {
+        for time in [
+            (0, 0),
+            (1, 1),
+            (-1, 999_999_999),
+            (951_782_399, 100),
+            (951_782_400, 0),
+            (1_709_251_199, 5),
+            (-62_135_596_800, 0),
+            (-62_167_219_200, 0),
+            (253_402_300_799, 999_999_999),
+        ] {
+            let text = format(time).unwrap();
+            assert_eq!(parse(&text), Some(time), "{text}");
+        }
+        for day in -800_000..800_000 {
+            let time = (day * 86_400 / 2 + 17, 0);
+            assert_eq!(parse(&format(time).unwrap()), Some(time));
+        }
+        assert_eq!(format((981_173_106, 789_000_000)).unwrap(), "2001-02-03T04:05:06.789Z");
+        for seconds in [-62_167_219_201, 253_402_300_800, i64::MIN, i64::MAX] {
+            assert_eq!(format((seconds, 0)), None, "{seconds}");
+        }
+    }
 
     #[test]
     fn times_of_all_shapes() {

@@ -8,6 +8,7 @@
 
 mod header;
 mod pax;
+pub mod split;
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read};
@@ -345,9 +346,11 @@ fn apply(header: &mut Header, pax: &Pax<'_>) -> Result<(), (Outcome, String)> {
     header.uid = pax.uid.unwrap_or(header.uid);
     header.gid = pax.gid.unwrap_or(header.gid);
     header.mtime = pax.mtime.unwrap_or(header.mtime);
+    header.atime = pax.atime.or(header.atime);
+    header.ctime = pax.ctime.or(header.ctime);
     header.xattrs = pax.xattrs.iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect::<BTreeMap<_, _>>();
     Ok(())
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

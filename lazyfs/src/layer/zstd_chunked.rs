@@ -26,11 +26,15 @@ use crate::error::{Error, Outcome, Result};
 use crate::layer::LayerIndex;
 
 /// Prefixes of the annotations, newest first; Debian 12's buildah writes the second.
-const PREFIXES: [&str; 2] = ["io.github.containers.zstd-chunked.", "io.containers.zstd-chunked."];
+pub(super) const PREFIXES: [&str; 2] = ["io.github.containers.zstd-chunked.", "io.containers.zstd-chunked."];
 /// The table of contents as JSON may have this many bytes; about 400,000 entries.
 const MAX_TOC: u64 = 160 << 20;
 /// Magic and length before the content of a skippable frame (RFC 8878, section 3.1.2).
 const SKIPPABLE_HEADER: u64 = 8;
+/// Magic of a skippable frame.
+pub(super) const SKIPPABLE_MAGIC: [u8; 4] = [0x50, 0x2a, 0x4d, 0x18];
+/// The last bytes of the footer.
+pub(super) const FOOTER_MAGIC: [u8; 8] = *b"GNUlInUx";
 /// Type of the table's format in `manifest-position`.
 const JSON_TABLE: u64 = 1;
 

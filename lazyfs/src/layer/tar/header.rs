@@ -7,20 +7,24 @@ pub(super) const BLOCK: usize = 512;
 
 /// What a header says, and later its extensions.
 #[derive(Debug)]
-pub(super) struct Header {
-    pub(super) name: Vec<u8>,
-    pub(super) mode: i64,
-    pub(super) uid: i64,
-    pub(super) gid: i64,
-    pub(super) size: u64,
+pub(in crate::layer) struct Header {
+    pub(in crate::layer) name: Vec<u8>,
+    pub(in crate::layer) mode: i64,
+    pub(in crate::layer) uid: i64,
+    pub(in crate::layer) gid: i64,
+    pub(in crate::layer) size: u64,
     /// Seconds and nanoseconds.
-    pub(super) mtime: (i64, u32),
+    pub(in crate::layer) mtime: (i64, u32),
+    /// Time of the last access, where the tar has one.
+    pub(in crate::layer) atime: Option<(i64, u32)>,
+    /// Time of the last change of the inode, where the tar has one.
+    pub(in crate::layer) ctime: Option<(i64, u32)>,
     /// `typeflag`.
-    pub(super) kind: u8,
-    pub(super) link: Vec<u8>,
+    pub(in crate::layer) kind: u8,
+    pub(in crate::layer) link: Vec<u8>,
     /// Major, minor.
-    pub(super) device: (i64, i64),
-    pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(in crate::layer) device: (i64, i64),
+    pub(in crate::layer) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 /// Reads a header. The error names the field and says what is wrong with it.
@@ -46,8 +50,15 @@ pub(super) fn parse(block: &[u8; BLOCK]) -> Result<Header, String> {
         true => (field("devmajor", 329, 8)?, field("devminor", 337, 8)?),
         false => (0, 0),
     };
+    // Of the formats that have these times, Go reads only GNU's, and passes over what is none: they tell nothing that matters.
+    let time = |start: usize| match is_gnu && block[start] != 0 {
+        true => number(&block[start..start + 12]).map(|seconds| (seconds, 0)),
+        false => None,
+    };
     Ok(Header {
         name,
+        atime: time(345),
+        ctime: time(357),
         mode: field("mode", 100, 8)?,
         uid: field("uid", 108, 8)?,
         gid: field("gid", 116, 8)?,

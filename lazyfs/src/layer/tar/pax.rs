@@ -14,6 +14,10 @@ pub(super) struct Pax<'a> {
     pub(super) gid: Option<i64>,
     /// Seconds and nanoseconds.
     pub(super) mtime: Option<(i64, u32)>,
+    /// As `mtime`.
+    pub(super) atime: Option<(i64, u32)>,
+    /// As `mtime`.
+    pub(super) ctime: Option<(i64, u32)>,
     /// `SCHILY.xattr.NAME`, as star and Go write them.
     pub(super) xattrs: BTreeMap<&'a [u8], &'a [u8]>,
     /// Whether the content is one of GNU tar's sparse formats.
@@ -40,9 +44,13 @@ impl<'a> Pax<'a> {
                 (b"uid", b"") => pax.uid = None,
                 (b"gid", b"") => pax.gid = None,
                 (b"mtime", b"") => pax.mtime = None,
+                (b"atime", b"") => pax.atime = None,
+                (b"ctime", b"") => pax.ctime = None,
                 (b"uid", _) => pax.uid = Some(decimal(value).ok_or_else(wrong)?),
                 (b"gid", _) => pax.gid = Some(decimal(value).ok_or_else(wrong)?),
                 (b"mtime", _) => pax.mtime = Some(time(value).ok_or_else(wrong)?),
+                (b"atime", _) => pax.atime = Some(time(value).ok_or_else(wrong)?),
+                (b"ctime", _) => pax.ctime = Some(time(value).ok_or_else(wrong)?),
                 _ => match key.strip_prefix(b"SCHILY.xattr.") {
                     Some(name) => drop(pax.xattrs.insert(name, value)),
                     None => pax.sparse |= key.starts_with(b"GNU.sparse."),

@@ -6,11 +6,11 @@ use crate::layer::sample::Random;
 
 /// A tar whose headers the tests can bend.
 #[derive(Default)]
-struct Made(Vec<u8>);
+pub(crate) struct Made(pub(crate) Vec<u8>);
 
 impl Made {
     /// An entry with these bytes put over its ustar header before the checksum is made.
-    fn entry(mut self, kind: u8, name: &str, link: &str, content: &[u8], bend: &[(usize, &[u8])]) -> Self {
+    pub(crate) fn entry(mut self, kind: u8, name: &str, link: &str, content: &[u8], bend: &[(usize, &[u8])]) -> Self {
         let mut block = [0; BLOCK];
         let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, name.as_bytes());
@@ -34,11 +34,11 @@ impl Made {
         self
     }
 
-    fn simple(self, kind: u8, name: &str, link: &str) -> Self {
+    pub(crate) fn simple(self, kind: u8, name: &str, link: &str) -> Self {
         self.entry(kind, name, link, b"", &[])
     }
 
-    fn pax(self, records: &[(&str, &str)]) -> Self {
+    pub(crate) fn pax(self, records: &[(&str, &str)]) -> Self {
         let mut content = String::new();
         for (key, value) in records {
             let rest = format!(" {key}={value}\n");
@@ -48,7 +48,7 @@ impl Made {
         self.entry(b'x', "PaxHeaders/x", "", content.as_bytes(), &[])
     }
 
-    fn end(mut self) -> Vec<u8> {
+    pub(crate) fn end(mut self) -> Vec<u8> {
         self.0.extend([0; 2 * BLOCK]);
         self.0
     }

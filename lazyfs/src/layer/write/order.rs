@@ -1,0 +1,142 @@
+//! In which order the entries of a tar are written so that the files that are needed first stand in front.
+//!
+//! Extracting the tar must give the same tree in the new order. So a file takes along what extraction needs to have seen: the
+//! directories above it, the file that a hard link names, and the whiteouts that would otherwise remove it again. All else keeps its
+//! order. In a layer that has a path twice, the later one wins; nothing is moved in it.
+//!
+//! ```text
+//! [ hot files that are read as a whole, in the order of their first use ]   one region, one request
+//! [ hot files of which only parts are read ]                                behind it: their parts are asked for by range
+//! [ everything else ]
+//! ```
+
+use std::collections::HashMap;
+
+use crate::digest::Digest;
+use crate::layer::{Entry, EntryKind};
+
+/// A file that is needed early.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HotFile {
+    /// Which one.
+    pub key: HotKey,
+    /// Whether all of it is read, or only parts.
+    pub whole: bool,
+}
+
+/// How a hot file is named.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum HotKey {
+    /// By its content.
+    Content(Digest),
+    /// By its path, in the form of [`Entry::path`].
+    Path(Vec<u8>),
+}
+
+/// The new order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// Numbers of the entries, all of them.
+    pub entries: Vec<usize>,
+    /// How many of them at the beginning are hot, or needed by those that are; partly read files are not counted.
+    pub hot: usize,
+    /// Whether this is another order than before.
+    pub moves: bool,
+}
+
+/// Chooses an order for the entries of a tar; `None` stands for what image tools ignore.
+pub fn order(entries: &[Option<Entry>], hot: &[HotFile]) -> Order {
+    let mut places: HashMap<&[u8], Vec<usize>> = HashMap::new();
+    let mut markers: HashMap<&[u8], Vec<usize>> = HashMap::new();
+    let mut contents: HashMap<Digest, Vec<usize>> = HashMap::new();
+    for (number, entry) in entries.iter().enumerate() {
+        let Some(entry) = entry else { continue };
+        match &entry.kind {
+            EntryKind::Whiteout | EntryKind::Opaque => markers.entry(&entry.path).or_default().push(number),
+            kind => {
+                places.entry(&entry.path).or_default().push(number);
+                if let EntryKind::File(content) = kind
+                    && content.size > 0
+                {
+                    contents.entry(content.digest).or_default().push(number);
+                }
+            }
+        }
+    }
+    if places.values().any(|numbers| numbers.len() > 1) {
+        return Order { entries: (0..entries.len()).collect(), hot: 0, moves: false };
+    }
+    let mut choice = Choice { entries, places, markers, chosen: Vec::new(), is_chosen: vec![false; entries.len()] };
+    let numbers = |choice: &Choice<'_>, file: &HotFile| match &file.key {
+        HotKey::Content(digest) => contents.get(digest).cloned().unwrap_or_default(),
+        HotKey::Path(path) => choice.file_at(path).into_iter().collect(),
+    };
+    let mut hot_count = 0;
+    for whole in [true, false] {
+        for file in hot.iter().filter(|file| file.whole == whole) {
+            numbers(&choice, file).into_iter().for_each(|number| choice.choose(number));
+        }
+        if whole {
+            hot_count = choice.chosen.len();
+        }
+    }
+    let Choice { mut chosen, is_chosen, .. } = choice;
+    chosen.extend((0..entries.len()).filter(|&number| !is_chosen[number]));
+    let moves = chosen.iter().enumerate().any(|(position, &number)| position != number);
+    Order { entries: chosen, hot: hot_count, moves }
+}
+
+struct Choice<'a> {
+    entries: &'a [Option<Entry>],
+    /// What is at a path.
+    places: HashMap<&'a [u8], Vec<usize>>,
+    /// Whiteouts of a path, opaque markers of a directory.
+    markers: HashMap<&'a [u8], Vec<usize>>,
+    chosen: Vec<usize>,
+    is_chosen: Vec<bool>,
+}
+
+impl Choice<'_> {
+    /// The regular file at a path, behind hard links.
+    fn file_at(&self, path: &[u8]) -> Option<usize> {
+        let number = *self.places.get(path)?.first()?;
+        match &self.entries[number].as_ref()?.kind {
+            EntryKind::File(content) if content.size > 0 => Some(number),
+            EntryKind::Hardlink(target) if target != path => {
+                let number = *self.places.get(&target[..])?.first()?;
+                matches!(&self.entries[number].as_ref()?.kind, EntryKind::File(content) if content.size > 0).then_some(number)
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes an entry, behind all that it needs.
+    fn choose(&mut self, number: usize) {
+        if std::mem::replace(&mut self.is_chosen[number], true) {
+            return;
+        }
+        let entries = self.entries;
+        let Some(entry) = &entries[number] else { return };
+        for needed in self.needs(&entry.path) {
+            self.choose(needed);
+        }
+        if let EntryKind::Hardlink(target) = &entry.kind {
+            let target = self.places.get(&target[..]).and_then(|numbers| numbers.first()).copied();
+            target.into_iter().for_each(|target| self.choose(target));
+        }
+        self.chosen.push(number);
+    }
+
+    /// Directories above a path, from the root down, and the markers about any of them.
+    fn needs(&self, path: &[u8]) -> Vec<usize> {
+        let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| &path[..at]);
+        let root = (!path.is_empty()).then_some(&path[..0]);
+        let mut needed = Vec::new();
+        for above in root.into_iter().chain(slashes) {
+            needed.extend(self.places.get(above).into_iter().flatten());
+            needed.extend(self.markers.get(above).into_iter().flatten());
+        }
+        needed.extend(self.markers.get(path).into_iter().flatten());
+        needed
+    }
+}
