@@ -8,10 +8,12 @@ use std::sync::{Arc, Mutex};
 use super::Fetcher;
 use super::gaps::GapLog;
 use super::image::{Gaps, Image, Layer};
+use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::layer::zstd_chunked::TocLocation;
 use crate::layer::{LayerIndex, LayerKind, saved, verify};
 use crate::manifest::{Document, Manifest};
+use crate::store::content::Contents;
 
 impl Fetcher {
     /// Finds out what lies between the files of the layers. Asks for the manifest, since only it says where a layer's tar ends.
@@ -60,19 +62,21 @@ impl Fetcher {
         let (fetcher, image) = (Arc::clone(self), Arc::clone(image));
         blocking("verifying layers", move || {
             chunked(&image).try_for_each(|(_, layer)| {
-                let checked = fetcher.verify_layer(layer);
+                let checked = fetcher.verify_layer(&image, layer);
                 checked.map_err(|e| e.during(format!("verifying layer {} of {}", layer.record.digest, image.content.name)))
             })
         })
         .await
     }
 
-    fn verify_layer(&self, layer: &Layer) -> Result<()> {
+    fn verify_layer(&self, image: &Image, layer: &Layer) -> Result<()> {
         let Some(gaps) = layer.gaps.get() else {
             return Err(Error::new(Outcome::NotFound, "reading the gaps of a layer").because("they were never looked for"));
         };
         let index = self.index(layer)?;
-        verify::verify(&index, gaps.tar_end, &layer.record.diff_id, self.store.cas(), |range| gaps.log().read(range))?;
+        let contents = Contents::new(&self.store, &image.content.table);
+        let open = |file: &Digest| contents.open(file);
+        verify::verify(&index, gaps.tar_end, &layer.record.diff_id, &open, |range| gaps.log().read(range))?;
         GapLog::remove(&self.store.gaps_dir(), &layer.record.digest)
     }
 

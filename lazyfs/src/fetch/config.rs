@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Outcome, Result};
 
-/// Limits and sizes of the fetcher. All bytes are compressed bytes of blobs.
+/// Limits and sizes of the fetcher. Bytes are compressed bytes of blobs where nothing else is said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FetchConfig {
     /// A request for a file that a program waits for goes on behind that file until it has this size. 0: not at all.
@@ -15,6 +15,8 @@ pub struct FetchConfig {
     pub readahead_max: u64,
     /// Missing files that lie right before it are fetched along up to this size, if anything behind it is.
     pub readbehind: u64,
+    /// How far, in bytes of content, a large file that a program reads in order is fetched ahead of it; 0: not at all.
+    pub read_window: u64,
     /// Requests for waiting programs that run at the same time.
     pub demand_parallel: usize,
     /// Files that are fetched at the same time because a program is about to open them; 0: none are. They share the line, and the first is
@@ -52,6 +54,7 @@ impl Default for FetchConfig {
             readahead: 96 << 10,
             readahead_max: 192 << 10,
             readbehind: 24 << 10,
+            read_window: 4 << 20,
             demand_parallel: 8,
             ahead: 4,
             demand_deadline: Duration::from_secs(30),
@@ -92,6 +95,7 @@ impl FetchConfig {
             "readahead" => self.readahead = number()?,
             "readahead_max" => self.readahead_max = number()?,
             "readbehind" => self.readbehind = number()?,
+            "read_window" => self.read_window = number()?,
             "demand_parallel" => self.demand_parallel = usize::try_from(number()?.clamp(1, 64)).expect("at most 64"),
             "ahead" => self.ahead = usize::try_from(number()?.min(64)).expect("at most 64"),
             "demand_deadline" => self.demand_deadline = time()?,

@@ -1,48 +1,43 @@
-//! From the bytes of a blob to verified objects: a state machine that is fed pieces of any size, in blob order.
+//! From the bytes of a blob to verified content: a state machine that is fed bytes in any portions, in blob order.
 //!
 //! ```text
-//! segments: file, gap, file, …   ascending in the blob, with holes between them that are skipped
+//! segments: piece, gap, piece, …   ascending in the blob, with holes between them that are skipped
 //!
-//! file:  chunk -> chunk -> … -> all written --digest right--> object named, Stored
-//!          \-- frame broken, wrong length or digest --> Damaged, the rest of the file's bytes are skipped
-//! gap:   collected --complete--> Gap
+//! piece that becomes an object:  chunk -> chunk -> … -> all written --digest right--> object named, Stored
+//! piece of a large file:         chunk --digest right--> written to the data file -> chunk -> … -> Stored
+//!          \-- undecodable, wrong length or digest --> Damaged, the rest of the piece's bytes are skipped
+//! gap:     collected --complete--> Gap
 //! ```
 //!
-//! What is in memory is one decompression window and one output buffer, whatever the size of a file. A machine that waits for the
-//! byte at [`Decoder::position`] can wait for any time: that is how a transfer resumes after its connection broke.
+//! What is in memory is one decompression window and one output buffer, whatever the size of a file; of a large file also the chunk that is
+//! being decoded, which has a limit ([`crate::table::MAX_CHUNK`]). A machine that waits for the byte at [`Decoder::position`] can wait for any
+//! time: that is how a transfer resumes after its connection broke. How a chunk is compressed only [`codec`] knows.
+
+mod codec;
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::Arc;
 
-use zstd::stream::raw::{InBuffer, Operation as _, OutBuffer};
-use zstd::zstd_safe::DParameter;
-
+pub(super) use self::codec::Codec;
+use super::piece::{Destination, PieceId, PiecePlan};
 use crate::digest::{Digest, Hasher};
-use crate::error::Result;
-use crate::layer::Chunk;
-use crate::store::cas::{Cas, ObjectWriter};
+use crate::error::{Error, Outcome, Result};
+use crate::layer::{Chunk, LayerKind};
+use crate::store::Store;
+use crate::store::big::BigData;
+use crate::store::cas::ObjectWriter;
 
 /// Bytes of decompressed data that are in memory at a time.
 const OUT: usize = 64 * 1024;
-/// The largest window a frame may ask for: 128 MiB, the limit of the zstd program too. Only what is written to is ever resident.
-const WINDOW_LOG: u32 = 27;
 /// A source of zeros.
-const ZEROS: [u8; 4096] = [0; 4096];
-
-/// A file whose bytes are to be decoded.
-#[derive(Clone, Debug)]
-pub(super) struct FilePlan {
-    /// Digest of the content.
-    pub digest: Digest,
-    /// Its chunks: ascending, and adding up to the file.
-    pub chunks: Vec<Chunk>,
-}
+const ZEROS: [u8; 16384] = [0; 16384];
 
 /// A part of the blob that somebody wants.
 #[derive(Clone, Debug)]
 pub(super) enum Segment {
-    /// A file.
-    File(FilePlan),
+    /// A piece.
+    Piece(PiecePlan),
     /// Bytes between files, kept as they are.
     Gap(Range<u64>),
 }
@@ -50,18 +45,20 @@ pub(super) enum Segment {
 /// What came of a segment.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Event {
-    /// The file is an object now.
-    Stored(Digest),
-    /// The file's bytes are not what the index says.
+    /// The piece is in the store now.
+    Stored(PieceId),
+    /// The piece's bytes are not what the index says.
     Damaged(Damage),
     /// A gap is complete.
     Gap(u64, Vec<u8>),
 }
 
-/// Where and why a file is not what the index says.
+/// Where and why a piece is not what the index says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Damage {
-    /// Digest of the content that was expected.
+    /// The piece.
+    pub piece: PieceId,
+    /// Digest of the file that it is of.
     pub file: Digest,
     /// Offset in the blob of the chunk that is wrong, bytes.
     pub offset: u64,
@@ -71,57 +68,60 @@ pub(super) struct Damage {
 
 /// The state machine.
 pub(super) struct Decoder<'a> {
-    cas: &'a Cas,
+    store: &'a Store,
     position: u64,
     waiting: VecDeque<Segment>,
     current: Option<Current<'a>>,
-    zstd: zstd::stream::raw::Decoder<'static>,
+    codec: Codec,
     out: Vec<u8>,
 }
 
 enum Current<'a> {
-    File(Box<OpenFile<'a>>),
+    Piece(Box<OpenPiece<'a>>),
     Gap { range: Range<u64>, bytes: Vec<u8> },
 }
 
-struct OpenFile<'a> {
-    plan: FilePlan,
+struct OpenPiece<'a> {
+    plan: PiecePlan,
     /// Number of the chunk that is being decoded.
     chunk: usize,
     /// Decompressed bytes of it.
     produced: u64,
-    /// Whether the frame that is being read has come to its end.
-    frame_ended: bool,
+    /// Whether the chunk may end where it is.
+    may_end: bool,
     hasher: Hasher,
-    /// `None` once the file has turned out to be damaged.
-    writer: Option<ObjectWriter<'a>>,
+    /// `None` once the piece has turned out to be damaged.
+    output: Option<Output<'a>>,
+}
+
+/// Where content goes.
+enum Output<'a> {
+    /// What is written is checked by its digest at the end.
+    Object(ObjectWriter<'a>),
+    Data {
+        big: Arc<BigData>,
+        /// Where the file begins in it.
+        file: u64,
+        /// What has come of the chunk: nothing is written before its digest is known.
+        chunk: Vec<u8>,
+    },
 }
 
 impl Segment {
     /// Its extent in the blob.
     pub fn range(&self) -> Range<u64> {
         match self {
-            Self::File(plan) => plan.range(),
+            Self::Piece(plan) => plan.range(),
             Self::Gap(range) => range.clone(),
         }
     }
 }
 
-impl FilePlan {
-    /// Extent in the blob from the first to the last chunk.
-    pub fn range(&self) -> Range<u64> {
-        let first = self.chunks.first().map_or(0, |c| c.blob_offset);
-        first..self.chunks.last().map_or(first, |c| c.blob_offset + c.blob_len)
-    }
-}
-
 impl<'a> Decoder<'a> {
-    /// A machine for these segments, ascending. The first byte it wants is the first of the first segment.
-    pub fn new(cas: &'a Cas, segments: Vec<Segment>) -> std::io::Result<Self> {
-        let mut zstd = zstd::stream::raw::Decoder::new()?;
-        zstd.set_parameter(DParameter::WindowLogMax(WINDOW_LOG))?;
+    /// A machine for these segments, ascending, of a layer of this kind. The first byte it wants is the first of the first segment.
+    pub fn new(store: &'a Store, kind: LayerKind, segments: Vec<Segment>) -> std::io::Result<Self> {
         let position = segments.first().map_or(0, |segment| segment.range().start);
-        Ok(Self { cas, position, waiting: segments.into(), current: None, zstd, out: vec![0; OUT] })
+        Ok(Self { store, position, waiting: segments.into(), current: None, codec: Codec::of(kind)?, out: vec![0; OUT] })
     }
 
     /// Offset in the blob of the next byte that is wanted.
@@ -136,7 +136,7 @@ impl<'a> Decoder<'a> {
             self.open_next()?;
             let taken = match &mut self.current {
                 Some(Current::Gap { range, bytes: kept }) => take_gap(range, kept, self.position, bytes),
-                Some(Current::File(file)) => file.take(&mut self.zstd, &mut self.out, self.position, bytes, events)?,
+                Some(Current::Piece(piece)) => piece.take(&mut self.codec, &mut self.out, self.position, bytes, events)?,
                 None => bytes.len(),
             };
             self.position += taken as u64;
@@ -151,13 +151,7 @@ impl<'a> Decoder<'a> {
             self.current = match self.waiting.pop_front() {
                 None => None,
                 Some(Segment::Gap(range)) => Some(Current::Gap { range, bytes: Vec::new() }),
-                Some(Segment::File(plan)) => {
-                    let writer = Some(self.cas.writer()?);
-                    let mut file =
-                        OpenFile { plan, chunk: 0, produced: 0, frame_ended: false, hasher: Hasher::default(), writer };
-                    file.write_zeros()?;
-                    Some(Current::File(Box::new(file)))
-                }
+                Some(Segment::Piece(plan)) => Some(Current::Piece(Box::new(OpenPiece::new(self.store, plan)?))),
             };
         }
         Ok(())
@@ -166,7 +160,7 @@ impl<'a> Decoder<'a> {
     fn close_segment(&mut self, events: &mut dyn FnMut(Event)) -> Result<()> {
         let ended = match &self.current {
             Some(Current::Gap { range, .. }) => self.position >= range.end,
-            Some(Current::File(file)) => self.position >= file.plan.range().end,
+            Some(Current::Piece(piece)) => self.position >= piece.plan.range().end,
             None => false,
         };
         if !ended {
@@ -174,7 +168,7 @@ impl<'a> Decoder<'a> {
         }
         match self.current.take() {
             Some(Current::Gap { range, bytes }) => events(Event::Gap(range.start, bytes)),
-            Some(Current::File(file)) => file.close(events)?,
+            Some(Current::Piece(piece)) => piece.close(events)?,
             None => {}
         }
         Ok(())
@@ -189,101 +183,124 @@ fn take_gap(range: &Range<u64>, kept: &mut Vec<u8>, position: u64, bytes: &[u8])
     end.max(skip)
 }
 
-impl OpenFile<'_> {
+impl<'a> OpenPiece<'a> {
+    fn new(store: &'a Store, plan: PiecePlan) -> Result<Self> {
+        let output = match (&plan.to, &plan.id) {
+            (Destination::Data { len, file }, PieceId::Data { layer, .. }) => {
+                Output::Data { big: store.big(layer, *len)?, file: *file, chunk: Vec::new() }
+            }
+            _ => Output::Object(store.cas().writer()?),
+        };
+        let hasher = Hasher::default();
+        let mut piece = Self { plan, chunk: 0, produced: 0, may_end: false, hasher, output: Some(output) };
+        piece.write_zeros()?;
+        Ok(piece)
+    }
+
+    /// A chunk that is a whole object needs no digest of its own.
+    fn checks_chunks(&self) -> bool {
+        self.plan.chunks.len() > 1 || matches!(self.plan.to, Destination::Data { .. })
+    }
+
     /// Takes some of `bytes`, which begin at `position` in the blob; returns how many are done with.
     fn take(
         &mut self,
-        zstd: &mut zstd::stream::raw::Decoder<'static>,
+        codec: &mut Codec,
         out: &mut [u8],
         position: u64,
         bytes: &[u8],
         events: &mut dyn FnMut(Event),
     ) -> Result<usize> {
         let end = self.plan.range().end;
-        let Some(chunk) = self.plan.chunks.get(self.chunk).filter(|_| self.writer.is_some()) else {
+        let Some(chunk) = self.plan.chunks.get(self.chunk).filter(|_| self.output.is_some()) else {
             return Ok(usize_of(end - position).min(bytes.len()));
         };
         if position < chunk.blob_offset {
             return Ok(usize_of(chunk.blob_offset - position).min(bytes.len()));
         }
         let chunk_end = chunk.blob_offset + chunk.blob_len;
-        if position == chunk.blob_offset {
-            // Whatever the last chunk left behind, this one begins with a frame.
-            if let Err(e) = zstd.reinit() {
-                self.damage(format!("the decompressor failed: {e}"), events);
-                return Ok(0);
-            }
+        if position == chunk.blob_offset
+            && let Err(e) = codec.begin()
+        {
+            self.damage(format!("the decompressor failed: {e}"), events);
+            return Ok(0);
         }
         let taken = usize_of(chunk_end - position).min(bytes.len());
-        self.decompress(zstd, out, &bytes[..taken], events)?;
-        if self.writer.is_some() && position + taken as u64 == chunk_end {
+        self.decompress(codec, out, &bytes[..taken], events)?;
+        if self.output.is_some() && position + taken as u64 == chunk_end {
             self.end_chunk(events)?;
         }
         Ok(taken)
     }
 
-    fn decompress(
-        &mut self,
-        zstd: &mut zstd::stream::raw::Decoder<'static>,
-        out: &mut [u8],
-        bytes: &[u8],
-        events: &mut dyn FnMut(Event),
-    ) -> Result<()> {
-        let wanted = self.plan.chunks[self.chunk].len;
-        // A chunk that is the whole file needs no digest of its own.
-        let hashes_chunk = self.plan.chunks.len() > 1;
-        let mut input = InBuffer::around(bytes);
+    fn decompress(&mut self, codec: &mut Codec, out: &mut [u8], mut bytes: &[u8], events: &mut dyn FnMut(Event)) -> Result<()> {
+        let (wanted, hashes) = (self.plan.chunks[self.chunk].len, self.checks_chunks());
         loop {
-            let mut output = OutBuffer::around(out);
-            match zstd.run(&mut input, &mut output) {
-                Ok(hint) => self.frame_ended = hint == 0,
+            let step = match codec.step(bytes, out) {
+                Ok(step) => step,
                 Err(e) => {
-                    self.damage(format!("it is not valid zstd: {e}"), events);
+                    self.damage(e.to_string(), events);
                     return Ok(());
                 }
+            };
+            if (step.taken, step.made) == (0, 0) && !bytes.is_empty() {
+                self.damage("the decompressor does not go on".to_owned(), events);
+                return Ok(());
             }
-            let len = output.pos();
-            let (produced, full) = (&out[..len], len == out.len());
-            self.produced += len as u64;
+            self.may_end = step.ended;
+            bytes = &bytes[step.taken..];
+            let produced = &out[..step.made];
+            self.produced += step.made as u64;
             if self.produced > wanted {
                 self.damage(format!("it decompresses to more than {wanted} bytes"), events);
                 return Ok(());
             }
-            if hashes_chunk {
+            if hashes {
                 self.hasher.update(produced);
             }
-            self.writer.as_mut().expect("a damaged file is not decompressed").write(produced)?;
-            if input.pos() == bytes.len() && !full {
+            match self.output.as_mut().expect("a damaged piece is not decompressed") {
+                Output::Object(writer) => writer.write(produced)?,
+                Output::Data { chunk, .. } => chunk.extend_from_slice(produced),
+            }
+            if bytes.is_empty() && step.made < out.len() {
                 return Ok(());
             }
         }
     }
 
     fn end_chunk(&mut self, events: &mut dyn FnMut(Event)) -> Result<()> {
-        let chunk = &self.plan.chunks[self.chunk];
+        let checks = self.checks_chunks();
         let hasher = std::mem::take(&mut self.hasher);
-        if self.produced != chunk.len || !self.frame_ended {
-            self.damage(format!("it decompresses to {} bytes, not {}", self.produced, chunk.len), events);
+        let Chunk { file_offset, len, digest, .. } = self.plan.chunks[self.chunk];
+        if self.produced != len || !self.may_end {
+            self.damage(format!("it decompresses to {} bytes, not {len}", self.produced), events);
             return Ok(());
         }
-        if self.plan.chunks.len() > 1 && hasher.finish() != chunk.digest {
-            self.damage(format!("its digest is {}, not {}", hasher.finish(), chunk.digest), events);
+        if checks && hasher.finish() != digest {
+            self.damage(format!("its digest is {}, not {digest}", hasher.finish()), events);
             return Ok(());
+        }
+        if let Some(Output::Data { big, file, chunk }) = &mut self.output {
+            big.write(*file + file_offset, chunk)?;
+            chunk.clear();
         }
         self.chunk += 1;
         self.produced = 0;
-        self.frame_ended = false;
+        self.may_end = false;
         self.write_zeros()
     }
 
     /// Writes the chunks of zeros that come next; their bytes in the blob are skipped.
     fn write_zeros(&mut self) -> Result<()> {
-        while let (Some(chunk), Some(writer)) = (self.plan.chunks.get(self.chunk).filter(|c| c.zeros), &mut self.writer) {
-            let mut left = chunk.len;
-            while left > 0 {
-                let piece = usize_of(left).min(ZEROS.len());
-                writer.write(&ZEROS[..piece])?;
-                left -= piece as u64;
+        while let (Some(chunk), Some(output)) = (self.plan.chunks.get(self.chunk).filter(|c| c.zeros), &mut self.output) {
+            let mut at = 0;
+            while at < chunk.len {
+                let zeros = &ZEROS[..usize_of(chunk.len - at).min(ZEROS.len())];
+                match output {
+                    Output::Object(writer) => writer.write(zeros)?,
+                    Output::Data { big, file, .. } => big.write(*file + chunk.file_offset + at, zeros)?,
+                }
+                at += zeros.len() as u64;
             }
             self.chunk += 1;
         }
@@ -292,18 +309,22 @@ impl OpenFile<'_> {
 
     fn damage(&mut self, why: String, events: &mut dyn FnMut(Event)) {
         let offset = self.plan.chunks.get(self.chunk).map_or(self.plan.range().start, |chunk| chunk.blob_offset);
-        self.writer = None;
-        events(Event::Damaged(Damage { file: self.plan.digest, offset, why }));
+        self.output = None;
+        events(Event::Damaged(Damage { piece: self.plan.id, file: self.plan.file, offset, why }));
     }
 
     fn close(mut self: Box<Self>, events: &mut dyn FnMut(Event)) -> Result<()> {
-        let Some(writer) = self.writer.take() else { return Ok(()) };
-        let file = self.plan.digest;
-        match writer.finish_as(&file) {
-            Ok(()) => events(Event::Stored(file)),
-            Err(e) if e.outcome() == crate::error::Outcome::Integrity => {
+        let Some(output) = self.output.take() else { return Ok(()) };
+        let (piece, file) = (self.plan.id, self.plan.file);
+        let stored: Result<(), Error> = match output {
+            Output::Object(writer) => writer.finish_as(&file),
+            Output::Data { .. } => Ok(()),
+        };
+        match stored {
+            Ok(()) => events(Event::Stored(piece)),
+            Err(e) if e.outcome() == Outcome::Integrity => {
                 let why = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
-                events(Event::Damaged(Damage { file, offset: self.plan.range().start, why }));
+                events(Event::Damaged(Damage { piece, file, offset: self.plan.range().start, why }));
             }
             Err(e) => return Err(e),
         }

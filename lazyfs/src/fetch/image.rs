@@ -1,17 +1,18 @@
 //! An attached image: where each part of its layers is, what is local, and what went wrong with it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Instant;
 
 use tokio::sync::{Notify, watch};
 
-use super::decode::{Damage, FilePlan, Segment};
+use super::decode::{Damage, Segment};
 use super::gaps::GapLog;
 use super::inflight::Origin;
 use super::obstacle::Obstacle;
+use super::piece::{Destination, Piece, PieceId, PiecePlan, pieces_of};
+use super::reads::Reads;
 use super::runs::Runs;
 use super::span::{Part, first_at};
 use crate::daemon::protocol::Progress;
@@ -19,6 +20,8 @@ use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::layer::LayerKind;
 use crate::source::Source;
+use crate::store::Store;
+use crate::store::big::BigData;
 use crate::table::{LayerRecord, Table};
 use crate::tree::erofs::read::StoredTree;
 
@@ -55,10 +58,15 @@ pub(super) struct Image {
     /// It is not to rest any longer.
     pub try_again: Notify,
     pub attached: Instant,
-    damaged: Mutex<HashMap<Digest, Arc<Error>>>,
+    /// Large files that the tree has as objects, and whether that is known.
+    objects: OnceLock<HashSet<Digest>>,
+    learnt: watch::Sender<bool>,
+    damaged: Mutex<HashMap<PieceId, Arc<Error>>>,
     hot: Mutex<Vec<Hot>>,
     /// Directories in which programs wait.
     pub runs: Runs,
+    /// Where programs read in large files.
+    pub reads: Reads,
     /// Programs have begun to wait somewhere.
     pub heated: Notify,
 }
@@ -66,21 +74,29 @@ pub(super) struct Image {
 /// One layer of it.
 pub(super) struct Layer {
     pub record: LayerRecord,
-    /// Files to be fetched from this layer, ascending by their place in the blob.
-    pub files: Vec<File>,
-    /// The extents of `files`.
+    /// Pieces to be fetched from this layer, ascending by their place in the blob.
+    pub pieces: Vec<Piece>,
+    /// The extents of `pieces`.
     pub extents: Vec<Range<u64>>,
+    /// Numbers of the pieces of large files, ascending by their place in the data file.
+    large: Vec<usize>,
+    /// Where each large file ends in the data file.
+    ends: Vec<u64>,
+    /// The data file, open since somebody has asked for it.
+    data: OnceLock<Arc<BigData>>,
     /// Known once somebody has asked for them.
     pub gaps: OnceLock<Arc<Gaps>>,
     /// Bytes of the blob that are here and counted in the image's progress.
     counted: Mutex<u64>,
 }
 
-/// A file of a layer.
-pub(super) struct File {
-    pub digest: Digest,
-    /// Known to be in the store.
-    local: AtomicBool,
+/// Where an image has a file that can be fetched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// It is this piece of this layer.
+    Piece(usize, usize),
+    /// It is a large file: these bytes of this layer's data file.
+    Data(usize, Range<u64>),
 }
 
 /// The gaps of a layer; one for all images with that layer.
@@ -116,53 +132,109 @@ impl Image {
             obstacle: watch::Sender::new(None),
             try_again: Notify::new(),
             attached: Instant::now(),
+            objects: OnceLock::new(),
+            learnt: watch::Sender::new(false),
             damaged: Mutex::default(),
             hot: Mutex::default(),
             runs: Runs::default(),
+            reads: Reads::default(),
             heated: Notify::new(),
         }
     }
 
-    /// Layer and number of a file of this image that can be fetched.
-    pub fn find(&self, digest: &Digest) -> Option<(usize, usize)> {
-        let record = self.content.table.lookup(digest)?;
+    /// Where a file of this image that can be fetched is.
+    pub fn find(&self, file: &Digest) -> Option<Place> {
+        let record = self.content.table.lookup(file)?;
+        let number = record.layer as usize;
+        let layer = self.layers.get(number)?;
+        if let Some(range) = record.data_range() {
+            return Some(Place::Data(number, range));
+        }
         let start = self.content.table.chunks(&record).next()?.blob_offset;
-        let layer = record.layer as usize;
-        let files = &self.layers.get(layer)?.extents;
-        let first = first_at(files, start);
-        let mut same_start = (first..files.len()).take_while(|n| files[*n].start == start);
-        Some((layer, same_start.find(|n| self.layers[layer].files[*n].digest == *digest)?))
+        let first = first_at(&layer.extents, start);
+        let mut same_start = (first..layer.pieces.len()).take_while(|n| layer.extents[*n].start == start);
+        Some(Place::Piece(number, same_start.find(|n| layer.pieces[*n].file == *file)?))
+    }
+
+    /// Layer and number of a piece.
+    pub fn find_piece(&self, piece: &PieceId) -> Option<(usize, usize)> {
+        match piece {
+            PieceId::Object(file) => match self.find(file)? {
+                Place::Piece(layer, nth) => Some((layer, nth)),
+                Place::Data(..) => None,
+            },
+            PieceId::Data { layer, offset } => {
+                let number = self.layers.iter().position(|known| known.record.digest == *layer)?;
+                let nth = self.layers[number].covering(&(*offset..*offset + 1)).next()?;
+                (self.layers[number].pieces[nth].id(layer) == *piece).then_some((number, nth))
+            }
+        }
     }
 
     /// Learns which files lie in the same directory.
     pub fn learn_directories(&self) {
         if let Some(tree) = &self.content.tree {
-            let files: Vec<usize> = self.layers.iter().map(|layer| layer.files.len()).collect();
-            self.runs.learn(tree, &files, |digest| self.find(digest));
+            let pieces: Vec<usize> = self.layers.iter().map(|layer| layer.pieces.len()).collect();
+            self.runs.learn(tree, &pieces, |digest| self.find_piece(&PieceId::Object(*digest)));
         }
     }
 
     /// A part as the decoder takes it.
     pub fn segment(&self, layer: usize, part: Part) -> Segment {
         let (table, layer) = (&self.content.table, &self.layers[layer]);
-        match part {
-            Part::Gap(n) => Segment::Gap(layer.gap_ranges()[n].clone()),
-            Part::File(n) => {
-                let digest = layer.files[n].digest;
-                let record = table.lookup(&digest).expect("the list of files was made from the table");
-                Segment::File(FilePlan { digest, chunks: table.chunks(&record).collect() })
-            }
+        let piece = match part {
+            Part::Gap(n) => return Segment::Gap(layer.gap_ranges()[n].clone()),
+            Part::Piece(n) => &layer.pieces[n],
+        };
+        let chunks = piece.chunks(table);
+        let to = match (&piece.data, chunks.first()) {
+            (Some(data), Some(first)) => Destination::Data { len: layer.record.data_len, file: data.start - first.file_offset },
+            _ => Destination::Object,
+        };
+        Segment::Piece(PiecePlan { id: piece.id(&layer.record.digest), file: piece.file, chunks: chunks.into(), to })
+    }
+
+    /// Notes that a piece is in the store.
+    pub fn mark_local(&self, layer: usize, nth: usize) {
+        let layer = &self.layers[layer];
+        if layer.pieces[nth].set_local() {
+            self.count_local(layer, layer.extents[nth].end - layer.extents[nth].start);
         }
     }
 
-    /// Notes that a file is in the store. Returns whether that was news.
-    pub fn mark_local(&self, layer: usize, file: usize) -> bool {
+    /// Whether a piece is in the store, in the form in which this image reads it.
+    pub fn is_stored(&self, layer: usize, nth: usize, store: &Store) -> bool {
         let layer = &self.layers[layer];
-        if layer.files[file].local.swap(true, Ordering::Relaxed) {
-            return false;
+        let Piece { file, data, .. } = &layer.pieces[nth];
+        match data {
+            None => store.cas().contains(file),
+            Some(_) if self.is_object(file) && store.cas().contains(file) => true,
+            // Where the data file cannot be opened, whoever writes to it hears why.
+            Some(range) => layer.data(store).is_ok_and(|data| data.has(range.clone())),
         }
-        self.count_local(layer, layer.extents[file].end - layer.extents[file].start);
-        true
+    }
+
+    /// Whether this image reads a large file from an object, as far as that is known.
+    pub fn is_object(&self, file: &Digest) -> bool {
+        self.objects.get().is_some_and(|objects| objects.contains(file))
+    }
+
+    /// Notes which large files this image reads from objects.
+    pub fn learn_objects(&self, objects: HashSet<Digest>) {
+        // Learnt already where the image was attached twice: it is the same then.
+        drop(self.objects.set(objects));
+        self.learnt.send_replace(true);
+    }
+
+    /// Ends when that is known.
+    pub async fn is_learnt(&self) {
+        // The sender is a field of this.
+        drop(self.learnt.subscribe().wait_for(|learnt| *learnt).await);
+    }
+
+    /// Large files that this image reads from objects.
+    pub fn objects(&self) -> impl Iterator<Item = &Digest> {
+        self.objects.get().into_iter().flatten()
     }
 
     /// Notes that so many bytes of the layer are here.
@@ -201,20 +273,30 @@ impl Image {
         self.obstacle.send_if_modified(|obstacle| obstacle.take().is_some());
     }
 
-    /// The error of a file that was damaged whenever it was fetched.
-    pub fn damage(&self, file: &Digest) -> Option<Arc<Error>> {
-        self.damaged().get(file).cloned()
+    /// The error of a piece that was damaged whenever it was fetched.
+    pub fn damage(&self, piece: &PieceId) -> Option<Arc<Error>> {
+        self.damaged().get(piece).cloned()
     }
 
-    /// The first of the damaged files, and how many there are.
+    /// The error of the first piece of this range of a layer's data file that was damaged whenever it was fetched.
+    pub fn damage_in(&self, layer: usize, range: &Range<u64>) -> Option<Arc<Error>> {
+        let layer = &self.layers[layer];
+        let damaged = self.damaged();
+        if damaged.is_empty() {
+            return None;
+        }
+        layer.covering(range).find_map(|n| damaged.get(&layer.pieces[n].id(&layer.record.digest)).cloned())
+    }
+
+    /// The first of the damaged pieces, and how many there are.
     pub fn any_damage(&self) -> Option<(Arc<Error>, usize)> {
         let damaged = self.damaged();
         damaged.values().next().map(|error| (Arc::clone(error), damaged.len()))
     }
 
-    /// Gives a file up. Returns the error that everybody who wants it gets.
+    /// Gives a piece up. Returns the error that everybody who wants it gets.
     pub fn give_up(&self, layer: usize, damage: &Damage) -> Arc<Error> {
-        let Damage { file, offset, why } = damage;
+        let Damage { piece, file, offset, why } = damage;
         let error = Error::new(
             Outcome::Integrity,
             format!("reading {file} of {} from layer {} at offset {offset}", self.content.name, self.layers[layer].record.digest),
@@ -222,7 +304,7 @@ impl Image {
         .because(why.clone())
         .advise("the registry's copy is damaged, or an index lies: push the image again, or pull it from elsewhere");
         let error = Arc::new(error);
-        self.damaged().insert(*file, Arc::clone(&error));
+        self.damaged().insert(*piece, Arc::clone(&error));
         error
     }
 
@@ -256,7 +338,7 @@ impl Image {
         }
     }
 
-    fn damaged(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Error>>> {
+    fn damaged(&self) -> MutexGuard<'_, HashMap<PieceId, Arc<Error>>> {
         self.damaged.lock().expect("no holder of this lock panics")
     }
 
@@ -267,19 +349,45 @@ impl Image {
 
 impl Layer {
     fn new(table: &Table, number: u32, record: LayerRecord) -> Self {
-        let (mut files, mut extents) = (Vec::new(), Vec::new());
+        let mut all: Vec<(Range<u64>, Piece)> = Vec::new();
         if record.kind != LayerKind::Stream {
-            for file in table.files_by_offset(number) {
-                let mut chunks = table.chunks(&file);
-                let Some(first) = chunks.next() else { continue };
-                let last = chunks.last().unwrap_or_else(|| first.clone());
-                files.push(File { digest: file.digest, local: AtomicBool::new(false) });
-                extents.push(first.blob_offset..last.blob_offset + last.blob_len);
-            }
+            table.files_by_offset(number).for_each(|file| all.extend(pieces_of(table, &file)));
+            // Only where an index is hostile do the chunks of files lie between each other.
+            all.sort_by_key(|(extent, _)| extent.start);
         }
+        let (extents, pieces): (Vec<Range<u64>>, Vec<Piece>) = all.into_iter().unzip();
+        let place = |n: &usize| pieces[*n].data.as_ref().map(|data| data.start);
+        let mut large: Vec<usize> = (0..pieces.len()).filter(|n| place(n).is_some()).collect();
+        large.sort_by_key(place);
+        let ends = table.large_files(number).filter_map(|file| Some(file.data_range()?.end)).collect();
         // A layer without random access was read whole before there could be a table.
-        let counted = if record.kind == LayerKind::Stream { record.size } else { 0 };
-        Self { record, files, extents, gaps: OnceLock::new(), counted: Mutex::new(counted) }
+        let counted = Mutex::new(if record.kind == LayerKind::Stream { record.size } else { 0 });
+        Self { record, pieces, extents, large, ends, data: OnceLock::new(), gaps: OnceLock::new(), counted }
+    }
+
+    /// Its data file. To be called only where the layer has large files.
+    pub fn data(&self, store: &Store) -> Result<&Arc<BigData>> {
+        if let Some(data) = self.data.get() {
+            return Ok(data);
+        }
+        let data = store.big(&self.record.digest, self.record.data_len)?;
+        self.ends.iter().try_for_each(|end| data.pad(*end))?;
+        Ok(self.data.get_or_init(|| data))
+    }
+
+    /// Numbers of the pieces that have bytes in this range of the data file, ascending by their place there.
+    pub fn covering(&self, range: &Range<u64>) -> impl Iterator<Item = usize> + use<'_> {
+        let data = |n: &usize| self.pieces[*n].data.clone().unwrap_or_default();
+        let (first, end) = (self.large.partition_point(|n| data(n).end <= range.start), range.end);
+        self.large[first..].iter().copied().take_while(move |n| data(n).start < end)
+    }
+
+    /// Whether a part belongs to a large file.
+    pub fn is_large(&self, part: Part) -> bool {
+        match part {
+            Part::Piece(n) => self.pieces[n].data.is_some(),
+            Part::Gap(_) => false,
+        }
     }
 
     /// The gaps, as far as they are known.
@@ -290,7 +398,7 @@ impl Layer {
     /// Whether a part is already here.
     pub fn is_local(&self, part: Part) -> bool {
         match part {
-            Part::File(n) => self.files[n].local.load(Ordering::Relaxed),
+            Part::Piece(n) => self.pieces[n].is_local(),
             Part::Gap(n) => self.gaps.get().is_none_or(|gaps| gaps.log().contains(&gaps.ranges[n])),
         }
     }
@@ -298,7 +406,7 @@ impl Layer {
     /// Extent of a part in the blob.
     pub fn extent(&self, part: Part) -> Range<u64> {
         match part {
-            Part::File(n) => self.extents[n].clone(),
+            Part::Piece(n) => self.extents[n].clone(),
             Part::Gap(n) => self.gap_ranges()[n].clone(),
         }
     }

@@ -1,7 +1,7 @@
-//! What is being fetched right now: one table for all images, keyed by content.
+//! What is being fetched right now: one table for all images, keyed by piece.
 //!
-//! A [`Claim`] says "I bring this file"; there is at most one per file, and dropping it without a result releases the file, so that
-//! an abandoned or failed transfer never leaves anybody waiting. Whoever finds a file claimed waits on its [`Flight`].
+//! A [`Claim`] says "I bring this piece"; there is at most one per piece, and dropping it without a result releases the piece, so that
+//! an abandoned or failed transfer never leaves anybody waiting. Whoever finds a piece claimed waits on its [`Flight`].
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,15 +9,15 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::{Notify, watch};
 
-use crate::digest::Digest;
+use super::piece::PieceId;
 use crate::error::Error;
 
 /// Who caused a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// A program waits for the file.
+    /// A program waits for the piece.
     Demand,
-    /// It lies near a file that a program waited for.
+    /// It lies near what a program waited for.
     Readahead,
     /// The image is to become local.
     Background,
@@ -57,7 +57,7 @@ impl Control {
 pub(super) enum Landing {
     /// On its way.
     Pending,
-    /// The object is in the store.
+    /// The piece is in the store.
     Stored,
     /// It could not be had.
     Failed(Arc<Error>),
@@ -65,7 +65,7 @@ pub(super) enum Landing {
     Released,
 }
 
-/// A file that somebody brings.
+/// A piece that somebody brings.
 #[derive(Debug)]
 pub(super) struct Flight {
     landing: watch::Sender<Landing>,
@@ -87,46 +87,46 @@ impl Flight {
 /// The table.
 #[derive(Debug, Default)]
 pub(super) struct InFlight {
-    flights: Mutex<HashMap<Digest, Arc<Flight>>>,
+    flights: Mutex<HashMap<PieceId, Arc<Flight>>>,
 }
 
 /// What [`InFlight::claim`] found.
 pub(super) enum Claimed {
-    /// Nobody brings the file: the caller does.
+    /// Nobody brings the piece: the caller does.
     Mine(Claim),
     /// Somebody does.
     Theirs(Arc<Flight>),
 }
 
-/// The right and duty to bring one file.
+/// The right and duty to bring one piece.
 #[derive(Debug)]
 pub(super) struct Claim {
     table: Arc<InFlight>,
-    digest: Digest,
+    piece: PieceId,
     flight: Arc<Flight>,
 }
 
 impl InFlight {
-    /// Claims a file for the transfer with this control.
-    pub fn claim(self: &Arc<Self>, digest: Digest, control: &Arc<Control>) -> Claimed {
+    /// Claims a piece for the transfer with this control.
+    pub fn claim(self: &Arc<Self>, piece: PieceId, control: &Arc<Control>) -> Claimed {
         let mut flights = self.lock();
-        if let Some(flight) = flights.get(&digest) {
+        if let Some(flight) = flights.get(&piece) {
             return Claimed::Theirs(Arc::clone(flight));
         }
         let flight = Arc::new(Flight { landing: watch::Sender::new(Landing::Pending), control: Arc::clone(control) });
-        flights.insert(digest, Arc::clone(&flight));
-        Claimed::Mine(Claim { table: Arc::clone(self), digest, flight })
+        flights.insert(piece, Arc::clone(&flight));
+        Claimed::Mine(Claim { table: Arc::clone(self), piece, flight })
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Flight>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<PieceId, Arc<Flight>>> {
         self.flights.lock().expect("no holder of this lock panics")
     }
 }
 
 impl Claim {
-    /// The file.
-    pub fn digest(&self) -> &Digest {
-        &self.digest
+    /// The piece.
+    pub fn piece(&self) -> PieceId {
+        self.piece
     }
 
     /// The flight that others wait on.
@@ -142,7 +142,7 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.table.lock().remove(&self.digest);
+        self.table.lock().remove(&self.piece);
         self.flight.landing.send_if_modified(|landing| {
             let open = matches!(landing, Landing::Pending);
             if open {
@@ -156,18 +156,19 @@ impl Drop for Claim {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::Digest;
     use crate::error::Outcome;
 
     #[tokio::test]
     async fn one_brings_and_all_others_wait() {
         let table = Arc::new(InFlight::default());
-        let digest = Digest::of(b"a");
+        let piece = PieceId::Object(Digest::of(b"a"));
         let fail = || Landing::Failed(Arc::new(Error::new(Outcome::Unavailable, "x")));
         let ends: [(Option<Landing>, &str); 3] =
             [(Some(Landing::Stored), "Stored"), (Some(fail()), "Failed"), (None, "Released")];
         for (end, wanted) in ends {
-            let Claimed::Mine(claim) = table.claim(digest, &Arc::default()) else { panic!("claimed already") };
-            let Claimed::Theirs(flight) = table.claim(digest, &Arc::default()) else { panic!("claimed twice") };
+            let Claimed::Mine(claim) = table.claim(piece, &Arc::default()) else { panic!("claimed already") };
+            let Claimed::Theirs(flight) = table.claim(piece, &Arc::default()) else { panic!("claimed twice") };
             let waiter = tokio::spawn(async move { flight.landed().await });
             tokio::task::yield_now().await;
             match end {

@@ -1,17 +1,25 @@
 //! The fetcher: brings the content of attached images into the store, what programs wait for first.
 //!
 //! ```text
-//! FUSE trigger --demand--> claim --> span: the file and what lies behind it --> transfer --> Cas --> waiters wake
+//! FUSE trigger --demand--> claim --> span: the piece and what lies behind it --> transfer --> Cas or BigData --> waiters wake
 //! background   --sweep---> claims -> spans in blob order, in quiet times only --^
 //! ```
+//!
+//! What is fetched, waited for and given up is a *piece*: a whole file that becomes an object, or of a large file a run of chunks, which
+//! becomes bytes of its layer's data file. Whether a large file is read from there or from an object the image's tree has decided when it
+//! was made; bytes that are here in one form are not fetched for the other.
 //!
 //! | module   | what |
 //! |----------|------|
 //! | schedule | who fetches what and when: demand, readahead, background |
-//! | inflight | which files are on their way, and who waits for them |
+//! | large    | demands for bytes of large files |
+//! | reads    | where programs read in large files, and how far to read ahead (pure) |
+//! | local    | large files that are here in the other form |
+//! | piece    | what is fetched as one |
+//! | inflight | which pieces are on their way, and who waits for them |
 //! | span     | planning of one request (pure) |
 //! | transfer | one span: requests, retries, making room |
-//! | decode   | bytes of a blob -> verified objects (state machine) |
+//! | decode   | bytes of a blob -> verified objects and chunks (state machine) |
 //! | check    | layers against their diffIDs |
 //! | gaps     | what lies between files, kept until a layer is verified |
 //! | gate     | whether a program waits |
@@ -20,8 +28,9 @@
 //! | obstacle | why the background fetch rests |
 //! | stream   | a whole blob in order, for layers without random access |
 //!
-//! A file becomes visible in the store only when every chunk and the whole of it have the right digest. A file that comes damaged
-//! twice is given up: whoever wants it gets an error that names image, layer and offset.
+//! A file becomes visible in the store only when every chunk and the whole of it have the right digest, bytes of a large file when their
+//! chunk has. A piece that comes damaged twice is given up: whoever wants it gets an error that names image, layer and offset; other
+//! pieces of the same file go on.
 //!
 //! Locks are held for a look or a change, never across an await; none is taken while another is held, except the gap log's, which
 //! nests in nothing.
@@ -34,7 +43,11 @@ pub mod gaps;
 mod gate;
 mod image;
 mod inflight;
+mod large;
+mod local;
 mod obstacle;
+mod piece;
+mod reads;
 mod runs;
 mod schedule;
 mod span;
@@ -56,8 +69,9 @@ use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::store::Store;
 use gate::Gate;
-use image::{Gaps, Image};
+use image::{Gaps, Image, Place};
 use inflight::InFlight;
+use piece::PieceId;
 
 /// Fetches for all attached images. Its functions are to be called in a tokio runtime with several threads.
 pub struct Fetcher {
@@ -145,9 +159,14 @@ impl Fetcher {
             return Ok(());
         }
         let _waiting = self.gate.enter();
-        match tokio::time::timeout(self.config.demand_deadline, self.bring(*file)).await {
+        self.in_time(self.bring(*file), || format!("fetching file {file}")).await
+    }
+
+    /// What a program waits for, or an error when it takes too long.
+    async fn in_time(&self, work: impl Future<Output = Result<()>>, tried: impl FnOnce() -> String) -> Result<()> {
+        match tokio::time::timeout(self.config.demand_deadline, work).await {
             Ok(result) => result,
-            Err(_) => Err(Error::new(Outcome::Unavailable, format!("fetching file {file}"))
+            Err(_) => Err(Error::new(Outcome::Unavailable, tried())
                 .because(format!("it had not come after {} s", self.config.demand_deadline.as_secs_f32()))
                 .advise("is the registry reachable? The log of towlined says more")),
         }
@@ -183,6 +202,7 @@ impl Fetcher {
         if !self.config.background {
             return std::future::pending().await;
         }
+        image.is_learnt().await;
         self.accompany(&image).await;
         let mut pauses = self.pauses();
         while let Err(error) = self.learn_gaps(&image).await {
@@ -206,23 +226,27 @@ impl Fetcher {
 
     async fn complete(self: &Arc<Self>, image: &Arc<Image>) -> Result<()> {
         self.sweep(image).await;
-        match image.any_damage() {
-            None => image.layers.iter().for_each(|layer| image.count_whole(layer)),
-            Some((error, count)) => {
-                return Err(Error::shared(format!("fetching {} ({count} damaged files)", image.content.name), &error));
-            }
+        if let Some((error, count)) = image.any_damage() {
+            return Err(Error::shared(format!("fetching {} ({count} damaged pieces of files)", image.content.name), &error));
         }
+        self.make_objects(image).await?;
+        image.layers.iter().for_each(|layer| image.count_whole(layer));
         Ok(())
     }
 
-    /// Which of the attached images has the file, in which layer, at which place in it.
-    fn find(&self, file: &Digest) -> Result<(Arc<Image>, usize, usize)> {
+    /// Which of the attached images has the file, and where.
+    fn find(&self, file: &Digest) -> Result<(Arc<Image>, Place)> {
         let tried = || format!("fetching file {file}");
         let mut damage = None;
         let images: Vec<Arc<Image>> = self.images().clone();
         for image in images {
-            match (image.find(file), image.damage(file)) {
-                (Some((layer, nth)), None) => return Ok((image, layer, nth)),
+            let place = image.find(file);
+            let damaged = match &place {
+                Some(Place::Data(layer, range)) => image.damage_in(*layer, range),
+                _ => image.damage(&PieceId::Object(*file)),
+            };
+            match (place, damaged) {
+                (Some(place), None) => return Ok((image, place)),
                 (_, Some(error)) => damage = Some(error),
                 (None, None) if image.content.table.lookup(file).is_some() => {
                     let why = format!("its layer in {} has no random access, and it is missing in the store", image.content.name);
@@ -234,16 +258,6 @@ impl Fetcher {
         match damage {
             Some(error) => Err(Error::shared(tried(), &error)),
             None => Err(Error::new(Outcome::NotFound, tried()).because("no image that is being fetched has it")),
-        }
-    }
-
-    fn find_local(&self, image: &Image) {
-        image.learn_directories();
-        match self.store.cas().list() {
-            Ok(objects) => objects.iter().filter_map(|digest| image.find(digest)).for_each(|(layer, nth)| {
-                image.mark_local(layer, nth);
-            }),
-            Err(error) => tracing::warn!("the progress shown is too low: {}", error.one_line()),
         }
     }
 

@@ -23,7 +23,7 @@ const DOUBLINGS: u32 = 2;
 /// The directories of an image, and in which of them programs wait.
 #[derive(Debug, Default)]
 pub(super) struct Runs {
-    /// For each layer the directory of each of its files; known some time after the image was attached.
+    /// For each layer the directory of each of its pieces that is a whole file; known some time after the image was attached.
     directories: OnceLock<Vec<Vec<Directory>>>,
     state: Mutex<State>,
 }
@@ -49,7 +49,7 @@ pub(super) struct Run {
 }
 
 impl Runs {
-    /// Learns in which directory each file is. `number` gives layer and number in the layer of a content.
+    /// Learns in which directory each file is. `number` gives layer and number in the layer of the piece that a content is.
     pub fn learn(&self, tree: &StoredTree, files: &[usize], number: impl Fn(&Digest) -> Option<(usize, usize)>) {
         let mut directories: Vec<Vec<Directory>> = files.iter().map(|count| vec![0; *count]).collect();
         tree.for_each_file(&mut |directory, digest| {

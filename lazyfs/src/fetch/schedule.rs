@@ -1,7 +1,8 @@
 //! Who fetches what, and when.
 //!
 //! ```text
-//! demand      at once; one request per file, extended to small files before and to what is behind it; a few at a time
+//! demand      at once; one request per file, extended to small files before and to what is behind it; a few at a time; of large files only
+//!             what a program reads (large)
 //! ahead       at once: files that a program is known to open next
 //! runs        directories in which programs open one file after the other, one part after the other, beside demands
 //! readahead   places where programs just waited are fetched further once nobody has waited for a moment
@@ -16,16 +17,17 @@ use std::time::Duration;
 
 use super::Fetcher;
 use super::backoff::{Backoff, may_pass};
-use super::image::Image;
+use super::image::{Image, Place};
 use super::inflight::{Claim, Claimed, Control, Landing, Origin};
+use super::piece::PieceId;
 use super::span::{Limits, Part, plan};
 use super::transfer::Transfer;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 
-/// How long a background transfer tries to go on before it lets go of its files.
+/// How long a background transfer tries to go on before it lets go of its pieces.
 const BACKGROUND_PATIENCE: Duration = Duration::from_millis(50);
-/// Pause before the sweep looks again at files that somebody else was bringing.
+/// Pause before the sweep looks again at pieces that somebody else was bringing.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Background requests double in size after each of these without anybody waiting.
 const GROW_EVERY: Duration = Duration::from_millis(500);
@@ -37,9 +39,12 @@ impl Fetcher {
             if self.store.cas().contains(&file) {
                 return Ok(());
             }
-            let (image, layer, nth) = self.find(&file)?;
+            let (image, layer, nth) = match self.find(&file)? {
+                (image, Place::Piece(layer, nth)) => (image, layer, nth),
+                (image, Place::Data(layer, range)) => return self.bring_object(image, layer, range, file).await,
+            };
             let control = Arc::default();
-            let flight = match self.inflight.claim(file, &control) {
+            let flight = match self.inflight.claim(PieceId::Object(file), &control) {
                 Claimed::Theirs(flight) => {
                     flight.control.urge();
                     flight
@@ -64,10 +69,10 @@ impl Fetcher {
     /// faster need not wait for the others.
     pub(super) async fn bring_ahead(self: &Arc<Self>, file: Digest) -> bool {
         let _permit = self.aheads.acquire().await.expect("the semaphore is never closed");
-        let Ok((image, layer, nth)) = self.find(&file) else { return false };
+        let Ok((image, Place::Piece(layer, nth))) = self.find(&file) else { return false };
         let control: Arc<Control> = Arc::default();
         control.urge();
-        let flight = match self.inflight.claim(file, &control) {
+        let flight = match self.inflight.claim(PieceId::Object(file), &control) {
             Claimed::Theirs(flight) => {
                 flight.control.urge();
                 flight
@@ -75,7 +80,7 @@ impl Fetcher {
             Claimed::Mine(_) if self.store.cas().contains(&file) => return true,
             Claimed::Mine(claim) => {
                 let flight = Arc::clone(claim.flight());
-                let transfer = self.make(&image, layer, vec![Part::File(nth)], vec![claim], Origin::Readahead, control);
+                let transfer = self.make(&image, layer, vec![Part::Piece(nth)], vec![claim], Origin::Readahead, control);
                 // A task of its own: a program may wait for it by the time that we are given up.
                 let this = Arc::clone(self);
                 tokio::spawn(async move { this.urgently(transfer).await });
@@ -92,7 +97,7 @@ impl Fetcher {
     }
 
     /// Carries out a transfer that is as patient as whoever waits for it.
-    async fn urgently(self: &Arc<Self>, transfer: Transfer) {
+    pub(super) async fn urgently(self: &Arc<Self>, transfer: Transfer) {
         let deadline = self.config.demand_deadline;
         let backoff = || Backoff::new(self.config.backoff_first, self.config.backoff_max, Some(deadline));
         if let Err(error) = self.deliver(transfer, backoff).await {
@@ -113,24 +118,27 @@ impl Fetcher {
         let mut first = Some(claim);
         let mut claims = Vec::new();
         let mut parts = plan(&image.layers[layer].extents, image.layers[layer].gap_ranges(), from, limits, |part| {
-            match first.take_if(|_| part == Part::File(nth)) {
+            match first.take_if(|_| part == Part::Piece(nth)) {
                 Some(claim) => {
                     claims.push(claim);
                     true
                 }
-                None => window > 0 && self.take(image, layer, part, &control, &mut claims) == Take::Mine,
+                // Large files are not read for what lies beside them.
+                None if window == 0 || image.layers[layer].is_large(part) => false,
+                None => self.take(image, layer, part, &control, &mut claims) == Take::Mine,
             }
         });
         if let Some(claim) = first {
             // Somebody took what lies before it meanwhile, and left a hole that is too large.
-            (parts, claims) = (vec![Part::File(nth)], vec![claim]);
+            (parts, claims) = (vec![Part::Piece(nth)], vec![claim]);
         }
         let transfer = self.make(image, layer, parts, claims, Origin::Demand, control);
         let end = transfer.segments.last().map_or(wanted.end, |segment| segment.range().end);
         image.cooled(layer, wanted.end, end);
         image.runs.waited(layer, nth, wanted.end);
         image.heated.notify_waiters();
-        Transfer { wanted: Some(image.layers[layer].files[nth].digest), demand: wanted, ..transfer }
+        let id = image.layers[layer].pieces[nth].id(&image.layers[layer].record.digest);
+        Transfer { wanted: vec![id], demand: wanted, ..transfer }
     }
 
     /// Where the request for a file begins: with missing files that end right before it, if they are small. What a program opens next is as
@@ -144,7 +152,8 @@ impl Fetcher {
             if extent.start < least
                 || extent.end > begin
                 || begin - extent.end > self.config.hole
-                || layer.is_local(Part::File(n))
+                || layer.is_local(Part::Piece(n))
+                || layer.is_large(Part::Piece(n))
             {
                 break;
             }
@@ -153,7 +162,7 @@ impl Fetcher {
         begin
     }
 
-    fn make(
+    pub(super) fn make(
         &self,
         image: &Arc<Image>,
         layer: usize,
@@ -163,23 +172,23 @@ impl Fetcher {
         control: Arc<Control>,
     ) -> Transfer {
         let segments = parts.into_iter().map(|part| image.segment(layer, part)).collect();
-        Transfer { image: Arc::clone(image), layer, segments, claims, origin, control, wanted: None, demand: 0..0 }
+        Transfer { image: Arc::clone(image), layer, segments, claims, origin, control, wanted: Vec::new(), demand: 0..0 }
     }
 
     /// Claims a part for a transfer, if it is worth fetching.
-    fn take(&self, image: &Image, layer: usize, part: Part, control: &Arc<Control>, claims: &mut Vec<Claim>) -> Take {
+    pub(super) fn take(&self, image: &Image, layer: usize, part: Part, control: &Arc<Control>, claims: &mut Vec<Claim>) -> Take {
         if image.layers[layer].is_local(part) {
             return Take::Nothing;
         }
-        let Part::File(nth) = part else { return Take::Mine };
-        let digest = image.layers[layer].files[nth].digest;
-        if image.damage(&digest).is_some() {
+        let Part::Piece(nth) = part else { return Take::Mine };
+        let piece = image.layers[layer].pieces[nth].id(&image.layers[layer].record.digest);
+        if image.damage(&piece).is_some() {
             return Take::Nothing;
         }
-        match self.inflight.claim(digest, control) {
+        match self.inflight.claim(piece, control) {
             Claimed::Theirs(_) => Take::Theirs,
             // Asked after the claim: whoever brought it a moment ago has stored it before letting go.
-            Claimed::Mine(_) if self.store.cas().contains(&digest) => {
+            Claimed::Mine(_) if image.is_stored(layer, nth, &self.store) => {
                 image.mark_local(layer, nth);
                 Take::Nothing
             }
@@ -190,23 +199,24 @@ impl Fetcher {
         }
     }
 
-    /// Carries a transfer out, and gives damaged files one more try, each with a request of its own.
+    /// Carries a transfer out, and gives damaged pieces one more try, each with a request of its own.
     async fn deliver(self: &Arc<Self>, transfer: Transfer, backoff: impl Fn() -> Backoff) -> Result<bool> {
         let (image, layer, origin) = (Arc::clone(&transfer.image), transfer.layer, transfer.origin);
-        let control = Arc::clone(&transfer.control);
+        let (control, wanted) = (Arc::clone(&transfer.control), transfer.wanted.clone());
         let report = self.transfer(transfer, backoff()).await?;
         for (damage, claim) in report.damaged {
             tracing::warn!(
-                "file {} of {} came damaged from layer {} at offset {} ({}); asking for it again",
-                damage.file,
+                "{} of {} came damaged from layer {} at offset {} ({}); asking for it again",
+                damage.piece,
                 image.content.name,
                 image.layers[layer].record.digest,
                 damage.offset,
                 damage.why
             );
-            let (_, nth) = image.find(&damage.file).expect("it was planned from the table");
-            let again = self.make(&image, layer, vec![Part::File(nth)], vec![claim], origin, Arc::clone(&control));
-            let again = Transfer { wanted: Some(damage.file), ..again };
+            let (_, nth) = image.find_piece(&damage.piece).expect("it was planned from the table");
+            let again = self.make(&image, layer, vec![Part::Piece(nth)], vec![claim], origin, Arc::clone(&control));
+            let demand = if wanted.contains(&damage.piece) { image.layers[layer].extents[nth].clone() } else { 0..0 };
+            let again = Transfer { wanted: vec![damage.piece], demand, ..again };
             for (damage, claim) in self.transfer(again, backoff()).await?.damaged {
                 let error = image.give_up(layer, &damage);
                 tracing::error!("{}", error.one_line());
@@ -228,7 +238,7 @@ impl Fetcher {
         }
     }
 
-    /// Fetches everything that is missing; ends when nothing is, but for files that are damaged.
+    /// Fetches everything that is missing; ends when nothing is, but for pieces that are damaged.
     pub(super) async fn sweep(self: &Arc<Self>, image: &Arc<Image>) {
         let mut cursor = Cursor::default();
         let mut pauses = self.pauses();
@@ -316,7 +326,7 @@ impl Fetcher {
             let layer = &image.layers[run.layer];
             let limits = Limits { budget: self.config.prefetch.min(run.left), hole: self.config.hole };
             let parts = plan(&layer.extents, &[], run.from, limits, |part| {
-                let Part::File(nth) = part else { return false };
+                let Part::Piece(nth) = part else { return false };
                 let extent = layer.extent(part);
                 let small = extent.end - extent.start <= self.config.prefetch;
                 small && image.runs.has(&run, nth) && self.take(image, run.layer, part, &control, &mut claims) == Take::Mine
@@ -338,7 +348,7 @@ impl Fetcher {
             let parts = plan(&layer.extents, layer.gap_ranges(), hot.from, limits, |part| {
                 // A large file is not what a program that reads many small ones wants next.
                 let extent = layer.extent(part);
-                let small = extent.end - extent.start <= self.config.prefetch;
+                let small = extent.end - extent.start <= self.config.prefetch && !layer.is_large(part);
                 let near = extent.start < hot.from + self.config.prefetch * 4;
                 near && small && self.take(image, hot.layer, part, &control, &mut claims) == Take::Mine
             });
@@ -384,10 +394,10 @@ impl Fetcher {
         (self.config.background_first << doublings).min(self.config.background_max.max(self.config.background_first))
     }
 
-    /// Notes in every image that has the file that it is here now.
-    pub(super) fn stored(&self, file: &Digest) {
+    /// Notes in every image that has the piece that it is here now.
+    pub(super) fn stored(&self, piece: &PieceId) {
         for image in self.images().iter() {
-            if let Some((layer, nth)) = image.find(file) {
+            if let Some((layer, nth)) = image.find_piece(piece) {
                 image.mark_local(layer, nth);
             }
         }
@@ -396,7 +406,7 @@ impl Fetcher {
 
 /// What [`Fetcher::take`] did.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Take {
+pub(super) enum Take {
     /// The part is this transfer's.
     Mine,
     /// Somebody else brings it.

@@ -2,13 +2,22 @@
 
 use std::ops::Range;
 
-/// A part of a blob: the bytes of one file, or a gap between files.
+/// A part of a blob: a piece, or a gap between files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
-    /// The file with this number in the layer.
-    File(usize),
+    /// The piece with this number in the layer.
+    Piece(usize),
     /// The gap with this number.
     Gap(usize),
+}
+
+impl Part {
+    /// Its number among those of its kind.
+    pub fn number(self) -> usize {
+        match self {
+            Self::Piece(n) | Self::Gap(n) => n,
+        }
+    }
 }
 
 /// How large a span may become.
@@ -20,29 +29,29 @@ pub(super) struct Limits {
     pub hole: u64,
 }
 
-/// The next span at or behind `from`: wanted parts in blob order, close enough for one request. `files` and `gaps` are extents in
+/// The next span at or behind `from`: wanted parts in blob order, close enough for one request. `pieces` and `gaps` are extents in
 /// the blob, each list ascending by start. Empty where nothing is wanted any more.
 ///
 /// Parts that overlap (only a hostile index has them) end up in different spans.
 pub(super) fn plan(
-    files: &[Range<u64>],
+    pieces: &[Range<u64>],
     gaps: &[Range<u64>],
     from: u64,
     limits: Limits,
     mut wanted: impl FnMut(Part) -> bool,
 ) -> Vec<Part> {
-    let (mut file, mut gap) = (first_at(files, from), first_at(gaps, from));
+    let (mut piece, mut gap) = (first_at(pieces, from), first_at(gaps, from));
     let mut span: Vec<Part> = Vec::new();
     let (mut start, mut end) = (from, from);
     loop {
-        let (part, range) = match (files.get(file), gaps.get(gap)) {
-            (Some(f), Some(g)) if g.start < f.start => (Part::Gap(gap), g),
-            (Some(f), _) => (Part::File(file), f),
+        let (part, range) = match (pieces.get(piece), gaps.get(gap)) {
+            (Some(p), Some(g)) if g.start < p.start => (Part::Gap(gap), g),
+            (Some(p), _) => (Part::Piece(piece), p),
             (None, Some(g)) => (Part::Gap(gap), g),
             (None, None) => return span,
         };
         match part {
-            Part::File(_) => file += 1,
+            Part::Piece(_) => piece += 1,
             Part::Gap(_) => gap += 1,
         }
         if span.is_empty() {
@@ -69,7 +78,7 @@ pub(super) fn first_at(extents: &[Range<u64>], offset: u64) -> usize {
 }
 
 /// Where a span that makes room for somebody else ends: behind the last extent that starts within `grace` of `position`, so that
-/// what is nearly here still comes. `extents` are those of its files, ascending.
+/// what is nearly here still comes. `extents` are those of its pieces, ascending.
 pub(super) fn cut(extents: &[Range<u64>], position: u64, grace: u64, end: u64) -> u64 {
     let started = extents.iter().take_while(|extent| extent.start < position + grace);
     started.last().map_or(position, |extent| extent.end).clamp(position, end)
@@ -80,7 +89,7 @@ mod tests {
     use super::*;
 
     fn file(n: usize) -> Part {
-        Part::File(n)
+        Part::Piece(n)
     }
 
     #[test]

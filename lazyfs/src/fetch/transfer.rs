@@ -1,14 +1,14 @@
-//! Carries out one span: range requests into the decoder, and every file to whoever waits for it the moment it is complete.
+//! Carries out one span: range requests into the decoder, and every piece to whoever waits for it the moment it is complete.
 //!
 //! ```text
-//! source --pieces--> transfer task --bounded channel--> blocking thread: decoder -> Cas -> claims land
+//! source --bytes--> transfer task --bounded channel--> blocking thread: decoder -> Cas -> claims land
 //! ```
 //!
 //! A connection that breaks is taken up where it broke; the decoder just waits. A background transfer makes room when a program
-//! begins to wait: it ends behind the file that is arriving, lets go of the others, and pauses until it is quiet again or until the
-//! program turns out to wait for that very file.
+//! begins to wait: it ends behind the piece that is arriving, lets go of the others, and pauses until it is quiet again or until the
+//! program turns out to wait for that very piece.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -21,12 +21,12 @@ use super::backoff::Backoff;
 use super::decode::{Damage, Decoder, Event, Segment};
 use super::image::Image;
 use super::inflight::{Claim, Control, Landing, Origin};
+use super::piece::PieceId;
 use super::span::cut;
-use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::source::ByteStream;
 
-/// Pieces between network and decoder. A piece is what one read from a connection gave, some tens of kilobytes.
+/// Portions between network and decoder. A portion is what one read from a connection gave, some tens of kilobytes.
 const AHEAD: usize = 8;
 
 /// A span that is to be fetched.
@@ -35,20 +35,20 @@ pub(super) struct Transfer {
     pub layer: usize,
     /// Ascending, not overlapping, not empty.
     pub segments: Vec<Segment>,
-    /// The right to bring each of the files in `segments`.
+    /// The right to bring each of the pieces in `segments`.
     pub claims: Vec<Claim>,
     pub origin: Origin,
     pub control: Arc<Control>,
-    /// The file that a program waits for.
-    pub wanted: Option<Digest>,
-    /// Its extent; what is around it counts as readahead.
+    /// The pieces that a program waits for.
+    pub wanted: Vec<PieceId>,
+    /// Their extent; what is around it counts as readahead.
     pub demand: Range<u64>,
 }
 
 /// What became of a transfer that ended without an error.
 #[derive(Debug, Default)]
 pub(super) struct Report {
-    /// Files that came damaged; their claims are still held.
+    /// Pieces that came damaged; their claims are still held.
     pub damaged: Vec<(Damage, Claim)>,
     /// Whether it made room before its end.
     pub yielded: bool,
@@ -58,7 +58,7 @@ pub(super) struct Report {
 struct Arrivals {
     image: Arc<Image>,
     layer: usize,
-    claims: Mutex<HashMap<Digest, Claim>>,
+    claims: Mutex<HashMap<PieceId, Claim>>,
     damaged: Mutex<Vec<Damage>>,
 }
 
@@ -66,7 +66,7 @@ struct Arrivals {
 struct Course<'a> {
     fetcher: &'a Fetcher,
     transfer: &'a Transfer,
-    files: Vec<Range<u64>>,
+    pieces: Vec<Range<u64>>,
     position: u64,
     end: u64,
     yielded: bool,
@@ -79,13 +79,13 @@ impl Fetcher {
         let arrivals = Arc::new(Arrivals {
             image: Arc::clone(&transfer.image),
             layer: transfer.layer,
-            claims: Mutex::new(claims.into_iter().map(|claim| (*claim.digest(), claim)).collect()),
+            claims: Mutex::new(claims.into_iter().map(|claim| (claim.piece(), claim)).collect()),
             damaged: Mutex::default(),
         });
-        let (sender, pieces) = mpsc::channel(AHEAD);
+        let (sender, portions) = mpsc::channel(AHEAD);
         let thread = {
             let (fetcher, arrivals, segments) = (Arc::clone(self), Arc::clone(&arrivals), transfer.segments.clone());
-            tokio::task::spawn_blocking(move || arrivals.decode(&fetcher, segments, pieces))
+            tokio::task::spawn_blocking(move || arrivals.decode(&fetcher, segments, portions))
         };
         let mut course = Course::new(self, &transfer);
         let fetched = course.run(&sender, &arrivals, &mut backoff).await;
@@ -104,11 +104,11 @@ impl Fetcher {
 
 impl<'a> Course<'a> {
     fn new(fetcher: &'a Fetcher, transfer: &'a Transfer) -> Self {
-        let is_file = |segment: &&Segment| matches!(segment, Segment::File(_));
-        let files = transfer.segments.iter().filter(is_file).map(Segment::range).collect();
+        let is_piece = |segment: &&Segment| matches!(segment, Segment::Piece(_));
+        let pieces = transfer.segments.iter().filter(is_piece).map(Segment::range).collect();
         let position = transfer.segments.first().map_or(0, |segment| segment.range().start);
         let end = transfer.segments.last().map_or(position, |segment| segment.range().end);
-        Self { fetcher, transfer, files, position, end, yielded: false }
+        Self { fetcher, transfer, pieces, position, end, yielded: false }
     }
 
     async fn run(&mut self, sender: &mpsc::Sender<Bytes>, arrivals: &Arrivals, backoff: &mut Backoff) -> Result<()> {
@@ -149,14 +149,14 @@ impl<'a> Course<'a> {
         arrivals: &Arrivals,
     ) -> Result<()> {
         while self.position < stop.min(self.end) {
-            let Some(piece) = stream.next().await.transpose()? else {
+            let Some(portion) = stream.next().await.transpose()? else {
                 let tried = format!("reading {}", self.transfer.image.content.source.name());
                 return Err(Error::new(Outcome::Unavailable, tried).because("the response ended early"));
             };
             let start = self.position;
-            self.position += piece.len() as u64;
-            self.count(start, piece.len() as u64);
-            if sender.send(piece).await.is_err() {
+            self.position += portion.len() as u64;
+            self.count(start, portion.len() as u64);
+            if sender.send(portion).await.is_err() {
                 let tried = "storing what was received";
                 return Err(Error::new(Outcome::Io, tried).because("the decoder has stopped"));
             }
@@ -179,7 +179,7 @@ impl<'a> Course<'a> {
     }
 
     fn make_room(&mut self, arrivals: &Arrivals) {
-        let end = cut(&self.files, self.position, self.fetcher.config.yield_bytes, self.end);
+        let end = cut(&self.pieces, self.position, self.fetcher.config.yield_bytes, self.end);
         if end < self.end {
             (self.end, self.yielded) = (end, true);
             let kept = self.transfer.segments.iter().filter(|segment| segment.range().start < end);
@@ -202,16 +202,17 @@ impl<'a> Course<'a> {
 }
 
 impl Arrivals {
-    /// Runs on a blocking thread until the pieces end.
-    fn decode(&self, fetcher: &Fetcher, segments: Vec<Segment>, mut pieces: mpsc::Receiver<Bytes>) -> Result<()> {
-        let mut decoder = Decoder::new(fetcher.store.cas(), segments)
+    /// Runs on a blocking thread until the portions end.
+    fn decode(&self, fetcher: &Fetcher, segments: Vec<Segment>, mut portions: mpsc::Receiver<Bytes>) -> Result<()> {
+        let kind = self.image.layers[self.layer].record.kind;
+        let mut decoder = Decoder::new(&fetcher.store, kind, segments)
             .map_err(|e| Error::new(Outcome::Io, "setting up the decompressor").because(e))?;
         let mut gap_failed = Ok(());
-        while let Some(piece) = pieces.blocking_recv() {
-            decoder.push(&piece, &mut |event| match event {
-                Event::Stored(file) => {
-                    fetcher.stored(&file);
-                    if let Some(claim) = self.claims().remove(&file) {
+        while let Some(portion) = portions.blocking_recv() {
+            decoder.push(&portion, &mut |event| match event {
+                Event::Stored(piece) => {
+                    fetcher.stored(&piece);
+                    if let Some(claim) = self.claims().remove(&piece) {
                         claim.land(Landing::Stored);
                     }
                 }
@@ -229,23 +230,23 @@ impl Arrivals {
         Ok(())
     }
 
-    /// Lets go of all files but these.
+    /// Lets go of all pieces but these.
     fn keep_only<'a>(&self, segments: impl Iterator<Item = &'a Segment>) {
-        let kept: Vec<Digest> = segments
+        let kept: HashSet<PieceId> = segments
             .filter_map(|segment| match segment {
-                Segment::File(plan) => Some(plan.digest),
+                Segment::Piece(plan) => Some(plan.id),
                 Segment::Gap(_) => None,
             })
             .collect();
-        self.claims().retain(|digest, _| kept.contains(digest));
+        self.claims().retain(|piece, _| kept.contains(piece));
     }
 
     fn take_damaged(&self) -> Vec<(Damage, Claim)> {
         let mut claims = self.claims();
-        self.damaged().drain(..).filter_map(|damage| Some((claims.remove(&damage.file)?, damage))).map(|(c, d)| (d, c)).collect()
+        self.damaged().drain(..).filter_map(|damage| Some((claims.remove(&damage.piece)?, damage))).map(|(c, d)| (d, c)).collect()
     }
 
-    /// Ends all flights after an error; whoever waits for the file that a demand is about hears of it.
+    /// Ends all flights after an error; whoever waits for the pieces that a demand is about hears of it.
     fn fail(&self, transfer: &Transfer, error: Error) -> Error {
         let mut claims = self.claims();
         if transfer.origin != Origin::Demand {
@@ -253,14 +254,14 @@ impl Arrivals {
             return error;
         }
         let shared = Arc::new(error);
-        if let Some(claim) = transfer.wanted.and_then(|file| claims.remove(&file)) {
+        for claim in transfer.wanted.iter().filter_map(|piece| claims.remove(piece)) {
             claim.land(Landing::Failed(Arc::clone(&shared)));
         }
         claims.clear();
         Error::shared(format!("fetching from {}", transfer.image.content.source.name()), &shared)
     }
 
-    fn claims(&self) -> MutexGuard<'_, HashMap<Digest, Claim>> {
+    fn claims(&self) -> MutexGuard<'_, HashMap<PieceId, Claim>> {
         self.claims.lock().expect("no holder of this lock panics")
     }
 

@@ -2,7 +2,7 @@
 //!
 //! A container runs on what the table of contents says, long before the layer is complete. The diffID, which the image's configuration
 //! vouches for, is of the uncompressed tar. So when all files of the layer are here, the tar is put together again: its headers come
-//! from the *gaps* of the blob, which are the frames between the payloads of files, its contents from the content store. What results
+//! from the *gaps* of the blob, which are the frames between the payloads of files, its contents from the store. What results
 //! is hashed, and on the way read as a tar again, since a table of contents that tells other names, modes or digests than the
 //! tar is a lie that no digest shows.
 //!
@@ -10,7 +10,6 @@
 //! gap decompresses without what stands before it. Where a tool should ever do otherwise, the check fails instead of passing.
 
 use std::cell::RefCell;
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::ops::Range;
 
@@ -18,7 +17,7 @@ use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Outcome, Result};
 use crate::layer::tar::{self, HashSink};
 use crate::layer::{Entry, EntryKind, FileContent, LayerIndex, Meta};
-use crate::store::cas::Cas;
+use crate::store::content::Content;
 
 const CHECKING: &str = "checking a layer";
 /// A gap is asked for in pieces of at most this many bytes.
@@ -44,23 +43,23 @@ pub fn gap_ranges(index: &LayerIndex, tar_end: u64) -> Result<Vec<Range<u64>>> {
     Ok(gaps)
 }
 
-/// Checks a layer whose files are all in `cas`.
+/// Checks a layer whose files are all here.
 ///
-/// `gap` yields the bytes of the blob in a range; it is asked for all of [`gap_ranges`], piece by piece in ascending order.
+/// `open` opens a content; `gap` yields the bytes of the blob in a range; it is asked for all of [`gap_ranges`], piece by piece in ascending order.
 /// A layer that differs from its diffID, or an index that differs from the layer, is [`Outcome::Integrity`] and names path and field
 /// where there is one. A file that is not in the store is [`Outcome::NotFound`].
 pub fn verify(
     index: &LayerIndex,
     tar_end: u64,
     diff_id: &Digest,
-    cas: &Cas,
+    open: &dyn Fn(&Digest) -> Result<Content>,
     gap: impl FnMut(Range<u64>) -> Result<Vec<u8>>,
 ) -> Result<()> {
     let gaps = gap_ranges(index, tar_end)?;
     let source = RefCell::new(gap);
     let mut rebuilt = Rebuilt {
         source: &source,
-        cas,
+        open,
         gaps: gaps.into_iter(),
         files: files(index).collect::<Vec<_>>().into_iter(),
         part: Part::Between { gap_is_next: true },
@@ -165,7 +164,7 @@ fn short(value: &impl std::fmt::Debug) -> String {
 /// The tar of a layer, put together from gaps and files.
 struct Rebuilt<'a, F> {
     source: &'a RefCell<F>,
-    cas: &'a Cas,
+    open: &'a dyn Fn(&Digest) -> Result<Content>,
     gaps: std::vec::IntoIter<Range<u64>>,
     files: std::vec::IntoIter<(&'a Entry, &'a FileContent)>,
     part: Part<'a, F>,
@@ -175,7 +174,7 @@ struct Rebuilt<'a, F> {
 enum Part<'a, F> {
     Between { gap_is_next: bool },
     Gap(zstd::stream::read::Decoder<'static, Gap<'a, F>>),
-    Payload(std::io::Take<BufReader<File>>),
+    Payload(BufReader<Content>),
 }
 
 impl<F: FnMut(Range<u64>) -> Result<Vec<u8>>> Rebuilt<'_, F> {
@@ -191,13 +190,13 @@ impl<F: FnMut(Range<u64>) -> Result<Vec<u8>>> Rebuilt<'_, F> {
             self.part = Part::Gap(zstd::stream::read::Decoder::with_buffer(gap)?);
         } else {
             let Some((entry, content)) = self.files.next() else { return Ok(false) };
-            let file = self.cas.get(&content.digest).map_err(std::io::Error::other)?;
-            let len = file.metadata()?.len();
+            let file = (self.open)(&content.digest).map_err(std::io::Error::other)?;
+            let len = file.size();
             if len != content.size {
                 let text = format!("field `size` is {} in the index, but its content has {len} bytes", content.size);
                 return Err(std::io::Error::other(disagrees(entry, &text)));
             }
-            self.part = Part::Payload(BufReader::with_capacity(128 * 1024, file).take(content.size));
+            self.part = Part::Payload(BufReader::with_capacity(128 * 1024, file));
         }
         Ok(true)
     }

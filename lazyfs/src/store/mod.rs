@@ -16,6 +16,7 @@
 pub mod big;
 pub mod boot;
 pub mod cas;
+pub mod content;
 pub mod db;
 pub mod image;
 

@@ -4,6 +4,11 @@ use crate::layer::sample::{Golden, Random, file, golden};
 use crate::layer::stream::ingest;
 use crate::layer::tar::CasSink;
 use crate::manifest::Compression;
+use crate::store::cas::Cas;
+
+fn open(cas: &Cas, file: &Digest) -> Result<Content> {
+    Content::of_object(*file, cas.get(file)?)
+}
 
 struct Layer {
     golden: Golden,
@@ -32,7 +37,7 @@ fn complete(number: usize) -> Layer {
 impl Layer {
     fn verify(&self, index: &LayerIndex, blob: &[u8]) -> Result<()> {
         let tar_end = self.golden.location().tar_end;
-        verify(index, tar_end, &self.golden.diff_id, &self.cas, |range| {
+        verify(index, tar_end, &self.golden.diff_id, &|file| open(&self.cas, file), |range| {
             Ok(blob[range.start as usize..range.end as usize].to_vec())
         })
     }
@@ -133,13 +138,13 @@ fn a_blob_that_is_damaged_in_a_gap_is_found() {
 fn what_is_not_the_layers_fault_keeps_its_outcome() {
     let layer = complete(0);
     let (index, location) = (layer.golden.index(), layer.golden.location());
-    let gone = verify(&index, location.tar_end, &layer.golden.diff_id, &layer.cas, |_| {
+    let gone = verify(&index, location.tar_end, &layer.golden.diff_id, &|file| open(&layer.cas, file), |_| {
         Err(Error::new(Outcome::Unavailable, "fetching bytes"))
     });
     assert_eq!(gone.unwrap_err().outcome(), Outcome::Unavailable);
-    let short = verify(&index, location.tar_end, &layer.golden.diff_id, &layer.cas, |_| Ok(Vec::new()));
+    let short = verify(&index, location.tar_end, &layer.golden.diff_id, &|file| open(&layer.cas, file), |_| Ok(Vec::new()));
     assert_eq!(short.unwrap_err().outcome(), Outcome::Unavailable);
-    let wrong = verify(&index, location.tar_end, &Digest::of(b"other"), &layer.cas, |range| {
+    let wrong = verify(&index, location.tar_end, &Digest::of(b"other"), &|file| open(&layer.cas, file), |range| {
         Ok(layer.golden.blob[range.start as usize..range.end as usize].to_vec())
     });
     let wrong = wrong.unwrap_err();

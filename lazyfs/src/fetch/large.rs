@@ -1,0 +1,201 @@
+//! Demands for bytes of large files: only the pieces that a program reads, and, while it reads on, those that come next.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::Fetcher;
+use super::image::Image;
+use super::inflight::{Claim, Claimed, Control, Flight, Landing, Origin};
+use super::schedule::Take;
+use super::span::{Limits, Part, plan};
+use super::transfer::Transfer;
+use crate::digest::Digest;
+use crate::error::{Error, Outcome, Result};
+
+/// The pieces that one read claims, by number.
+type Claims = BTreeMap<usize, Claim>;
+
+impl Fetcher {
+    /// Brings bytes of a layer's large files that a program waits for; when this ends well they are in its data file. Ends after
+    /// [`super::FetchConfig::demand_deadline`] at the latest.
+    pub async fn demand_data(self: &Arc<Self>, layer: &Digest, range: Range<u64>) -> Result<()> {
+        if self.has_data(layer, &range)? {
+            return Ok(());
+        }
+        let _waiting = self.gate.enter();
+        let tried = || tried(layer, &range);
+        self.in_time(self.bring_data(*layer, range.clone(), Origin::Demand), tried).await
+    }
+
+    /// Brings bytes of large files that a program is about to read; whether they are here then. As urgent as a demand.
+    pub async fn ahead_data(self: &Arc<Self>, layer: &Digest, range: Range<u64>) -> bool {
+        match self.has_data(layer, &range) {
+            Ok(false) if self.config.ahead > 0 => {}
+            here => return here.unwrap_or(false),
+        }
+        let _waiting = self.gate.enter();
+        let brought = self.bring_data(*layer, range.clone(), Origin::Readahead);
+        self.in_time(brought, || tried(layer, &range)).await.is_ok()
+    }
+
+    fn has_data(&self, layer: &Digest, range: &Range<u64>) -> Result<bool> {
+        let (image, number) = self.find_data(layer, range)?;
+        Ok(image.layers[number].data(&self.store)?.has(range.clone()))
+    }
+
+    pub(super) async fn bring_data(self: &Arc<Self>, layer: Digest, range: Range<u64>, origin: Origin) -> Result<()> {
+        let mut filled = false;
+        loop {
+            let (image, number) = self.find_data(&layer, &range)?;
+            if image.layers[number].data(&self.store)?.has(range.clone()) {
+                return Ok(());
+            }
+            if !std::mem::replace(&mut filled, true) && self.fill(&image, number, &range).await? {
+                continue;
+            }
+            let flights = self.request(&image, number, &range, origin)?;
+            if flights.is_empty() && !image.layers[number].data(&self.store)?.has(range.clone()) {
+                let why = format!("{} has no file there", image.content.name);
+                return Err(Error::new(Outcome::NotFound, tried(&layer, &range)).because(why));
+            }
+            for flight in flights {
+                if let Landing::Failed(error) = flight.landed().await {
+                    return Err(Error::shared(tried(&layer, &range), &error));
+                }
+            }
+        }
+    }
+
+    /// An attached image with files there, and the number of the layer in it.
+    pub(super) fn find_data(&self, layer: &Digest, range: &Range<u64>) -> Result<(Arc<Image>, usize)> {
+        let mut damage = None;
+        let images: Vec<Arc<Image>> = self.images().clone();
+        for image in images {
+            let numbers = (0..image.layers.len()).filter(|n| image.layers[*n].record.digest == *layer);
+            // The same layer may be in an image twice; its files are with the lower one.
+            for number in numbers {
+                match image.damage_in(number, range) {
+                    Some(error) => damage = Some(error),
+                    None if image.layers[number].covering(range).next().is_some() => return Ok((image, number)),
+                    None => {}
+                }
+            }
+        }
+        match damage {
+            Some(error) => Err(Error::shared(tried(layer, range), &error)),
+            None => Err(Error::new(Outcome::NotFound, tried(layer, range)).because("no image that is being fetched has it")),
+        }
+    }
+
+    /// Sees to it that what is missing of the range is brought. The flights to wait for.
+    fn request(
+        self: &Arc<Self>,
+        image: &Arc<Image>,
+        number: usize,
+        range: &Range<u64>,
+        origin: Origin,
+    ) -> Result<Vec<Arc<Flight>>> {
+        let layer = &image.layers[number];
+        let missing = layer.data(&self.store)?.missing(range.clone());
+        let control: Arc<Control> = Arc::default();
+        // What somebody waits for does not make room.
+        control.urge();
+        let (mut flights, mut claims) = (Vec::new(), Claims::new());
+        for nth in layer.covering(range) {
+            let data = layer.pieces[nth].data.clone().unwrap_or_default();
+            if !missing.iter().any(|gap| gap.start < data.end && data.start < gap.end) {
+                continue;
+            }
+            match self.inflight.claim(layer.pieces[nth].id(&layer.record.digest), &control) {
+                Claimed::Theirs(flight) => {
+                    flight.control.urge();
+                    flights.push(flight);
+                }
+                // Whoever brought it a moment ago has stored it before letting go.
+                Claimed::Mine(_) if layer.data(&self.store)?.has(data) => image.mark_local(number, nth),
+                Claimed::Mine(claim) => {
+                    flights.push(Arc::clone(claim.flight()));
+                    claims.insert(nth, claim);
+                }
+            }
+        }
+        let wanted: BTreeSet<usize> = claims.keys().copied().collect();
+        if origin == Origin::Demand {
+            self.read_on(image, number, range, &control, &mut claims);
+        }
+        for transfer in self.spans(image, number, claims, &wanted, origin, &control) {
+            // A task of its own: the program may die, but others may wait for the same piece by then.
+            tokio::spawn(Arc::clone(self).in_turn(transfer));
+        }
+        Ok(flights)
+    }
+
+    /// Claims what a program that reads a large file in order reads next.
+    fn read_on(&self, image: &Image, number: usize, range: &Range<u64>, control: &Arc<Control>, claims: &mut Claims) {
+        let layer = &image.layers[number];
+        let Some(file) = image.content.table.large_file_at(number as u32, range.start).and_then(|file| file.data_range()) else {
+            return;
+        };
+        if image.reads.is_first(number, file.start) {
+            image.progress.send_modify(|progress| progress.demanded_files += 1);
+        }
+        let ahead = image.reads.read(number, file.start, range, self.config.read_window);
+        let ahead = ahead.start..ahead.end.min(file.end);
+        if ahead.is_empty() {
+            return;
+        }
+        for nth in layer.covering(&ahead) {
+            let mut claimed = Vec::new();
+            if !claims.contains_key(&nth) && self.take(image, number, Part::Piece(nth), control, &mut claimed) == Take::Mine {
+                claims.extend(claimed.into_iter().map(|claim| (nth, claim)));
+            }
+        }
+    }
+
+    /// The transfers for these pieces: as few as their places in the blob allow.
+    fn spans(
+        &self,
+        image: &Arc<Image>,
+        number: usize,
+        mut claims: Claims,
+        wanted: &BTreeSet<usize>,
+        origin: Origin,
+        control: &Arc<Control>,
+    ) -> Vec<Transfer> {
+        let layer = &image.layers[number];
+        let limits = Limits { budget: u64::MAX / 2, hole: self.config.hole };
+        let mut transfers = Vec::new();
+        while let Some((first, _)) = claims.first_key_value() {
+            let from = layer.extents[*first].start;
+            let mut taken = Vec::new();
+            let parts = plan(&layer.extents, &[], from, limits, |part| {
+                let claim = if let Part::Piece(nth) = part { claims.remove(&nth) } else { None };
+                let is_mine = claim.is_some();
+                taken.extend(claim);
+                is_mine
+            });
+            let of_demand = |part: &&Part| matches!(part, Part::Piece(nth) if wanted.contains(nth));
+            let demanded: Vec<usize> = parts.iter().filter(of_demand).map(|part| part.number()).collect();
+            let id = |nth: &usize| layer.pieces[*nth].id(&layer.record.digest);
+            let demand = match (demanded.first(), demanded.last()) {
+                (Some(first), Some(last)) => layer.extents[*first].start..layer.extents[*last].end,
+                _ => 0..0,
+            };
+            let origin = if demanded.is_empty() { Origin::Readahead } else { origin };
+            let ids = demanded.iter().map(id).collect();
+            let transfer = self.make(image, number, parts, taken, origin, Arc::clone(control));
+            transfers.push(Transfer { wanted: ids, demand, ..transfer });
+        }
+        transfers
+    }
+
+    async fn in_turn(self: Arc<Self>, transfer: Transfer) {
+        let _permit = self.demands.acquire().await.expect("the semaphore is never closed");
+        self.urgently(transfer).await;
+    }
+}
+
+fn tried(layer: &Digest, range: &Range<u64>) -> String {
+    format!("fetching bytes {} to {} of the large files of layer {layer}", range.start, range.end)
+}
