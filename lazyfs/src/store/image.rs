@@ -1,6 +1,7 @@
 //! The files of an image: `images/<manifest digest>/` with the tree, the mapping table and the record.
 //!
-//! They are written once, into a directory of another name that is renamed when it is complete, and never changed.
+//! They are written once, into a directory of another name that is renamed when it is complete. Nothing of them is ever changed but the
+//! numbers in the tree that say where its large files are to be read ([`super::patch`]).
 
 use std::path::{Path, PathBuf};
 
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
+use crate::tree::erofs::read::StoredTree;
 
 /// Version of the record; one with another version is refused.
 const VERSION: u32 = 1;
@@ -85,7 +87,9 @@ impl ImageFiles {
     pub fn are_intact(&self) -> bool {
         let digest = |path| Some(Digest::of_reader(std::fs::File::open(path).ok()?).ok()?.0);
         self.record().is_ok_and(|record| {
-            record.tree.is_some() && record.tree == digest(self.tree()) && record.table == digest(self.table())
+            // A tree that cannot be read has no digest, and is not what was written either.
+            let tree = || StoredTree::original_digest(&self.tree()).ok().or_else(|| digest(self.tree()));
+            record.tree.is_some() && record.tree == tree() && record.table == digest(self.table())
         })
     }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! ROOT/cas, late, poison       content (cas)
-//! ROOT/images/<digest>/        tree.erofs, table, image.json (image)
+//! ROOT/images/<digest>/        tree.erofs, table, image.json (image); of the tree changes only which large files are here (patch)
 //! ROOT/indexes/<layer digest>  what a layer contains, kept so that the next image with that layer need not ask for it
 //! ROOT/gaps/<layer digest>     parts of a blob that belong to no file, kept until the layer is verified (fetch::gaps)
 //! ROOT/big/<layer digest>.*    large files that are not here as a whole (big)
@@ -19,6 +19,7 @@ pub mod cas;
 pub mod content;
 pub mod db;
 pub mod image;
+pub mod patch;
 
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::DirBuilderExt as _;

@@ -1,7 +1,7 @@
 //! Writing a tree as an EROFS image (Linux, `Documentation/filesystems/erofs.rst` and `fs/erofs/erofs_fs.h`).
 //!
-//! The image is the top lower layer of a container's overlay. It has all metadata and no file content: a regular file with content is a
-//! file of one chunk that is a hole, with two attributes that make overlayfs look for the bytes in the data layers below
+//! The image is the top lower layer of a container's overlay. It has all metadata and no file content: the content of large files is on
+//! devices ([`devices`]); any other regular file with content is a file of one chunk that is a hole, with two attributes that make overlayfs look for the bytes in the data layers below
 //! (`Documentation/filesystems/overlayfs.rst`, "Data-only lower layers"):
 //!
 //! ```text
@@ -13,16 +13,21 @@
 //! ```text
 //! 0      zeros (room for a boot sector)
 //! 1024   superblock, 128 bytes, with a crc32c of the rest of block 0
-//! 1152   inodes in the order of the tree, each on a slot of 32 bytes (its nid is the offset / 32), the root first:
+//! 1152   table of devices, 128 bytes each
+//! …      inodes in the order of the tree, each on a slot of 32 bytes (its nid is the offset / 32), the root first:
 //!          core 32 (compact) or 64 bytes (extended) | attributes | end of a directory, target of a link, or chunk map
 //! …      full blocks of directories, and what did not fit behind its inode
 //! ```
+//!
+//! A large file has the attribute `trusted.overlay.towline`, with what would be its redirect: overlayfs hides it, and we find the
+//! digest there.
 //!
 //! Three things of an image would mean something to overlayfs itself. They are escaped the way overlayfs unescapes them for whoever looks
 //! through it ("Nesting overlayfs mounts"): attributes `trusted.overlay.X` become `trusted.overlay.overlay.X`, and a character device
 //! 0:0, which is a whiteout, becomes an empty file with the attribute `overlay.whiteout` in a directory that is marked to have such.
 //! A program sees such a device as a regular file; only an overlay that the program mounts itself sees a whiteout.
 
+pub mod devices;
 mod directory;
 mod format;
 pub mod node;
@@ -31,17 +36,23 @@ mod xattr;
 
 use std::collections::HashMap;
 
+use self::devices::LargeFiles;
 use self::directory::Names;
 use self::format::{BLOCK, CoreFields, Layout, SLOT, Superblock};
 use super::{Inode, InodeId, InodeKind, Tree};
 use crate::error::{Error, Outcome, Result};
 
-/// Where the first inode is: right behind the superblock.
-const FIRST_INODE: u64 = (format::SUPERBLOCK_OFFSET + format::SUPERBLOCK) as u64;
+/// Where the table of devices is: right behind the superblock.
+const DEVICES: u64 = (format::SUPERBLOCK_OFFSET + format::SUPERBLOCK) as u64;
 
-/// Makes the image. The same tree gives the same bytes.
+/// Makes the image of a tree without large files. The same tree gives the same bytes.
 pub fn write(tree: &Tree) -> Result<Vec<u8>> {
-    let writer = Writer::plan(tree)?;
+    write_with(tree, &LargeFiles::default())
+}
+
+/// Makes the image; the content of some files is on devices, from where the trigger brings it.
+pub fn write_with(tree: &Tree, large: &LargeFiles) -> Result<Vec<u8>> {
+    let writer = Writer::plan(tree, large)?;
     Ok(writer.write())
 }
 
@@ -51,6 +62,8 @@ enum Data<'t> {
     Nothing,
     /// A file with content: one chunk that is a hole.
     Hole,
+    /// A large file: device, first block in it, length in bytes.
+    Clusters(u16, u32, u64),
     /// A symbolic link.
     Target(&'t [u8]),
     /// A directory.
@@ -72,7 +85,7 @@ struct Plan<'t> {
 impl Plan<'_> {
     fn data_len(&self) -> u64 {
         match &self.data {
-            Data::Nothing | Data::Hole => 0,
+            Data::Nothing | Data::Hole | Data::Clusters(..) => 0,
             Data::Target(target) => target.len() as u64,
             Data::Names(names) => names.len(),
         }
@@ -82,6 +95,7 @@ impl Plan<'_> {
     fn inline_len(&self) -> u64 {
         match &self.data {
             Data::Hole => format::CHUNK_ADDRESS.len() as u64,
+            Data::Clusters(_, _, size) => self.index_padding() + devices::count(*size) * devices::INDEX,
             _ if self.inline => self.data_len() % BLOCK,
             _ => 0,
         }
@@ -94,6 +108,12 @@ impl Plan<'_> {
         }
     }
 
+    /// Indexes stand at multiples of their length.
+    fn index_padding(&self) -> u64 {
+        let head = self.core_len() + self.xattrs.len() as u64;
+        head.next_multiple_of(devices::INDEX) - head
+    }
+
     fn core_len(&self) -> u64 {
         if self.extended { format::EXTENDED } else { format::COMPACT }
     }
@@ -101,6 +121,7 @@ impl Plan<'_> {
 
 struct Writer<'t> {
     tree: &'t Tree,
+    large: &'t LargeFiles,
     plans: Vec<Plan<'t>>,
     time: (i64, u32),
     /// Blocks of the whole image.
@@ -108,17 +129,17 @@ struct Writer<'t> {
 }
 
 impl<'t> Writer<'t> {
-    fn plan(tree: &'t Tree) -> Result<Self> {
+    fn plan(tree: &'t Tree, large: &'t LargeFiles) -> Result<Self> {
         let time = usual_time(tree);
         let parents = parents(tree);
-        let mut at = FIRST_INODE;
+        let mut at = DEVICES + large.table().len() as u64;
         let mut plans = Vec::with_capacity(tree.inodes().len());
         for (number, inode) in tree.inodes().iter().enumerate() {
             let mut plan = Plan {
                 offset: 0,
                 extended: !fits_compact(inode, time),
-                xattrs: xattr::encode(&xattrs(tree, inode)),
-                data: data(inode, InodeId(number as u32), parents[number]),
+                xattrs: xattr::encode(&xattrs(tree, large, inode)),
+                data: data(inode, large, InodeId(number as u32), parents[number]),
                 block: 0,
                 inline: true,
             };
@@ -134,7 +155,7 @@ impl<'t> Writer<'t> {
             let cause = format!("it would have {block} blocks");
             return Err(Error::new(Outcome::Unsupported, "writing the EROFS image").because(cause));
         }
-        Ok(Self { tree, plans, time, blocks: block })
+        Ok(Self { tree, large, plans, time, blocks: block })
     }
 
     fn nid(&self, id: InodeId) -> u64 {
@@ -146,8 +167,11 @@ impl<'t> Writer<'t> {
         for number in 0..self.plans.len() {
             self.write_inode(&mut image, InodeId(number as u32));
         }
+        let table = self.large.table();
+        image[DEVICES as usize..DEVICES as usize + table.len()].copy_from_slice(&table);
         let root = u16::try_from(self.nid(InodeId::ROOT)).expect("the root is the first inode");
-        let superblock = Superblock { root, inodes: self.plans.len() as u64, time: self.time, blocks: self.blocks as u32 };
+        let (inodes, blocks, devices) = (self.plans.len() as u64, self.blocks as u32, (table.len() / devices::DEVICE) as u16);
+        let superblock = Superblock { root, inodes, time: self.time, blocks, devices };
         superblock.write(&mut image);
         image
     }
@@ -156,7 +180,7 @@ impl<'t> Writer<'t> {
         let (plan, inode) = (&self.plans[id.index()], self.tree.inode(id));
         let fields = CoreFields {
             layout: match (&plan.data, plan.inline && plan.inline_len() > 0) {
-                (Data::Hole, _) => Layout::Chunks,
+                (Data::Hole | Data::Clusters(..), _) => Layout::Chunks,
                 (_, true) => Layout::Inline,
                 (_, false) => Layout::Plain,
             },
@@ -170,6 +194,7 @@ impl<'t> Writer<'t> {
                 _ if format::is_whiteout(inode) => 0,
                 InodeKind::CharDevice(major, minor) | InodeKind::BlockDevice(major, minor) => format::device(major, minor),
                 InodeKind::File { size: 0, .. } => 0,
+                InodeKind::File { .. } if matches!(plan.data, Data::Clusters(..)) => devices::CHUNK_FORMAT,
                 InodeKind::File { size, .. } => format::chunk_format(size),
                 _ => plan.block as u32,
             },
@@ -190,6 +215,10 @@ impl<'t> Writer<'t> {
         let data = match &plan.data {
             Data::Nothing => return,
             Data::Hole => return put(&format::CHUNK_ADDRESS),
+            Data::Clusters(device, block, size) => {
+                put(&[0; devices::INDEX as usize][..plan.index_padding() as usize]);
+                return put(&devices::indexes(*device, *block, *size));
+            }
             Data::Target(target) => target.to_vec(),
             Data::Names(names) => names.encode(|id| (self.nid(id), format::file_type(self.tree.inode(id)))),
         };
@@ -206,7 +235,10 @@ impl<'t> Writer<'t> {
 /// Attributes may cross.
 fn place(plan: &mut Plan<'_>, at: u64) -> u64 {
     let head = plan.core_len() + plan.xattrs.len() as u64;
-    let has_tail = !matches!(plan.data, Data::Hole) && plan.inline_len() > 0;
+    let has_map = matches!(plan.data, Data::Hole | Data::Clusters(..));
+    let has_tail = !has_map && plan.inline_len() > 0;
+    // What changes must not be in the block that has a checksum.
+    let at = if matches!(plan.data, Data::Clusters(..)) { at.max(BLOCK) } else { at };
     if has_tail && head + plan.inline_len() > BLOCK {
         plan.inline = false;
     }
@@ -218,17 +250,20 @@ fn place(plan: &mut Plan<'_>, at: u64) -> u64 {
     (plan.offset + head + plan.inline_len()).next_multiple_of(SLOT)
 }
 
-fn data<'t>(inode: &'t Inode, id: InodeId, parent: InodeId) -> Data<'t> {
+fn data<'t>(inode: &'t Inode, large: &LargeFiles, id: InodeId, parent: InodeId) -> Data<'t> {
     match &inode.kind {
         InodeKind::Directory(names) => Data::Names(Names::new(names, id, parent)),
-        InodeKind::File { size: 1.., .. } => Data::Hole,
+        InodeKind::File { size: size @ 1.., digest } => match large.place(digest) {
+            Some((device, block)) => Data::Clusters(device, block, *size),
+            None => Data::Hole,
+        },
         InodeKind::Symlink(target) => Data::Target(target),
         _ => Data::Nothing,
     }
 }
 
 /// All attributes that an inode gets: its own, escaped where overlayfs would take them for its own, and those for overlayfs.
-fn xattrs(tree: &Tree, inode: &Inode) -> Vec<(Vec<u8>, Vec<u8>)> {
+fn xattrs(tree: &Tree, large: &LargeFiles, inode: &Inode) -> Vec<(Vec<u8>, Vec<u8>)> {
     let mut all: Vec<_> = inode
         .meta
         .xattrs
@@ -240,6 +275,9 @@ fn xattrs(tree: &Tree, inode: &Inode) -> Vec<(Vec<u8>, Vec<u8>)> {
         all.push((name.to_vec(), value));
     };
     match &inode.kind {
+        InodeKind::File { size: 1.., digest } if large.place(digest).is_some() => {
+            add(xattr::LARGE, format!("/{}", digest.object_path()).into());
+        }
         InodeKind::File { size: 1.., digest } => {
             add(b"trusted.overlay.metacopy", Vec::new());
             add(b"trusted.overlay.redirect", format!("/{}", digest.object_path()).into());

@@ -12,7 +12,7 @@ use rustix::fs::FileType;
 /// # What the owner of the file upholds
 ///
 /// The file is immutable while it is mapped: nobody writes to it or truncates it; a new version is a new file that takes over the
-/// name. Rust could not notice the change of bytes behind a shared reference, and a truncated file ends the process with SIGBUS. Files
+/// name; at most bytes that nobody reads here may change. Rust could not notice the change of bytes behind a shared reference, and a truncated file ends the process with SIGBUS. Files
 /// that somebody else may change must be read, not mapped.
 #[derive(Debug)]
 pub struct MappedFile {

@@ -23,6 +23,8 @@ const COMPAT_CHECKSUM: u32 = 1;
 const COMPAT_MTIME: u32 = 2;
 /// There are chunk-based files.
 const INCOMPAT_CHUNKED: u32 = 4;
+/// There is a table of devices.
+const INCOMPAT_DEVICES: u32 = 8;
 
 /// The address of a chunk that is a hole.
 pub(super) const CHUNK_ADDRESS: [u8; 4] = u32::MAX.to_le_bytes();
@@ -46,6 +48,8 @@ pub(super) struct Superblock {
     /// Time of compact inodes: seconds, nanoseconds.
     pub(super) time: (i64, u32),
     pub(super) blocks: u32,
+    /// How many devices there are beside the image.
+    pub(super) devices: u16,
 }
 
 impl Superblock {
@@ -64,8 +68,11 @@ impl Superblock {
         fields.u32(0); // block of the metadata: nids count from the start of the image
         fields.u32(0); // block of shared attributes: there are none
         fields.0.extend([0; 16 + 16]); // UUID, volume name
-        fields.u32(INCOMPAT_CHUNKED);
-        fields.0.resize(SUPERBLOCK, 0); // no compression, no extra devices
+        fields.u32(INCOMPAT_CHUNKED | if self.devices > 0 { INCOMPAT_DEVICES } else { 0 });
+        fields.u16(0); // no compression
+        fields.u16(self.devices);
+        fields.u16(if self.devices > 0 { super::devices::TABLE } else { 0 });
+        fields.0.resize(SUPERBLOCK, 0);
         image[SUPERBLOCK_OFFSET..SUPERBLOCK_OFFSET + SUPERBLOCK].copy_from_slice(&fields.0);
         let checksum = crc32c(&image[SUPERBLOCK_OFFSET..BLOCK as usize]);
         image[SUPERBLOCK_OFFSET + 4..SUPERBLOCK_OFFSET + 8].copy_from_slice(&checksum.to_le_bytes());

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use towline_sys::mmap::MappedFile;
 
+use super::devices::{self, DeviceMap};
 use super::format::{BLOCK, COMPACT, EXTENDED, MAGIC, SLOT, SUPERBLOCK_OFFSET};
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
@@ -24,14 +25,33 @@ const RECORD: usize = 12;
 const XATTR_HEADER: usize = 12;
 /// The number for `trusted.` in the name of an attribute.
 const TRUSTED: u8 = 4;
+/// Where in the superblock the number of devices and the place of their table are.
+const DEVICE_FIELDS: usize = 86;
 
-/// A stored tree, mapped into memory.
+/// A stored tree, in memory.
 #[derive(Debug)]
 pub struct StoredTree {
-    pub(crate) bytes: MappedFile,
+    pub(crate) bytes: Bytes,
     pub(super) root: u64,
     /// Of inodes that have no time of their own.
     pub(super) time: (i64, u32),
+}
+
+#[derive(Debug)]
+pub(crate) enum Bytes {
+    Mapped(MappedFile),
+    Read(Vec<u8>),
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(mapped) => mapped,
+            Self::Read(read) => read,
+        }
+    }
 }
 
 /// A regular file with content.
@@ -56,10 +76,20 @@ pub(super) struct Inode {
 }
 
 impl StoredTree {
-    /// Maps the tree in the file `path`, which the store only ever replaces by another.
+    /// Maps the tree in the file `path`. The store only ever replaces it by another, but for the numbers of devices, which are not
+    /// read through the mapping.
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|e| Error::io("opening", path, e))?;
-        let bytes = MappedFile::map(&file).map_err(|e| Error::io("mapping", path, e))?;
+        let mapped = MappedFile::map(&file).map_err(|e| Error::io("mapping", path, e))?;
+        Self::new(Bytes::Mapped(mapped), path)
+    }
+
+    /// Reads the tree in the file `path`, with the numbers of devices.
+    fn read(path: &Path) -> Result<Self> {
+        Self::new(Bytes::Read(std::fs::read(path).map_err(|e| Error::io("reading", path, e))?), path)
+    }
+
+    fn new(bytes: Bytes, path: &Path) -> Result<Self> {
         let superblock = bytes.get(SUPERBLOCK_OFFSET..).and_then(|superblock| {
             let mut fields = Reader::new(superblock);
             let magic = fields.u32()?;
@@ -73,6 +103,25 @@ impl StoredTree {
         Ok(Self { bytes, root, time })
     }
 
+    /// Where the image in the file `path` has the numbers of devices.
+    pub fn device_map(path: &Path) -> Result<DeviceMap> {
+        DeviceMap::of(&Self::read(path)?).map_err(|e| e.during(format!("reading {}", path.display())))
+    }
+
+    /// Digest of the image in the file `path` as it was written, whatever has arrived since.
+    pub fn original_digest(path: &Path) -> Result<Digest> {
+        let tree = Self::read(path)?;
+        let map = DeviceMap::of(&tree).map_err(|e| e.during(format!("reading {}", path.display())))?;
+        Ok(map.original_digest(&tree.bytes))
+    }
+
+    /// How many devices there are, and where their table begins.
+    pub(super) fn device_table(&self) -> (usize, usize) {
+        let mut fields = Reader::new(self.bytes.get(SUPERBLOCK_OFFSET + DEVICE_FIELDS..).unwrap_or_default());
+        let (count, start) = (fields.u16().unwrap_or(0), fields.u16().unwrap_or(0));
+        (usize::from(count), usize::from(start) * devices::DEVICE)
+    }
+
     /// The regular file with content at `path`, with all symbolic links followed as in a container; `None` for anything else.
     pub fn file(&self, path: &[u8]) -> Option<FoundFile> {
         let (inode, path) = self.walk(path)?;
@@ -82,6 +131,25 @@ impl StoredTree {
 
     /// Calls `visit` with each regular file that has content, and a number of the directory that it is in, from 1.
     pub fn for_each_file(&self, visit: &mut dyn FnMut(u32, Digest)) {
+        self.for_each(&mut |directory, _, inode| {
+            if inode.is_file() {
+                self.digest(inode).into_iter().for_each(|digest| visit(directory, digest));
+            }
+        });
+    }
+
+    /// Calls `visit` once for each large file, with the place of its indexes in the image and its length.
+    pub(super) fn for_each_large_file(&self, visit: &mut dyn FnMut(usize, u64)) {
+        let mut seen = HashSet::new();
+        self.for_each(&mut |_, nid, inode| {
+            if inode.is_file() && inode.has_indexes() && seen.insert(nid) {
+                visit(inode.xattrs.end.next_multiple_of(devices::INDEX as usize), inode.size);
+            }
+        });
+    }
+
+    /// Calls `visit` with every name but those of directories: number of its directory, nid, inode.
+    fn for_each(&self, visit: &mut dyn FnMut(u32, u64, &Inode)) {
         let mut seen = HashSet::from([self.root]);
         let mut pending = vec![self.root];
         let mut number = 0;
@@ -90,10 +158,10 @@ impl StoredTree {
             let data = self.inode(directory).filter(Inode::is_directory).and_then(|inode| self.data(&inode)).unwrap_or_default();
             for (nid, name) in data.chunks(BLOCK as usize).flat_map(names) {
                 let Some(inode) = self.inode(nid).filter(|_| !matches!(name, b"." | b"..")) else { continue };
-                if inode.is_file() {
-                    self.digest(&inode).into_iter().for_each(|digest| visit(number, digest));
-                } else if inode.is_directory() && seen.insert(nid) {
-                    pending.push(nid);
+                match inode.is_directory() {
+                    false => visit(number, nid, &inode),
+                    true if seen.insert(nid) => pending.push(nid),
+                    true => {}
                 }
             }
         }
@@ -180,13 +248,13 @@ impl StoredTree {
         data.chunks(BLOCK as usize).flat_map(names).find(|(_, found)| *found == name).map(|(nid, _)| nid)
     }
 
-    /// The digest in the attribute that leads overlayfs to the content.
+    /// The digest in the attribute that leads overlayfs to the content, or in that of a large file.
     pub(super) fn digest(&self, file: &Inode) -> Option<Digest> {
         let mut left = Reader::new(self.bytes.get(file.xattrs.clone())?.get(XATTR_HEADER..)?);
         loop {
             let (name_len, prefix, value_len) = (usize::from(left.u8()?), left.u8()?, usize::from(left.u16()?));
             let (name, value) = (left.take(name_len)?, left.take(value_len)?);
-            if prefix == TRUSTED && name == b"overlay.redirect" {
+            if prefix == TRUSTED && (name == b"overlay.redirect" || name == b"overlay.towline") {
                 let hex: String = std::str::from_utf8(value).ok()?.chars().filter(|c| *c != '/').collect();
                 return Digest::from_hex(&hex).ok();
             }
@@ -211,6 +279,11 @@ impl Inode {
 
     pub(super) fn is_file(&self) -> bool {
         self.kind() == 0o100_000
+    }
+
+    /// Whether it is laid out as a large file.
+    fn has_indexes(&self) -> bool {
+        self.layout == 4 && self.block == u64::from(devices::CHUNK_FORMAT)
     }
 }
 

@@ -8,12 +8,15 @@ use std::process::Command;
 
 use rustix::mount::MountAttrFlags;
 
+use super::devices::LargeFiles;
 use super::*;
+use crate::digest::Digest;
 use crate::fscontext::{self, FsContext};
 use crate::layer::sample::{Random, dir, entry, file, hardlink, layer, symlink};
 use crate::layer::{Entry, EntryKind, LayerIndex};
 use crate::rootfs;
 use crate::rootfs::plan::RootPlan;
+use crate::store::big::CLUSTER;
 use crate::store::cas::Cas;
 use crate::tree::merge::merge;
 
@@ -70,7 +73,7 @@ fn xattrs_of(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
 }
 
 /// Compares an inode with the file at `path`, and what is below it.
-fn compare(tree: &Tree, id: InodeId, path: &Path, inodes: &mut HashMap<InodeId, u64>) {
+fn compare(tree: &Tree, large: &LargeFiles, id: InodeId, path: &Path, inodes: &mut HashMap<InodeId, u64>) {
     let inode = tree.inode(id);
     let stat = path.symlink_metadata().unwrap();
     let meta = &inode.meta;
@@ -80,7 +83,7 @@ fn compare(tree: &Tree, id: InodeId, path: &Path, inodes: &mut HashMap<InodeId, 
     assert_eq!((stat.mtime(), stat.mtime_nsec()), (meta.mtime, i64::from(meta.mtime_nanos)), "time of {shown}");
     assert_eq!(stat.nlink(), u64::from(inode.links), "links of {shown}");
     assert_eq!(*inodes.entry(id).or_insert(stat.ino()), stat.ino(), "inode of {shown}");
-    let expected: BTreeMap<_, _> = xattrs(tree, inode).into_iter().collect();
+    let expected: BTreeMap<_, _> = xattrs(tree, large, inode).into_iter().collect();
     assert_eq!(xattrs_of(path), expected, "attributes of {shown}");
     match &inode.kind {
         InodeKind::Directory(names) => {
@@ -88,7 +91,7 @@ fn compare(tree: &Tree, id: InodeId, path: &Path, inodes: &mut HashMap<InodeId, 
                 std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_vec()).collect();
             assert!(listed.iter().map(Vec::as_slice).eq(names.keys().map(|name| &name[..])), "names in {shown}");
             for (name, child) in names {
-                compare(tree, *child, &path.join(std::ffi::OsStr::from_bytes(name)), inodes);
+                compare(tree, large, *child, &path.join(std::ffi::OsStr::from_bytes(name)), inodes);
             }
         }
         InodeKind::File { size, .. } => assert_eq!(stat.len(), *size, "length of {shown}"),
@@ -115,7 +118,7 @@ fn check_with(test: &str, layers: &[LayerIndex], fsck: impl FnOnce(&Path)) {
     if can_mount(test) {
         let target = scratch.path().join("mnt");
         let mounted = mount_image(&image, &target);
-        compare(&tree, InodeId::ROOT, &target, &mut HashMap::new());
+        compare(&tree, &LargeFiles::default(), InodeId::ROOT, &target, &mut HashMap::new());
         drop(mounted);
     }
 }
@@ -313,4 +316,84 @@ fn fifty_thousand_entries_are_written_fast() {
     println!("{} entries: merged in {merged:?}, written in {:?}, {} bytes", index.entries.len(), all - merged, image.len());
     // Loose, for an unoptimised build on a busy machine; a release build takes some 50 ms.
     assert!(all < std::time::Duration::from_secs(5), "{all:?}");
+}
+
+#[test]
+fn large_files_are_read_from_the_devices_that_the_tree_names() {
+    const TEST: &str = "large_files_are_read_from_the_devices_that_the_tree_names";
+    let bytes = |seed: u64, len: u64| -> Vec<u8> {
+        let mut random = Random(seed);
+        (0..len).map(|_| random.below(256) as u8).collect()
+    };
+    let scratch = scratch();
+    // Two layers, whose data files have two files each.
+    let contents = [(1, 3 * CLUSTER + 1), (2, CLUSTER), (3, 5 * CLUSTER - 7), (4, 100)].map(|(seed, len)| bytes(seed, len));
+    let (mut large, mut devices) = (LargeFiles::default(), Vec::new());
+    for (name, pair) in ["lower", "upper"].into_iter().zip(contents.chunks(2)) {
+        let (mut data, mut files) = (Vec::new(), Vec::new());
+        for content in pair {
+            files.push((Digest::of(content), data.len() as u64));
+            data.extend(content);
+            data.resize(data.len().next_multiple_of(CLUSTER as usize), 0);
+        }
+        large.add(Digest::of(name.as_bytes()), data.len() as u64, files);
+        // What is not here reads as zeros.
+        std::fs::write(scratch.path().join(format!("{name}.data")), vec![0; data.len()]).unwrap();
+        std::fs::write(scratch.path().join(format!("{name}.trigger")), data).unwrap();
+        devices.extend(["data", "trigger"].map(|kind| scratch.path().join(format!("{name}.{kind}"))));
+    }
+    let mut entries: Vec<Entry> = contents.iter().enumerate().map(|(n, content)| file(&format!("d{n}/large"), content)).collect();
+    entries.push(with_xattrs(file("with-attributes", &contents[2]), &[("user.a", b"odd"), ("trusted.t", &[7; 3000])]));
+    entries.extend([hardlink("link", "d0/large"), file("small", b"small"), dir("dir")]);
+    let tree = merge(&[layer(entries)]).unwrap();
+    let image = scratch.path().join("tree.erofs");
+    std::fs::write(&image, write_with(&tree, &large).unwrap()).unwrap();
+
+    let mut fsck = Command::new("fsck.erofs");
+    fsck.args(devices.iter().map(|device| format!("--device={}", device.display())));
+    match fsck.arg(&image).output() {
+        Ok(output) => assert!(output.status.success(), "{output:?}"),
+        Err(e) => println!("SKIP {TEST}: fsck.erofs: {e}"),
+    }
+    let stored = read::StoredTree::open(&image).unwrap();
+    assert_eq!(stored.file(b"d2/large").unwrap().digest, Digest::of(&contents[2]));
+    if !can_mount(TEST) {
+        return;
+    }
+    let target = scratch.path().join("mnt");
+    let _mounted = mount_with_devices(&image, &devices, &target);
+    compare(&tree, &large, InodeId::ROOT, &target, &mut HashMap::new());
+    for (path, content) in
+        [("d0/large", 0), ("link", 0), ("d1/large", 1), ("d2/large", 2), ("with-attributes", 2), ("d3/large", 3)]
+    {
+        assert!(std::fs::read(target.join(path)).unwrap() == contents[content], "{path}");
+    }
+    // A cluster of the data file is written and entered in the tree: the mount, which has nothing of it in its page cache, reads it there.
+    let map = read::StoredTree::device_map(&image).unwrap();
+    let numbers: Vec<_> = map.numbers(1, 2..3).collect();
+    assert_eq!(numbers.len(), 2, "two inodes have it");
+    let local = vec![b'L'; CLUSTER as usize];
+    let write = |path: &Path, offset: u64, bytes: &[u8]| {
+        std::os::unix::fs::FileExt::write_all_at(&std::fs::File::options().write(true).open(path).unwrap(), bytes, offset)
+            .unwrap();
+    };
+    write(&devices[2], 2 * CLUSTER, &local);
+    numbers.iter().for_each(|(_, at)| write(&image, *at, &devices::DeviceMap::number(1, true)));
+    let open = std::fs::File::open(target.join("d2/large")).unwrap();
+    rustix::fs::fadvise(&open, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    let mut found = vec![0; contents[2].len()];
+    std::os::unix::fs::FileExt::read_exact_at(&open, &mut found, 0).unwrap();
+    let expected = [&contents[2][..2 * CLUSTER as usize], &local, &contents[2][3 * CLUSTER as usize..]].concat();
+    assert!(found == expected);
+}
+
+fn mount_with_devices(image: &Path, devices: &[PathBuf], target: &Path) -> Mounted {
+    std::fs::create_dir_all(target).unwrap();
+    let context = FsContext::open("erofs").unwrap();
+    context.flag("ro").unwrap();
+    context.string("source", image.to_str().unwrap()).unwrap();
+    devices.iter().for_each(|device| context.string("device", device.to_str().unwrap()).unwrap());
+    let mount = context.create(MountAttrFlags::MOUNT_ATTR_RDONLY).unwrap();
+    fscontext::attach(&mount, target).unwrap();
+    Mounted(target.to_owned())
 }

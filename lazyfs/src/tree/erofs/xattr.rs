@@ -37,6 +37,9 @@ pub(super) fn escape(name: &[u8]) -> Option<Vec<u8>> {
     Some([OVERLAY, b"overlay.", rest].concat())
 }
 
+/// Has the digest of a large file; hidden by overlayfs.
+pub(super) const LARGE: &[u8] = b"trusted.overlay.towline";
+
 /// Marks what stands for a character device 0:0.
 pub(super) const WHITEOUT: &[u8] = b"trusted.overlay.overlay.whiteout";
 
