@@ -22,7 +22,7 @@ $(if $(COMMIT),$(eval export TOWLINE_COMMIT := $(COMMIT)))
 
 RUNS ?= 5
 
-.PHONY: help demo test fuzz bench bench-runtime build man install deps images testbed lint clean
+.PHONY: help demo test fuzz bench bench-runtime bench-images build man install deps images testbed lint clean
 
 help:
 	@echo "make demo                 build, make a local registry with a real image, and show a lazy start beside a full pull"
@@ -36,6 +36,7 @@ help:
 	@echo "make deps                 install missing Debian packages"
 	@echo "make images               registry storage $(TOWLINE_WORK)/registry with {small,odd,python}:{gzip,zstd};"
 	@echo "                          OCI layouts oci:$(TOWLINE_WORK)/oci/{small,odd,python}:{gzip,zstd}"
+	@echo "make bench-images         six larger images for the bench of lazy starts, the same way below $(TOWLINE_WORK)/bench"
 	@echo "make testbed              the test machine (integration/testbed): a kernel and systemd for QEMU, below $(TOWLINE_WORK)"
 	@echo "make lint                 rustfmt and clippy, warnings are errors"
 
@@ -77,6 +78,15 @@ deps:
 
 images: deps
 	@bash integration/images/build.sh
+
+# Six images of real servers and programs for the bench of lazy starts; `make bench-images-redis` builds one of them.
+BENCH_IMAGES := redis nginx node python java postgres
+
+bench-images: deps
+	@TOWLINE_WORK='$(TOWLINE_WORK)/bench' TOWLINE_RECIPES=integration/bench/images bash integration/images/build.sh $(BENCH_IMAGES)
+
+$(BENCH_IMAGES:%=bench-images-%): bench-images-%: deps
+	@TOWLINE_WORK='$(TOWLINE_WORK)/bench' TOWLINE_RECIPES=integration/bench/images bash integration/images/build.sh $*
 
 testbed: deps
 	@bash integration/testbed/build.sh

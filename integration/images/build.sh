@@ -5,20 +5,25 @@
 #   oci/<image>/         the same as OCI layouts; blobs are hard links, so never write to one in place
 #   stamps/<image>       recipe hash of what is complete: the next run has nothing to do
 #
-# usage: build.sh [small] [odd] [python]      (default: all; needs root)
+# usage: [TOWLINE_RECIPES=DIR] build.sh [IMAGE...]      (default: small odd python; needs root)
 #
-# An image's recipe is the directory of its name beside this file: `N-<layer>.sh` runs with the layer's root as its
+# An image's recipe is the directory of its name beside this file, or in TOWLINE_RECIPES: `N-<layer>.sh` runs with the layer's root as its
 # working directory, `config` has words for `buildah config`. A killed run leaves no mount and no process (all of it is in
 # namespaces of its own) and no stamp, so the next run does it again.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 export TOWLINE_WORK=${TOWLINE_WORK:-/var/tmp/towline-demo}
+recipes=$(readlink -f "${TOWLINE_RECIPES:-$here}")
 images=("$@")
 [ ${#images[@]} != 0 ] || images=(small odd python)
 
 recipe_hash() { # IMAGE
-    cat "$here"/{push.sh,probe.c} "$here/$1"/* | sha256sum | cut -d' ' -f1
+    cat "$here"/{push.sh,probe.c} "$recipes/$1"/* | sha256sum | cut -d' ' -f1
 }
+
+for image in "${images[@]}"; do
+    [ -f "$recipes/$image/config" ] || { echo "towline: no recipe for image '$image' in $recipes" >&2; exit 1; }
+done
 
 missing() {
     local image
@@ -31,7 +36,7 @@ build() { # IMAGE; runs inside the namespaces
     local log=$TOWLINE_WORK/$1.log
     echo "building image $1 in $TOWLINE_WORK"
     rm -f "$TOWLINE_WORK/stamps/$1"
-    bash "$here/push.sh" "$here/$1" > "$log" 2>&1 || {
+    bash "$here/push.sh" "$recipes/$1" > "$log" 2>&1 || {
         tail -n 20 "$log" >&2
         echo "towline: building image $1 failed: the whole log is $log" >&2
         exit 1

@@ -1,0 +1,3 @@
+#!/bin/bash
+. "$(dirname "$0")/install.sh"
+packages ca-certificates-java openjdk-17-jre-headless

@@ -1,0 +1,3 @@
+#!/bin/bash
+. "$(dirname "$0")/install.sh"
+packages redis-server
