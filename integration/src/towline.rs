@@ -117,10 +117,43 @@ impl Towline {
     /// # Panics
     /// When there is none, or it is still there after 10 s.
     pub fn kill_daemon(&self) {
+        // Not until there is none: a monitor starts another.
+        self.kill(&self.daemons());
+    }
+
+    /// Pids of the processes that keep this store's FUSE trigger while no daemon serves it.
+    pub fn holders(&self) -> Vec<i32> {
+        processes_of(self.dir.path()).into_iter().filter(|pid| command_name(*pid) == "towline-hold").collect()
+    }
+
+    /// Waits until the FUSE trigger is in the hands of a holder; it is started beside the first container.
+    pub fn wait_for_holder(&self) {
+        let says = "a holder keeps the FUSE trigger's device";
+        wait_until("a holder of the FUSE trigger", PATIENCE, || self.daemon_log().contains(says));
+    }
+
+    /// Kills daemon and holder, so that the kernel ends the FUSE connection.
+    pub fn kill_daemon_and_holder(&self) {
+        // In this order: a daemon would start another holder. A monitor starts another daemon, which must find nothing.
         let daemons = self.daemons();
-        assert!(!daemons.is_empty(), "no towlined runs for {}", self.root().display());
-        kill_all(&daemons);
-        wait_until("the killed towlined to be gone", Duration::from_secs(10), || self.daemons().is_empty());
+        for process in daemons.iter().chain(&self.holders()) {
+            kill(Pid::from_raw(*process), Signal::SIGSTOP).ok();
+        }
+        let mut all = self.holders();
+        all.extend(daemons);
+        self.kill(&all);
+    }
+
+    /// Kills processes with SIGKILL and waits until they are gone.
+    ///
+    /// # Panics
+    /// When there is none, or one is still there after 10 s.
+    pub fn kill(&self, pids: &[i32]) {
+        assert!(!pids.is_empty(), "no such process runs for {}", self.root().display());
+        kill_all(pids);
+        wait_until("the killed processes to be gone", Duration::from_secs(10), || {
+            pids.iter().all(|pid| command_name(*pid).is_empty() || is_zombie(*pid))
+        });
     }
 
     /// Waits until nothing is fetched any more: the daemon has left and no FUSE mount is below the sandbox.
@@ -236,6 +269,11 @@ fn kill_all(pids: &[i32]) {
 
 fn pids() -> impl Iterator<Item = i32> {
     fs::read_dir("/proc").expect("list /proc").flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+fn is_zombie(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
 }
 
 fn command_name(pid: i32) -> String {

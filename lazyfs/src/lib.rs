@@ -5,6 +5,7 @@ pub mod digest;
 pub mod error;
 pub mod fetch;
 mod fscontext;
+pub mod holder;
 pub mod layer;
 pub mod layout;
 pub mod manifest;

@@ -4,13 +4,17 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Mutex;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use towline_lazyfs::daemon::client::Paths;
 use towline_lazyfs::daemon::protocol::{Message, VERSION};
-use towline_lazyfs::daemon::server::Ready;
+use towline_lazyfs::daemon::server::{Ready, Start};
 use towline_lazyfs::error::{Error, Outcome, Result};
 use towline_lazyfs::fetch::FetchConfig;
+use towline_lazyfs::holder::systemd::Environment;
+use towline_lazyfs::holder::{Keeper, process};
 
 /// Serves one store: fetches content on demand and in the background, and leaves when nothing is lazy any more.
 #[derive(Parser)]
@@ -33,14 +37,22 @@ enum Command {
         /// How to fetch, for measurements: `readahead=BYTES`, `background=on|off` and others, with commas between.
         #[arg(long, env = "TOWLINE_FETCH", default_value = "")]
         fetch: String,
+        /// Takes the place of the towlined that runs, which leaves its FUSE trigger to this one: containers notice nothing.
+        #[arg(long)]
+        replace: bool,
     },
 }
 
 fn main() -> ExitCode {
-    let Arguments { root, state, command: Command::Serve { fetch } } = Arguments::parse();
+    let mut arguments = std::env::args_os().skip(1);
+    // Before all else: it stays for long, and should hold no more memory than it needs.
+    if arguments.next().is_some_and(|verb| verb == "hold") {
+        return hold(arguments.next().map(PathBuf::from), arguments.next());
+    }
+    let Arguments { root, state, command: Command::Serve { fetch, replace } } = Arguments::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("TOWLINE_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
-    match serve(Paths { root, state }, &fetch) {
+    match serve(Paths { root, state }, &fetch, replace) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{}", error.one_line());
@@ -49,7 +61,47 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(paths: Paths, fetch: &str) -> Result<()> {
+/// `towlined hold SOCKET [SECONDS]`, for the daemon itself: see [`towline_lazyfs::holder`].
+#[allow(clippy::print_stderr, reason = "its standard error is the daemon's log")]
+fn hold(socket: Option<PathBuf>, seconds: Option<std::ffi::OsString>) -> ExitCode {
+    let patience = match seconds {
+        Some(seconds) => seconds.to_str().and_then(|text| text.parse().ok()).map(Duration::from_secs),
+        None => Some(process::PATIENCE),
+    };
+    let (Some(socket), Some(patience)) = (socket, patience) else {
+        eprintln!("towlined hold SOCKET [SECONDS]");
+        return ExitCode::from(125);
+    };
+    match take_signals().and_then(|()| process::hold(&socket, patience)) {
+        Ok(why) => {
+            eprintln!("the holder of the FUSE trigger (process {}) ends: {why}", std::process::id());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("the holder of the FUSE trigger: {}", error.one_line());
+            ExitCode::from(125)
+        }
+    }
+}
+
+/// systemd's store of descriptors where it has one for this service, else a process.
+fn keeper(paths: &Paths) -> Keeper {
+    let variable = |name| std::env::var(name).ok();
+    let own = variable("LISTEN_PID").is_some_and(|pid| pid == std::process::id().to_string());
+    let names = variable("LISTEN_FDNAMES").filter(|_| own).unwrap_or_default();
+    let passed = names.split(':').zip(3..).filter_map(|(name, fd)| Some((name.to_owned(), towline_sys::inherited_fd(fd)?)));
+    let passed = if names.is_empty() { Vec::new() } else { passed.collect() };
+    let environment = Environment { notify_socket: variable("NOTIFY_SOCKET"), fdstore: variable("FDSTORE"), passed };
+    match environment.store() {
+        Some((store, kept)) => Keeper::Systemd(store, Mutex::new(kept)),
+        // By this name a process is not taken for the daemon from its first moment on, and the file may have been replaced.
+        None => Keeper::Process { socket: paths.holder(), program: "/proc/self/exe".into() },
+    }
+}
+
+fn serve(paths: Paths, fetch: &str, replace: bool) -> Result<()> {
+    // First: nothing may be opened before the descriptors of the service manager are taken.
+    let keeper = keeper(&paths);
     leave_session()?;
     take_signals()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -60,7 +112,7 @@ fn serve(paths: Paths, fetch: &str) -> Result<()> {
         .map_err(|e| Error::new(Outcome::Io, "starting threads").because(e))?;
     runtime.block_on(async {
         let ready = match FetchConfig::parse(fetch) {
-            Ok(config) => Ready::prepare(paths, config).await,
+            Ok(config) => Ready::prepare(paths, Start { config, keeper, replace }).await,
             Err(error) => Err(error),
         };
         match ready {

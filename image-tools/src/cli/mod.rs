@@ -10,6 +10,7 @@ mod ps;
 mod rm;
 mod run;
 mod stop;
+mod system;
 mod table;
 mod version;
 
@@ -66,6 +67,9 @@ enum Verb {
     Version,
     /// Show where everything is, and what this machine can do
     Info(info::Args),
+    /// Look after the store and its daemon
+    #[command(subcommand)]
+    System(system::Verb),
     /// Run a recorded container; started by `run`
     #[command(hide = true)]
     Monitor(monitor::Args),
@@ -93,6 +97,7 @@ pub fn run(cli: Cli, begin: Instant) -> Outcome {
         Verb::Rm(args) => rm::run(&engine, &args),
         Verb::Version => version::run(&engine),
         Verb::Info(args) => info::run(&engine, &args),
+        Verb::System(verb) => system::run(&engine, verb),
         Verb::Monitor(args) => monitor::run(&engine, &args),
     }
 }

@@ -1,9 +1,10 @@
 //! Watches the daemon while a container's image is lazy: says why files cannot be opened when it has died, and starts another.
 //!
-//! Files that were absent when the daemon died keep failing for this container until they are local: its root is mounted on the FUSE
-//! connection of the dead one. What the new daemon fetches becomes local, and so the failures end.
+//! Programs that open files which are not local wait meanwhile: the holder keeps the FUSE connection, and the new daemon goes on with it. Only
+//! where the holder was killed too does this container lose its trigger: its root is mounted on that connection. Absent files then fail
+//! with ELOOP until the new daemon has fetched them in the background; that makes them local, and so the failures end.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use towline_lazyfs::daemon::client::Client;
 use towline_lazyfs::daemon::protocol::{Event, Progress};
@@ -13,8 +14,11 @@ use towline_lazyfs::store::db::ImageState;
 
 use crate::engine::Engine;
 
-/// First and longest pause before a daemon is started again.
-const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// First and longest pause before a daemon is started again. The first one is short, since programs wait.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(30));
+
+/// A daemon that ended sooner than this is started again after a longer pause each time.
+const SHORT_LIFE: Duration = Duration::from_millis(250);
 
 /// Returns when the image is complete, or when watching it makes no sense any more.
 pub fn watch(engine: &Engine, image: Digest, name: &str, say: &dyn Fn(&str)) {
@@ -24,27 +28,27 @@ pub fn watch(engine: &Engine, image: Digest, name: &str, say: &dyn Fn(&str)) {
     loop {
         if let Some(mut daemon) = client.take() {
             let pid = daemon.daemon_pid();
-            let mut heard = false;
-            let watched = daemon.watch(image, &mut |event| {
-                heard = true;
-                match event {
-                    Event::Progress(progress) | Event::Complete(progress) => last = progress,
-                    Event::Warning { text } => say(&text),
-                    _ => {}
-                }
+            let (begin, mut replaced) = (Instant::now(), false);
+            let watched = daemon.watch(image, &mut |event| match event {
+                Event::Progress(progress) | Event::Complete(progress) => last = progress,
+                Event::Warning { text } => say(&text),
+                Event::Replaced => replaced = true,
+                _ => {}
             });
             match watched {
                 Ok(()) => return,
+                // Its successor is being started, or is started below.
+                Err(_) if replaced => {}
                 Err(e) if e.outcome() == Outcome::Unavailable || e.outcome() == Outcome::Io => {
                     let missing = format!(
-                        "files of {name} that are not local yet ({}% are) fail with ELOOP until it is back",
+                        "programs that open files of {name} which are not local yet ({}% are) wait until it is back",
                         last.percent()
                     );
                     say(&format!("towlined (process {pid}) ended; {missing}"));
                 }
                 Err(e) => return say(&e.one_line()),
             }
-            if heard {
+            if begin.elapsed() > SHORT_LIFE {
                 pause = PAUSE.0;
             }
         }
@@ -59,7 +63,9 @@ pub fn watch(engine: &Engine, image: Digest, name: &str, say: &dyn Fn(&str)) {
                 say(&format!("towlined runs again (process {}) and goes on fetching {name}", daemon.daemon_pid()));
                 client = Some(daemon);
             }
-            Err(e) => say(&format!("{}; next attempt in {} s", e.one_line(), pause.as_secs())),
+            // It would be refused again and again; whoever installed the other version has its commands start it.
+            Err(e) if e.outcome() == Outcome::Unsupported => return say(&e.one_line()),
+            Err(e) => say(&format!("{}; next attempt in {pause:?}", e.one_line())),
         }
     }
 }

@@ -82,6 +82,7 @@ impl Timeline {
                 self.step(Step::Complete { progress });
             }
             Event::HandedOff => self.step(Step::HandedOff),
+            Event::Replaced => self.step(Step::Warning { text: "another towlined takes over".into() }),
         }
     }
 

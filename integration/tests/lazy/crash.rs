@@ -5,7 +5,7 @@ use std::time::Duration;
 use towline_integration::images;
 use towline_integration::link::Quality;
 use towline_integration::process::wait_until;
-use towline_integration::towline::Towline;
+use towline_integration::towline::{PATIENCE, Towline};
 
 use crate::rig::{Rig, after};
 use crate::truth::Truth;
@@ -20,7 +20,7 @@ fn local_files_go_on_and_absent_ones_are_an_error_that_no_program_mistakes() {
                   probe sum /data/dir/1 /data/changed /data/dir/2 /data/many/5 /data/large; echo done; wait_for end";
     let container = rig.script("crash", "zstd", script);
     container.wait_for("ready");
-    rig.towline.kill_daemon();
+    rig.towline.kill_daemon_and_holder();
     container.go("dead");
     let output = container.wait_for("done");
     let lines = after(&output, "ready");
@@ -29,6 +29,39 @@ fn local_files_go_on_and_absent_ones_are_an_error_that_no_program_mistakes() {
     assert_eq!(read, 2, "what was local is read: {lines}");
     let absent = ["/data/dir/2", "/data/many/5", "/data/large"];
     assert_eq!(failed, absent.map(|path| format!("{path} errno=ELOOP")), "what was absent is ELOOP: {lines}");
+
+    // The monitor starts another daemon, which mounts another trigger: it serves new containers. What they fetch becomes local, and
+    // then the old one has it too.
+    let others =
+        rig.towline.run(&["run", "--rm", &rig.image("small:zstd"), "/bin/probe", "sum", absent[0], absent[1], absent[2]]);
+    assert_eq!(truth.compare(&others.stdout), (3, Vec::new()), "a new container: {}{}", others.stdout, others.stderr);
+    let again = rig.towline.run(&["exec", "crash", "/bin/probe", "sum", absent[0], absent[1], absent[2]]);
+    assert_eq!(truth.compare(&again.stdout), (3, Vec::new()), "the old container: {}{}", again.stdout, again.stderr);
+}
+
+#[test]
+fn a_killed_daemon_costs_a_wait_and_a_killed_holder_costs_nothing() {
+    if !images::available("crash::a_killed_daemon_costs_a_wait_and_a_killed_holder_costs_nothing") {
+        return;
+    }
+    let rig = Rig::new(Towline::new().demand_only(), Quality::LOOPBACK);
+    let script = "probe sum /data/dir/1 > /dev/null; echo ready; wait_for dead; probe sum /data/dir/2 /data/large; echo done; \
+                  wait_for alone; probe sum /data/dir/3 /data/many/5; echo end; wait_for end";
+    let container = rig.script("crash", "zstd", script);
+    container.wait_for("ready");
+    let truth = Truth::of("small");
+    rig.towline.wait_for_holder();
+    rig.towline.kill_daemon();
+    container.go("dead");
+    let output = container.wait_for("done");
+    assert_eq!(truth.compare(&output), (2, Vec::new()), "the monitor's daemon answers what nobody did: {output}");
+
+    let before = rig.towline.holders();
+    rig.towline.kill(&before);
+    container.go("alone");
+    let output = container.wait_for("end");
+    assert_eq!(truth.compare(&output), (4, Vec::new()), "nobody notices that the holder is gone: {output}");
+    wait_until("another holder", PATIENCE, || rig.towline.holders().iter().any(|pid| !before.contains(pid)));
 }
 
 #[test]

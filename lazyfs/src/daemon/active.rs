@@ -102,6 +102,11 @@ impl Active {
         view
     }
 
+    /// Whether nothing is being completed.
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
     /// How long whoever waits for the end bears failures that may pass.
     pub fn patience(&self) -> Duration {
         self.fetcher.patience()

@@ -36,6 +36,16 @@ impl Paths {
         self.state.join("towlined.lock")
     }
 
+    /// Held locked by whoever starts a daemon, until it serves.
+    pub fn start_lock(&self) -> PathBuf {
+        self.state.join("start.lock")
+    }
+
+    /// The socket of the process that keeps the trigger's device.
+    pub fn holder(&self) -> PathBuf {
+        self.state.join("holder.sock")
+    }
+
     /// Where the FUSE trigger is mounted while something is lazy.
     pub fn trigger(&self) -> PathBuf {
         self.state.join("trigger")
@@ -44,6 +54,9 @@ impl Paths {
 
 /// How long a daemon that was just started may take until it serves; also covers the previous one's exit.
 const START_DEADLINE: Duration = Duration::from_secs(20);
+
+/// How long a daemon may take to agree that another one takes over.
+const HAND_OVER_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A connection to the daemon of one store.
 #[derive(Debug)]
@@ -64,23 +77,31 @@ impl Client {
             Err(e) => return Err(Error::io("connecting to", &socket, e)),
         };
         let mut client = Self { reader: BufReader::new(stream), pid: 0 };
-        match client.send(&Hello { version: VERSION }).and_then(|()| client.receive()) {
+        match client.send(&Hello { version: VERSION, replace: false }).and_then(|()| client.receive()) {
             Ok(Some(Message::Welcome { version: VERSION, pid })) => {
                 client.pid = pid;
                 Ok(Some(client))
             }
             Ok(Some(Message::Failed(failure))) => Err(failure.into()),
-            Ok(Some(other)) => Err(Error::new(Outcome::Unsupported, format!("greeting towlined at {}", socket.display()))
-                .because(format!("it answered {other:?}"))
-                .advise("install towline and towlined of the same version and end the running towlined")),
+            Ok(Some(Message::Welcome { version, pid })) => {
+                Err(Error::new(Outcome::Unsupported, format!("greeting towlined at {}", socket.display()))
+                    .because(format!("process {pid} speaks protocol {version}, this program speaks {VERSION}"))
+                    .advise("`towline system upgrade` replaces it by the installed one; containers go on"))
+            }
+            Ok(Some(other)) => Err(Error::new(Outcome::BadInput, format!("greeting towlined at {}", socket.display()))
+                .because(format!("it answered {other:?}"))),
             // It was leaving when we came: nobody is there.
             Ok(None) | Err(_) => Ok(None),
         }
     }
 
-    /// Connects to the daemon, and starts `towlined` where none runs.
+    /// Connects to the daemon, and starts `towlined` where none runs. Of several processes that do this at once one starts it.
     pub fn connect_or_start(paths: &Paths, towlined: &Path) -> Result<Self> {
+        if let Some(client) = Self::connect(paths)? {
+            return Ok(client);
+        }
         let deadline = Instant::now() + START_DEADLINE;
+        let _starting = start_lock(paths, deadline)?;
         loop {
             if let Some(client) = Self::connect(paths)? {
                 return Ok(client);
@@ -90,8 +111,23 @@ impl Client {
                     .because(format!("it did not serve {} within {START_DEADLINE:?}", paths.socket().display()))
                     .advise(format!("see {}", paths.log().display())));
             }
-            start(paths, towlined)?;
+            match start(paths, towlined, &[]) {
+                // One that somebody else started was there first, or is about to leave.
+                Err(e) if e.outcome() == Outcome::Busy && Instant::now() < deadline => {}
+                started => started?,
+            }
         }
+    }
+
+    /// Starts `towlined` in place of the one that runs; containers wait meanwhile. Where none runs it is only started.
+    pub fn upgrade(paths: &Paths, towlined: &Path) -> Result<Self> {
+        let _starting = start_lock(paths, Instant::now() + START_DEADLINE)?;
+        start(paths, towlined, &["--replace"])?;
+        Self::connect(paths)?.ok_or_else(|| {
+            Error::new(Outcome::Unavailable, format!("connecting to the new {}", towlined.display()))
+                .because("it has left already")
+                .advise(format!("see {}", paths.log().display()))
+        })
     }
 
     /// Process id of the daemon.
@@ -139,7 +175,7 @@ impl Client {
         loop {
             match self.receive()? {
                 None => return Ok(()),
-                Some(Message::Event(event @ Event::HandedOff)) => on_event(event),
+                Some(Message::Event(event @ (Event::HandedOff | Event::Replaced))) => on_event(event),
                 Some(other) => {
                     let error = Error::new(Outcome::BadInput, "waiting for towlined to leave");
                     return Err(error.because(format!("it said {other:?}")));
@@ -186,8 +222,54 @@ impl Client {
     }
 }
 
+/// Asks the daemon that runs to leave everything to a successor, and yields its process id once it has agreed; `None` where none runs.
+pub(super) fn ask_to_leave(paths: &Paths) -> Result<Option<u32>> {
+    let socket = paths.socket();
+    let tried = || format!("asking towlined at {} to hand over", socket.display());
+    let stream = match UnixStream::connect(&socket) {
+        Ok(stream) => stream,
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused) => return Ok(None),
+        Err(e) => return Err(Error::io("connecting to", &socket, e)),
+    };
+    stream.set_read_timeout(Some(HAND_OVER_DEADLINE)).map_err(|e| Error::io("using", &socket, e))?;
+    let mut client = Client { reader: BufReader::new(stream), pid: 0 };
+    client.send(&Hello { version: VERSION, replace: true })?;
+    let (version, pid) = match client.receive()? {
+        Some(Message::Welcome { version, pid }) => (version, pid),
+        None => return Ok(None),
+        Some(other) => return Err(Error::new(Outcome::BadInput, tried()).because(format!("it answered {other:?}"))),
+    };
+    match client.receive()? {
+        Some(Message::Done(_)) => Ok(Some(pid)),
+        Some(Message::Failed(failure)) => Err(Error::from(failure).during(tried())),
+        other => Err(Error::new(Outcome::Unsupported, tried())
+            .because(format!("process {pid} speaks protocol {version} and answered {other:?}"))
+            .advise("end it with SIGTERM and run any towline command: files that are not local fail until then")),
+    }
+}
+
+/// Keeps others from starting a daemon meanwhile.
+fn start_lock(paths: &Paths, deadline: Instant) -> Result<std::fs::File> {
+    create_private_dir(&paths.state)?;
+    let path = paths.start_lock();
+    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(|e| Error::io("opening", &path, e))?;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(std::fs::TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            Err(std::fs::TryLockError::WouldBlock) => {
+                return Err(Error::new(Outcome::Busy, format!("locking {}", path.display()))
+                    .because(format!("another process has been starting towlined for {START_DEADLINE:?}"))
+                    .advise(format!("see {}", paths.log().display())));
+            }
+            Err(std::fs::TryLockError::Error(e)) => return Err(Error::io("locking", &path, e)),
+        }
+    }
+}
+
 /// Starts `towlined` and waits until it serves or says why it cannot: it writes one line to its standard output and closes it.
-fn start(paths: &Paths, towlined: &Path) -> Result<()> {
+fn start(paths: &Paths, towlined: &Path, flags: &[&str]) -> Result<()> {
     let tried = || format!("starting {}", towlined.display());
     create_private_dir(&paths.state)?;
     let log = std::fs::OpenOptions::new().create(true).append(true).open(paths.log());
@@ -198,6 +280,7 @@ fn start(paths: &Paths, towlined: &Path) -> Result<()> {
         .arg("--state")
         .arg(&paths.state)
         .arg("serve")
+        .args(flags)
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::active::End;
 use super::life::Stay;
@@ -42,14 +42,17 @@ impl Connection {
         let Some(line) = self.line().await? else { return Ok(()) };
         let hello: Hello = serde_json::from_slice(&line).map_err(bad_request)?;
         self.send(&Message::Welcome { version: VERSION, pid: std::process::id() }).await?;
+        if hello.replace {
+            return self.replace().await;
+        }
         if hello.version != VERSION {
             return Ok(());
         }
-        let mut handed_off = self.daemon.handed_off.subscribe();
+        let mut farewell = self.daemon.farewell.subscribe();
         loop {
             let line = tokio::select! {
                 line = self.line() => line?,
-                () = async { drop(handed_off.wait_for(|done| *done).await) } => return self.send(&Message::Event(Event::HandedOff)).await,
+                event = said(&mut farewell) => return self.send(&Message::Event(event)).await,
             };
             let Some(line) = line else { return Ok(()) };
             let answer = match serde_json::from_slice(&line) {
@@ -62,6 +65,15 @@ impl Connection {
             };
             self.send(&message).await?;
         }
+    }
+
+    /// A successor is about to start.
+    async fn replace(mut self) -> Result<()> {
+        let message = match self.daemon.hand_over().await {
+            Ok(()) => Message::Done(Reply::Ok),
+            Err(error) => Message::Failed((&error).into()),
+        };
+        self.send(&message).await
     }
 
     /// The outer result is the connection's, the inner the request's.
@@ -78,7 +90,7 @@ impl Connection {
             Request::Watch { image } => {
                 self.stay = None;
                 let (events, received) = mpsc::unbounded_channel();
-                self.while_sending(received, watch(&daemon, image, events)).await
+                self.while_sending(received, watch_image(&daemon, image, events)).await
             }
             Request::RemoveImage { image } => Ok(daemon.remove_image(image).await),
         }
@@ -133,10 +145,18 @@ async fn send(writer: &mut OwnedWriteHalf, message: &Message) -> Result<()> {
     }
 }
 
+/// What the daemon says when it leaves.
+async fn said(farewell: &mut watch::Receiver<Option<Event>>) -> Event {
+    let event = farewell.wait_for(Option::is_some).await.map(|event| event.clone());
+    // The daemon keeps the sender as long as it lives, and the clients' tasks do not outlive it.
+    event.ok().flatten().expect("it was waited for")
+}
+
 /// [`Request::Watch`].
-async fn watch(daemon: &Daemon, image: Digest, events: mpsc::UnboundedSender<Event>) -> Result<Reply> {
+async fn watch_image(daemon: &Daemon, image: Digest, events: mpsc::UnboundedSender<Event>) -> Result<Reply> {
     let Some(mut view) = daemon.active.view(&image) else { return watch_ended(daemon, image).await };
     let send = |event| drop(events.send(event));
+    let mut farewell = daemon.farewell.subscribe();
     loop {
         if let Some(end) = view.end.borrow_and_update().clone() {
             let progress = view.progress.borrow().clone();
@@ -153,6 +173,10 @@ async fn watch(daemon: &Daemon, image: Digest, events: mpsc::UnboundedSender<Eve
         view.new_obstacle().into_iter().for_each(send);
         tokio::select! {
             _ = view.end.changed() => {}
+            event @ Event::Replaced = said(&mut farewell) => {
+                send(event);
+                return Err(Error::new(Outcome::Unavailable, format!("watching image {image}")).because("towlined is being replaced"));
+            }
             Ok(()) = view.obstacle.changed() => {}
             () = async {
                 tokio::time::sleep(PROGRESS_EVERY).await;

@@ -7,6 +7,8 @@
 //! | [`server`] | start, accept, leave; what requests do to the store |
 //! | `connection` | one client's requests and events |
 //! | [`active`] | images on their way to be complete |
+//! | [`custody`] | the FUSE trigger, and whoever keeps it for the next daemon |
+//! | [`lock`] | one daemon a store |
 //! | `demand` | from the FUSE trigger to the fetcher |
 //! | [`life`] | when to leave |
 //! | `sweep` | removing what no image names |
@@ -15,9 +17,11 @@ pub mod active;
 pub mod client;
 mod connection;
 pub mod credentials;
+pub mod custody;
 pub mod database;
 mod demand;
 pub mod life;
+pub mod lock;
 pub mod protocol;
 pub mod server;
 mod sweep;

@@ -1,7 +1,8 @@
 //! What `towlined` and its clients say to each other: JSON documents, one a line, over a Unix stream socket.
 //!
 //! ```text
-//! client: Hello                              server: Welcome, or Failed where the versions differ
+//! client: Hello                              server: Welcome; where the versions differ that is all
+//! client: Hello with `replace`               server: Welcome, then Done or Failed, and then it leaves; versions may differ
 //! client: Request                            server: Event*, then Done(reply) or Failed(error)
 //! client: Request                            …
 //! ```
@@ -18,7 +19,7 @@ use crate::error::{Error, Outcome};
 use crate::layer::LayerKind;
 
 /// Version of this protocol; both sides must have the same, since they are installed together.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Longest line in bytes that either side accepts.
 pub const MAX_LINE: usize = 16 * 1024 * 1024;
@@ -28,6 +29,10 @@ pub const MAX_LINE: usize = 16 * 1024 * 1024;
 pub struct Hello {
     /// [`VERSION`] of the client.
     pub version: u32,
+    /// Asks the server to leave everything to a successor that is about to start. Of all there is in this protocol, this and
+    /// [`Message::Welcome`] must keep their meaning from version to version.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub replace: bool,
 }
 
 /// What a client can ask for.
@@ -196,6 +201,8 @@ pub enum Event {
     Complete(Progress),
     /// The FUSE trigger is unmounted; the server is about to exit.
     HandedOff,
+    /// Another server takes over; this one is about to exit.
+    Replaced,
 }
 
 /// A layer of an image.

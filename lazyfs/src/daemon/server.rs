@@ -1,44 +1,50 @@
 //! The daemon: one per store, serving clients until nothing is lazy any more.
 //!
 //! ```text
-//! lock -> probe -> resume lazy images -> serve -> (last reason to stay goes, or SIGTERM) -> unmount trigger -> exit
+//! lock -> probe -> resume lazy images -> adopt the trigger of a daemon before -> serve
+//!   -> last reason to stay goes ---------------> unmount trigger -> exit
+//!   -> a successor asks, or SIGTERM -----------> leave trigger to the holder -> exit
 //! ```
 //!
-//! Locks, in the order in which they are taken: `pulls` (shared by pulls, alone for garbage collection), `trigger`, the
+//! Locks, in the order in which they are taken: `pulls` (shared by pulls, alone for garbage collection), that of `custody`, the
 //! database. None is held while a client is waited for.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Mutex, RwLock, watch};
+use tokio::sync::{RwLock, watch};
 use tokio::task::JoinSet;
 
 use super::active::Active;
-use super::client::Paths;
+use super::client::{self, Paths};
 use super::connection::Connection;
+use super::custody::Custody;
 use super::database::Database;
 use super::demand::Demand;
 use super::life::{Life, Stay};
-use super::protocol::{Prepared, Reply};
+use super::lock::{Contender, lock};
+use super::protocol::{Event, Prepared, Reply};
 use super::sweep::sweep;
 use crate::ahead::Ahead;
 use crate::error::{Error, Outcome, Result};
 use crate::fetch::{FetchConfig, Fetcher};
+use crate::holder::Keeper;
 use crate::pull::{self, LayerLocks, Sources};
 use crate::rootfs::probe;
 use crate::store::db::{Db, ImageRow, ImageState};
 use crate::store::{Store, boot, check_startable, create_private_dir};
-use crate::trigger::Trigger;
-
-/// How long a new daemon waits for the previous one to leave.
-const LOCK_DEADLINE: Duration = Duration::from_secs(15);
+use crate::trigger::{Kept, Resolver, Trigger};
 
 /// How long clients are given to read the last message.
 const GOODBYE_DEADLINE: Duration = Duration::from_secs(1);
+
+/// How long a successor waits for pulls to end; those that have not ended are given up.
+const HAND_OVER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long a removal waits for pulls to end.
 const REMOVE_DEADLINE: Duration = Duration::from_secs(30);
@@ -55,10 +61,23 @@ pub struct Daemon {
     pub(crate) sources: Sources,
     pub(crate) life: Life,
     pub(crate) layer_locks: LayerLocks,
-    /// Set once the trigger is unmounted for good.
-    pub(crate) handed_off: watch::Sender<bool>,
+    /// Set once the trigger is unmounted for good, or left to a successor.
+    pub(crate) farewell: watch::Sender<Option<Event>>,
     pulls: Arc<RwLock<()>>,
-    trigger: Mutex<Option<Trigger>>,
+    custody: Custody,
+    /// Whether the trigger is left to a successor.
+    hands_over: AtomicBool,
+}
+
+/// How a daemon is started.
+#[derive(Debug)]
+pub struct Start {
+    /// How to fetch.
+    pub config: FetchConfig,
+    /// Who keeps the trigger's device.
+    pub keeper: Keeper,
+    /// Takes the place of a daemon that runs.
+    pub replace: bool,
 }
 
 /// A daemon that is ready to serve.
@@ -71,16 +90,19 @@ pub struct Ready {
 
 impl Ready {
     /// Makes everything that can fail: after this, clients can connect.
-    pub async fn prepare(paths: Paths, config: FetchConfig) -> Result<Self> {
+    pub async fn prepare(paths: Paths, start: Start) -> Result<Self> {
+        let Start { config, keeper, replace } = start;
         create_private_dir(&paths.state)?;
+        create_private_dir(&paths.root)?;
+        let contender = if replace { ask_to_leave(&paths).await? } else { Contender::Plain };
         // Never let go of: the kernel does that when the process has ended, and with it whatever still works on the store.
-        std::mem::forget(lock(&paths).await?);
+        std::mem::forget(lock(&paths, contender).await?);
+        let custody = Custody::new(paths.clone(), keeper);
+        let kept = custody.take().await?;
         let store = Arc::new(Store::open(&paths.root)?);
         crate::store::image::list_and_tidy(&paths.root)?;
         let features = probe::probe(&paths.root, &paths.state)?;
         tracing::info!("serving {} with {features:?}", paths.root.display());
-        store.cas().clear_late()?;
-        Trigger::detach_stale(&paths.trigger())?;
         let mut db = Db::open(&paths.root)?;
         report(&boot::check(&store, &mut db)?);
         let database = Database::new(db);
@@ -95,12 +117,14 @@ impl Ready {
             fetcher,
             life,
             layer_locks: LayerLocks::default(),
-            handed_off: watch::Sender::new(false),
+            farewell: watch::Sender::new(None),
             pulls: Arc::default(),
-            trigger: Mutex::default(),
+            custody,
+            hands_over: AtomicBool::new(false),
             paths,
         });
         daemon.resume().await?;
+        daemon.take_over(kept).await?;
         let listener = listen(&daemon.paths.socket())?;
         Ok(Self { daemon, listener, beginning })
     }
@@ -129,21 +153,21 @@ impl Ready {
                     }
                 },
                 Some(_) = clients.join_next(), if !clients.is_empty() => {}
-                _ = terminate.recv() => daemon.life.end(),
-                _ = interrupt.recv() => daemon.life.end(),
+                _ = terminate.recv() => daemon.leave_soon(),
+                _ = interrupt.recv() => daemon.leave_soon(),
             }
         }
         beginning.abort();
         drop(listener);
         std::fs::remove_file(daemon.paths.socket()).map_err(|e| Error::io("removing", daemon.paths.socket(), e))?;
-        let unmounted = daemon.unmount_trigger().await;
-        daemon.handed_off.send_replace(true);
+        let (let_go, event) = daemon.let_go().await;
+        daemon.farewell.send_replace(Some(event));
         let goodbye = async { while clients.join_next().await.is_some() {} };
         if tokio::time::timeout(GOODBYE_DEADLINE, goodbye).await.is_err() {
             tracing::warn!("leaving although {} clients are still connected", clients.len());
         }
         tracing::info!("leaving");
-        unmounted
+        let_go
     }
 }
 
@@ -237,23 +261,63 @@ impl Daemon {
     }
 
     async fn mount_trigger(&self) -> Result<()> {
-        let mut trigger = self.trigger.lock().await;
-        if trigger.is_none() {
-            let resolver =
-                Demand::new(tokio::runtime::Handle::current(), self.fetcher.clone(), self.store.clone(), self.ahead.clone());
-            *trigger = Some(Trigger::mount(&self.paths.trigger(), Arc::new(resolver))?);
+        self.custody.mount(|| self.resolver()).await
+    }
+
+    fn resolver(&self) -> Arc<dyn Resolver> {
+        let runtime = tokio::runtime::Handle::current();
+        Arc::new(Demand::new(runtime, self.fetcher.clone(), self.store.clone(), self.ahead.clone()))
+    }
+
+    /// Goes on with the trigger of an earlier daemon, or takes away what it has left.
+    async fn take_over(&self, kept: Option<Kept>) -> Result<()> {
+        if let Some(kept) = kept
+            && self.custody.adopt(kept, self.resolver()).await?
+        {
+            return Ok(());
         }
+        self.store.cas().clear_late()?;
+        Trigger::detach_stale(&self.paths.trigger())
+    }
+
+    /// A successor is about to start: agrees once nothing is lost by it, and leaves.
+    pub(crate) async fn hand_over(&self) -> Result<()> {
+        self.custody.secure().await.map_err(|e| e.during("handing over to another towlined"))?;
+        if tokio::time::timeout(HAND_OVER_DEADLINE, self.pulls.write()).await.is_err() {
+            tracing::warn!("giving up pulls that have not ended within {HAND_OVER_DEADLINE:?}");
+        }
+        tracing::info!("another towlined takes over");
+        self.leave_soon();
         Ok(())
     }
 
-    async fn unmount_trigger(&self) -> Result<()> {
-        match self.trigger.lock().await.take() {
-            None => Ok(()),
-            Some(trigger) => tokio::task::spawn_blocking(move || trigger.unmount())
-                .await
-                .map_err(|e| Error::io("unmounting", self.paths.trigger(), std::io::Error::other(e)))?,
-        }
+    /// Leaves whatever there is to do. Files that are not local wait for the next daemon: a monitor or any command starts it.
+    fn leave_soon(&self) {
+        self.hands_over.store(true, Ordering::Relaxed);
+        self.life.end();
     }
+
+    /// Lets go of the trigger, and yields what clients are told.
+    async fn let_go(&self) -> (Result<()>, Event) {
+        if self.hands_over.load(Ordering::Relaxed) && !self.active.is_empty() {
+            match self.custody.leave().await {
+                Ok(_) => return (Ok(()), Event::Replaced),
+                Err(error) => tracing::error!("{}; files that are not local fail from now on", error.one_line()),
+            }
+        }
+        (self.custody.unmount().await, Event::HandedOff)
+    }
+}
+
+/// Asks the daemon that runs to leave.
+async fn ask_to_leave(paths: &Paths) -> Result<Contender> {
+    let paths = paths.clone();
+    let asked = tokio::task::spawn_blocking(move || client::ask_to_leave(&paths)).await;
+    let left = asked.map_err(|e| Error::new(Outcome::Io, "asking towlined to leave").because(e))??;
+    if let Some(pid) = left {
+        tracing::info!("taking over from process {pid}");
+    }
+    Ok(Contender::Successor)
 }
 
 fn report(removed: &boot::Removed) {
@@ -262,28 +326,6 @@ fn report(removed: &boot::Removed) {
     }
     if removed.objects > 0 {
         tracing::warn!("{} objects were damaged when the machine went down; they are fetched again", removed.objects);
-    }
-}
-
-/// One daemon a store: the lock is free when the previous one has ended, however it ended.
-async fn lock(paths: &Paths) -> Result<std::fs::File> {
-    let path = paths.lock();
-    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-    let file = file.map_err(|e| Error::io("opening", &path, e))?;
-    let give_up = tokio::time::Instant::now() + LOCK_DEADLINE;
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(std::fs::TryLockError::WouldBlock) if tokio::time::Instant::now() < give_up => {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-            Err(std::fs::TryLockError::WouldBlock) => {
-                return Err(Error::new(Outcome::Busy, format!("locking {}", path.display()))
-                    .because("another towlined serves this store")
-                    .advise("connect to that one, or end it"));
-            }
-            Err(std::fs::TryLockError::Error(e)) => return Err(Error::io("locking", &path, e)),
-        }
     }
 }
 

@@ -11,7 +11,8 @@
 //!                     ├── ticket.failed(errno)    errno  ──► late/: absent ──► poison/: ELOOP
 //!                     ├── ticket dropped          EIO    ──► the same
 //!                     ├── Trigger::unmount        EIO    ──► the same
-//!                     ├── process killed          ENOTCONN, from the kernel ──► the same
+//!                     ├── process killed          another adopts the device: asked again (RESEND)
+//!                     ├── and nobody keeps it     ENOTCONN, from the kernel ──► the same
 //!                     └── caller got SIGKILL      EINTR  ──► it dies; a ticket's answer goes nowhere
 //! ```
 //!
@@ -25,12 +26,14 @@
 //! | `wire`      | the bytes of requests and replies                           |
 //! | `session`   | device, threads, unanswered look-ups                        |
 //! | `interrupt` | the rule for callers that get signals                       |
+//! | `kept`      | what another process needs to go on with a mounted trigger  |
 //! | here        | the mount, and the seam to whoever fetches                  |
 //!
 //! There is one lock, on the table of unanswered look-ups; it is held for no system call and no call of the resolver. Whoever takes a
 //! look-up out of the table writes its reply, so each gets exactly one.
 
 mod interrupt;
+mod kept;
 mod session;
 mod wire;
 
@@ -43,6 +46,8 @@ use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 
+pub use self::kept::Kept;
+use self::kept::Note;
 use self::session::{Session, WeakSession};
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
@@ -149,6 +154,53 @@ impl Trigger {
         Ok(trigger)
     }
 
+    /// Goes on with the trigger mounted at `dir`, whose device somebody kept when the process that served it ended. Look-ups that have
+    /// waited meanwhile, and those that the other process had read, come now. [`Outcome::Unsupported`]: it cannot be gone on with, so
+    /// whoever keeps the device has to close it, and a new trigger be mounted.
+    pub fn adopt(dir: &Path, kept: Kept, resolver: Arc<dyn Resolver>) -> Result<Self> {
+        let adopting = || format!("going on with the FUSE trigger at {}", dir.display());
+        let adopt = || {
+            let unfit = |why: &str| Error::new(Outcome::Unsupported, "looking at the kept device").because(why.to_owned());
+            let note = Note::parse(&kept.note)?;
+            if !note.resend {
+                return Err(unfit("the kernel cannot send requests again (6.9 or later can)"));
+            }
+            // Nobody answers a request yet, so none must be made: DONT_SYNC.
+            match mounted_at(dir)? {
+                Some(device) if device == note.mounted => {}
+                Some((major, minor)) => return Err(unfit(&format!("another file system ({major}:{minor}) is mounted there"))),
+                None => return Err(unfit("it is not mounted any more")),
+            }
+            let session = Session::adopt(kept.device, resolver)?;
+            session.resend()?;
+            session.start()?;
+            Ok(session)
+        };
+        let session = adopt().map_err(|e| e.during(adopting()))?;
+        Ok(Self { dir: dir.to_owned(), session, mounted: true })
+    }
+
+    /// What another process needs to [`Self::adopt`] this trigger.
+    pub fn kept(&self) -> Result<Kept> {
+        let device = self.session.device().try_clone().map_err(|e| Error::io("duplicating", "/dev/fuse", e))?;
+        let mounted = mounted_at(&self.dir)?.ok_or_else(|| {
+            Error::new(Outcome::NotFound, format!("looking for the FUSE trigger at {}", self.dir.display()))
+                .because("somebody has unmounted it")
+        })?;
+        let note = Note { resend: self.session.has_resend(), mounted };
+        Ok(Kept { device, note: note.to_string() })
+    }
+
+    /// Ends serving without answering anybody, and leaves the mount to whoever keeps its device.
+    pub fn leave(mut self) -> Result<()> {
+        self.mounted = false;
+        match self.session.leave(STOP_DEADLINE) {
+            0 => Ok(()),
+            left => Err(Error::new(Outcome::Busy, format!("leaving the FUSE trigger at {}", self.dir.display()))
+                .because(format!("{left} of its threads have not ended within {STOP_DEADLINE:?}"))),
+        }
+    }
+
     /// Detaches FUSE mounts at `dir` whose process is gone.
     pub fn detach_stale(dir: &Path) -> Result<()> {
         for _ in 0..MAX_STALE {
@@ -219,7 +271,17 @@ impl Drop for Trigger {
 const FUSE_SUPER_MAGIC: rustix::fs::FsWord = 0x6573_5546;
 
 fn is_mount_point(dir: &Path) -> Result<bool> {
-    let stat =
-        rustix::fs::statx(CWD, dir, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::TYPE).map_err(|e| Error::io("looking at", dir, e))?;
-    Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+    Ok(mounted_at(dir)?.is_some())
+}
+
+/// Device number of the file system that is mounted at `dir`; `None` where nothing is. Does not ask that file system.
+fn mounted_at(dir: &Path) -> Result<Option<(u32, u32)>> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC;
+    match rustix::fs::statx(CWD, dir, flags, StatxFlags::TYPE) {
+        Ok(stat) if stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) => {
+            Ok(Some((stat.stx_dev_major, stat.stx_dev_minor)))
+        }
+        Ok(_) | Err(Errno::NOENT) => Ok(None),
+        Err(e) => Err(Error::io("looking at", dir, e)),
+    }
 }

@@ -31,6 +31,8 @@ const FIRST_DIRECTORY: u64 = 0x100;
 /// A connection that was negotiated.
 pub(super) struct Session {
     device: OwnedFd,
+    /// The kernel can be asked to send requests again.
+    resend: bool,
     /// Readable when the threads should end.
     stop: OwnedFd,
     resolver: Arc<dyn Resolver>,
@@ -45,6 +47,8 @@ struct State {
     waiting: HashMap<u64, Waiting>,
     /// Set once: no more tickets.
     closed: bool,
+    /// Set with `closed` where another session goes on with the device: nothing is answered any more.
+    left: bool,
     /// Threads that have not ended.
     threads: usize,
 }
@@ -102,12 +106,37 @@ impl Session {
             let kernel = format!("the kernel speaks {}.{}", offer.major, offer.minor);
             return Err(failed(&kernel).advise("a kernel of 6.12 or later is needed"));
         }
-        let flags = offer.flags & (wire::PARALLEL_DIROPS | wire::INIT_EXT);
+        let flags = offer.flags & (wire::PARALLEL_DIROPS | wire::INIT_EXT | wire::HAS_RESEND);
         rustix::io::write(&device, &wire::init_reply(request.unique, &offer, flags)).map_err(|e| failed(&e))?;
+        Self::over(device, flags & wire::HAS_RESEND != 0, resolver)
+    }
 
+    /// Goes on with a device that an earlier session negotiated, whose kernel has RESEND.
+    pub fn adopt(device: OwnedFd, resolver: Arc<dyn Resolver>) -> Result<Arc<Self>> {
+        Self::over(device, true, resolver)
+    }
+
+    fn over(device: OwnedFd, resend: bool, resolver: Arc<dyn Resolver>) -> Result<Arc<Self>> {
         let stop = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| Error::new(Outcome::Io, "creating an eventfd").because(e))?;
-        Ok(Arc::new(Self { device, stop, resolver, state: Mutex::default(), changed: Condvar::new() }))
+        Ok(Arc::new(Self { device, resend, stop, resolver, state: Mutex::default(), changed: Condvar::new() }))
+    }
+
+    /// The device, for whoever keeps it.
+    pub fn device(&self) -> &OwnedFd {
+        &self.device
+    }
+
+    /// Whether the kernel has RESEND.
+    pub fn has_resend(&self) -> bool {
+        self.resend
+    }
+
+    /// Makes the kernel send again what an earlier session has read and not answered.
+    pub fn resend(&self) -> Result<()> {
+        rustix::io::write(&self.device, &wire::resend()).map(drop).map_err(|e| {
+            Error::new(Outcome::Unsupported, "asking the kernel to send FUSE requests again (6.9 or later can)").because(e)
+        })
     }
 
     /// Starts the threads: the readers, and the one that watches signalled callers.
@@ -149,6 +178,16 @@ impl Session {
             .wait_timeout_while(self.lock(), deadline, |state| state.threads > 0)
             .unwrap_or_else(PoisonError::into_inner);
         state.threads
+    }
+
+    /// Ends the threads and answers nothing: what waits is left to whoever adopts the device.
+    pub fn leave(&self, deadline: Duration) -> usize {
+        {
+            let mut state = self.lock();
+            (state.closed, state.left) = (true, true);
+            state.waiting.clear();
+        }
+        self.stop(deadline)
     }
 
     /// Look-ups that wait for their ticket.
@@ -239,13 +278,16 @@ impl Session {
             Target::Directory(node) => self.reply(&wire::directory_entry(unique, node)),
             Target::Nothing => self.reply(&wire::error(unique, Errno::NOENT.raw_os_error())),
             Target::Object(digest) => {
-                let closed = {
+                let (closed, left) = {
                     let mut state = self.lock();
                     if !state.closed {
                         state.waiting.insert(unique, Waiting { pid, digest, watched: false });
                     }
-                    state.closed
+                    (state.closed, state.left)
                 };
+                if left {
+                    return;
+                }
                 if closed {
                     return self.reply(&wire::error(unique, Errno::IO.raw_os_error()));
                 }

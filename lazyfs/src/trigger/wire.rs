@@ -16,6 +16,8 @@ pub const ROOT: u64 = 1;
 
 /// `FUSE_PARALLEL_DIROPS`: look-ups in one directory may run at the same time (Linux 4.7).
 pub const PARALLEL_DIROPS: u64 = 1 << 18;
+/// `FUSE_HAS_RESEND`: the kernel sends requests again that were read and not answered, when it is told to ([`resend`]; Linux 6.9).
+pub const HAS_RESEND: u64 = 1 << 39;
 /// `FUSE_INIT_EXT`: the upper 32 flag bits are in use (Linux 5.17).
 pub const INIT_EXT: u64 = 1 << 30;
 
@@ -206,6 +208,12 @@ pub fn error(unique: u64, errno: i32) -> Vec<u8> {
     Reply::new(unique, errno).finish()
 }
 
+/// The notification `FUSE_NOTIFY_RESEND` (its code is 7): sends again what was read and not answered, with bit 63 set in `unique`, which
+/// the answer repeats.
+pub fn resend() -> Vec<u8> {
+    Reply::new(0, -7).finish()
+}
+
 /// The answer "done", without a body.
 pub fn done(unique: u64) -> Vec<u8> {
     Reply::new(unique, 0).finish()
@@ -338,6 +346,7 @@ mod tests {
             assert_eq!(reply[..4], u32::try_from(reply.len()).unwrap().to_ne_bytes());
             assert_eq!(reply[8..16], 7u64.to_ne_bytes());
         }
+        assert_eq!(resend(), [16u32, 7, 0, 0].map(u32::to_ne_bytes).concat());
         assert_eq!(error(7, 40)[4..8], (-40i32).to_ne_bytes());
         for wild in [0, -1, 10, 116, 512, i32::MAX, i32::MIN] {
             assert_eq!(error(7, wild)[4..8], (-5i32).to_ne_bytes(), "errno {wild}");
