@@ -1,5 +1,6 @@
 //! An attached image: where each part of its layers is, what is local, and what went wrong with it.
 
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -171,12 +172,28 @@ impl Image {
         }
     }
 
-    /// Learns which files lie in the same directory.
-    pub fn learn_directories(&self) {
-        if let Some(tree) = &self.content.tree {
-            let pieces: Vec<usize> = self.layers.iter().map(|layer| layer.pieces.len()).collect();
-            self.runs.learn(tree, &pieces, |digest| self.find_piece(&PieceId::Object(*digest)));
-        }
+    /// Learns from the tree which files lie in the same directory, and which large files are objects there; without a tree those are that
+    /// are objects now.
+    pub fn learn_tree(&self, objects_now: &[Digest]) {
+        let is_large = |digest: &Digest| self.content.table.lookup(digest).is_some_and(|file| file.data_offset.is_some());
+        let objects = match &self.content.tree {
+            None => objects_now.iter().copied().filter(is_large).collect(),
+            Some(tree) => {
+                let pieces: Vec<usize> = self.layers.iter().map(|layer| layer.pieces.len()).collect();
+                let objects = RefCell::<HashSet<Digest>>::default();
+                self.runs.learn(tree, &pieces, |digest| match self.find(digest)? {
+                    Place::Piece(layer, nth) => Some((layer, nth)),
+                    Place::Data(..) => {
+                        objects.borrow_mut().insert(*digest);
+                        None
+                    }
+                });
+                objects.into_inner()
+            }
+        };
+        // Learnt already where the image was attached twice: it is the same then.
+        drop(self.objects.set(objects));
+        self.learnt.send_replace(true);
     }
 
     /// A part as the decoder takes it.
@@ -217,13 +234,6 @@ impl Image {
     /// Whether this image reads a large file from an object, as far as that is known.
     pub fn is_object(&self, file: &Digest) -> bool {
         self.objects.get().is_some_and(|objects| objects.contains(file))
-    }
-
-    /// Notes which large files this image reads from objects.
-    pub fn learn_objects(&self, objects: HashSet<Digest>) {
-        // Learnt already where the image was attached twice: it is the same then.
-        drop(self.objects.set(objects));
-        self.learnt.send_replace(true);
     }
 
     /// Ends when that is known.

@@ -1,7 +1,6 @@
 //! Large files that are here in another form than an image reads them in: an object becomes bytes of a data file, and those an object,
 //! without the network.
 
-use std::collections::HashSet;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
@@ -20,7 +19,6 @@ impl Fetcher {
     /// Learns what is here already. Only progress, guesses and the background need it, so no program waits for it; what is fetched is looked
     /// up in the store piece by piece.
     pub(super) fn find_local(&self, image: &Image) {
-        image.learn_directories();
         let objects = match self.store.cas().list() {
             Ok(objects) => objects,
             Err(error) => {
@@ -28,18 +26,16 @@ impl Fetcher {
                 Vec::new()
             }
         };
-        let mut large = HashSet::new();
+        image.learn_tree(&objects);
         for digest in &objects {
             match image.find(digest) {
                 Some(Place::Piece(layer, nth)) => image.mark_local(layer, nth),
-                Some(Place::Data(layer, range)) => {
+                Some(Place::Data(layer, range)) if image.is_object(digest) => {
                     image.layers[layer].covering(&range).for_each(|nth| image.mark_local(layer, nth));
-                    large.insert(*digest);
                 }
-                None => {}
+                _ => {}
             }
         }
-        image.learn_objects(large);
         for (number, layer) in image.layers.iter().enumerate().filter(|(_, layer)| layer.record.data_len > 0) {
             let unknown = layer.covering(&(0..layer.record.data_len)).filter(|nth| !layer.pieces[*nth].is_local());
             unknown.filter(|nth| image.is_stored(number, *nth, &self.store)).for_each(|nth| image.mark_local(number, nth));
@@ -57,6 +53,18 @@ impl Fetcher {
         self.bring_data(image.layers[layer].record.digest, range.clone(), Origin::Demand).await?;
         let this = Arc::clone(self);
         blocking("making an object of a large file", move || this.make_object(&image, layer, range, &file)).await
+    }
+
+    /// Fills data files from objects that are here, for all large files that the image reads from there.
+    pub(super) async fn fill_all(self: &Arc<Self>, image: &Arc<Image>) -> Result<()> {
+        let table = &image.content.table;
+        for layer in 0..image.layers.len() {
+            let here = table.large_files(layer as u32).filter(|file| self.store.cas().contains(&file.digest));
+            for range in here.filter(|file| !image.is_object(&file.digest)).filter_map(|file| file.data_range()) {
+                self.fill(image, layer, &range).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes objects of all large files that the image reads from objects. Their bytes are in data files.
@@ -106,6 +114,9 @@ impl Fetcher {
             let object = self.store.cas().get(&piece.file)?;
             let chunks = piece.chunks(&image.content.table);
             let (Some(range), Some(first)) = (&piece.data, chunks.first()) else { continue };
+            if data.has(range.clone()) {
+                continue;
+            }
             let start = range.start - first.file_offset;
             for chunk in &chunks {
                 let mut content = vec![0; usize::try_from(chunk.len).expect("chunks of large files have a limit")];

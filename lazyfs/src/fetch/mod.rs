@@ -68,6 +68,7 @@ use crate::daemon::protocol::Progress;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::store::Store;
+use backoff::Backoff;
 use gate::Gate;
 use image::{Gaps, Image, Place};
 use inflight::InFlight;
@@ -206,10 +207,7 @@ impl Fetcher {
         self.accompany(&image).await;
         let mut pauses = self.pauses();
         while let Err(error) = self.learn_gaps(&image).await {
-            if matches!(error.outcome(), Outcome::Integrity | Outcome::BadInput) {
-                return Err(error);
-            }
-            self.wait_out(&image, &mut pauses, error).await;
+            self.bear(&image, &mut pauses, error).await?;
         }
         image.overcome();
         self.complete(&image).await?;
@@ -224,12 +222,28 @@ impl Fetcher {
         }
     }
 
+    /// Rests after a failure that may pass; any other ends the way of the image.
+    async fn bear(&self, image: &Image, pauses: &mut Backoff, error: Error) -> Result<()> {
+        if matches!(error.outcome(), Outcome::Integrity | Outcome::BadInput) {
+            return Err(error);
+        }
+        self.wait_out(image, pauses, error).await;
+        Ok(())
+    }
+
     async fn complete(self: &Arc<Self>, image: &Arc<Image>) -> Result<()> {
+        let mut pauses = self.pauses();
+        while let Err(error) = self.fill_all(image).await {
+            self.bear(image, &mut pauses, error).await?;
+        }
         self.sweep(image).await;
         if let Some((error, count)) = image.any_damage() {
             return Err(Error::shared(format!("fetching {} ({count} damaged pieces of files)", image.content.name), &error));
         }
-        self.make_objects(image).await?;
+        while let Err(error) = self.make_objects(image).await {
+            self.bear(image, &mut pauses, error).await?;
+        }
+        image.overcome();
         image.layers.iter().for_each(|layer| image.count_whole(layer));
         Ok(())
     }

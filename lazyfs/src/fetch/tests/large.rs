@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use super::super::*;
 use super::rig::{Fault, Rig, noise, rig, rig_with};
+use crate::tree::erofs::read::StoredTree;
+use crate::tree::{erofs, merge::merge};
 
 const LARGE: usize = 3_000_000;
 /// Large files take no part in anything but what is read of them.
@@ -149,6 +151,19 @@ async fn a_large_file_that_is_here_in_one_form_is_not_fetched_for_the_other() {
     writer.finish_as(&second.files[1].0).unwrap();
     assert!(second.read(1, 150_000..250_000).await.unwrap() == content()[150_000..250_000]);
     assert!(second.fake.requests().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tree_says_whether_a_large_file_is_an_object() {
+    let mut rig = large("");
+    let index = std::fs::read(rig.store.index_path(&rig.table.layers().next().unwrap().digest)).unwrap();
+    let tree = erofs::write(&merge(&[crate::layer::saved::load(&index).unwrap()]).unwrap()).unwrap();
+    let stored = rig.store.root().join("tree.erofs");
+    std::fs::write(&stored, tree).unwrap();
+    rig.tree = Some(Arc::new(StoredTree::open(&stored).unwrap()));
+    rig.attach(&rig.fetcher, rig.image);
+    rig.background().await.unwrap();
+    assert_eq!(rig.store.cas().size(&rig.files[1].0), Some(LARGE as u64), "the image is complete without it");
 }
 
 #[tokio::test(flavor = "multi_thread")]
