@@ -1,5 +1,6 @@
 //! The lazy half of towline: content store, fetcher and FUSE trigger.
 pub mod ahead;
+pub mod convert;
 pub mod daemon;
 pub mod digest;
 pub mod error;

@@ -34,7 +34,7 @@ use crate::table::{self, Table};
 use crate::tree::erofs::read::StoredTree;
 use crate::tree::{erofs, merge};
 
-pub use layers::LayerLocks;
+pub use layers::{LayerLocks, read_blob};
 pub use sources::Sources;
 
 /// The events of one pull. Nobody listening is no reason to stop.
