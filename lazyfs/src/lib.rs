@@ -10,6 +10,7 @@ pub mod holder;
 pub mod layer;
 pub mod layout;
 pub mod manifest;
+pub mod profile;
 pub mod pull;
 pub mod reference;
 pub mod registry;
