@@ -1,7 +1,11 @@
 # Sourced by a layer's script, in the layer's root: programs of the image run with this host's view of the network, and none of
 # that stays in the image.
 set -euo pipefail
-in_image() { chroot . env -u TMPDIR DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 "$@"; }
+# Nothing else of this host's environment: it names files that the image does not have, or has with other content.
+in_image() {
+    chroot . env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 \
+        ${http_proxy:+http_proxy="$http_proxy"} ${https_proxy:+https_proxy="$https_proxy"} "$@"
+}
 
 network_off() {
     umount proc
