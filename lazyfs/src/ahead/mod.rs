@@ -5,7 +5,7 @@
 //! command of a container ──► its program, files that it names ─┐
 //! file that a program waited for has come ─────────────────────┤
 //!                                                              ▼
-//!             in the store? ── no ──► fetched like a demand, a few at a time
+//!             in the store? ── no ──► fetched like a demand, a few at a time; of a large file only what tells what it needs
 //!                  │ yes                          │
 //!                  ▼                              ▼
 //!        #! script: interpreter      ELF: interpreter, DT_NEEDED      (looked up in the image's stored tree) ──► the same again
@@ -16,17 +16,18 @@
 //! | elf | what an ELF file needs (pure) |
 //! | places | where that is in a tree |
 //!
-//! A guess that is wrong costs bytes, never correctness: nothing here makes a file visible that the fetcher has not verified. There are
-//! no locks; each command and each file has a task of its own.
+//! A guess that is wrong costs bytes, never correctness: nothing here makes a file visible that the fetcher has not verified. The
+//! one lock is held for a look; each command and each file has a task of its own.
 
 mod elf;
 mod places;
 #[cfg(test)]
 mod sample;
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::io::Read as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio::task::JoinSet;
 use towline_sys::mmap::MappedFile;
@@ -34,12 +35,15 @@ use towline_sys::mmap::MappedFile;
 use crate::daemon::protocol::Command;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
-use crate::fetch::Fetcher;
+use crate::fetch::{Fetcher, LargeFile};
 use crate::store::Store;
 use crate::tree::erofs::read::{FoundFile, StoredTree};
 
 /// How many files one program or library may bring along.
 const MAX_FILES: usize = 256;
+
+/// How often something is fetched to learn what one large file needs.
+const MAX_READS: usize = 64;
 
 /// Bytes that tell what a file is.
 const BEGINNING: u64 = 256;
@@ -48,6 +52,8 @@ const BEGINNING: u64 = 256;
 pub struct Ahead {
     fetcher: Arc<Fetcher>,
     store: Arc<Store>,
+    /// Large files that were looked at.
+    touched: Mutex<HashSet<Digest>>,
 }
 
 /// Whose needs are looked up.
@@ -61,7 +67,7 @@ struct Case {
 impl Ahead {
     /// Fetches with `fetcher` into `store`.
     pub fn new(fetcher: Arc<Fetcher>, store: Arc<Store>) -> Arc<Self> {
-        Arc::new(Self { fetcher, store })
+        Arc::new(Self { fetcher, store, touched: Mutex::default() })
     }
 
     /// A container of `image` is about to run `command`. Returns at once. To be called in a tokio runtime, as everything here.
@@ -79,23 +85,44 @@ impl Ahead {
         let this = self.clone();
         tokio::spawn(async move {
             let looked = this.clone();
-            let found = blocking("looking for libraries", move || looked.needs_of(&file)).await;
-            match found {
-                Ok(Some((case, needed))) => this.bring_all(Arc::new(case), needed).await,
-                Ok(None) => {}
-                Err(error) => tracing::debug!("{}", error.one_line()),
-            }
+            let found = blocking("looking for libraries", move || {
+                Thing::open(&looked.store, &file)?.elf_needs().map_or(Ok(None), |needs| looked.needs_of(&file, &needs))
+            });
+            let found = found.await;
+            this.bring_found(found).await;
         });
     }
 
-    fn needs_of(&self, file: &Digest) -> Result<Option<(Case, Vec<FoundFile>)>> {
-        let Some(needs) = Thing::open(&self.store, file)?.elf_needs() else { return Ok(None) };
+    /// Programs have begun to read a large file: the libraries that it needs are what they open next.
+    pub fn touched(self: &Arc<Self>, layer: &Digest, offset: u64) {
+        let Some(file) = self.fetcher.large_file_at(layer, offset) else { return };
+        if !self.touched.lock().expect("no holder of this lock panics").insert(file) {
+            return;
+        }
+        let this = self.clone();
+        tokio::spawn(async move {
+            let Some(large) = this.fetcher.large_file(&file) else { return };
+            let Some(Looked { needs: Some(needs), .. }) = look(&large).await else { return };
+            let found = this.needs_of(&file, &needs);
+            this.bring_found(found).await;
+        });
+    }
+
+    async fn bring_found(self: Arc<Self>, found: Result<Option<(Case, Vec<FoundFile>)>>) {
+        match found {
+            Ok(Some((case, needed))) => self.bring_all(Arc::new(case), needed).await,
+            Ok(None) => {}
+            Err(error) => tracing::debug!("{}", error.one_line()),
+        }
+    }
+
+    fn needs_of(&self, file: &Digest, needs: &elf::Needs) -> Result<Option<(Case, Vec<FoundFile>)>> {
         if needs.libraries.is_empty() && needs.interpreter.is_none() {
             return Ok(None);
         }
         let Some(image) = self.fetcher.image_with(file) else { return Ok(None) };
         let tree = StoredTree::open(&self.store.image(&image).tree())?;
-        let needed = places::of_elf(&tree, &needs, None);
+        let needed = places::of_elf(&tree, needs, None);
         Ok(Some((Case { store: self.store.clone(), tree, command: None }, needed)))
     }
 
@@ -120,6 +147,10 @@ impl Ahead {
 
     /// Brings one file; yields what it needs. Nothing where it could not be had: whoever really opens it hears why.
     async fn bring(self: Arc<Self>, case: Arc<Case>, file: FoundFile) -> Vec<FoundFile> {
+        if file.large {
+            let Some(large) = self.fetcher.large_file(&file.digest) else { return Vec::new() };
+            return look(&large).await.map_or_else(Vec::new, |looked| case.places(&file, &looked));
+        }
         if !self.fetcher.ahead(&file.digest).await {
             return Vec::new();
         }
@@ -134,11 +165,50 @@ impl Ahead {
 impl Case {
     fn needs(&self, file: &FoundFile) -> Result<Vec<FoundFile>> {
         let thing = Thing::open(&self.store, &file.digest)?;
-        if let Some(needs) = thing.elf_needs() {
-            return Ok(places::of_elf(&self.tree, &needs, Some(&places::directory(&file.path))));
-        }
-        Ok(self.command.as_ref().map(|command| places::of_script(&self.tree, command, &thing.beginning)).unwrap_or_default())
+        let needs = thing.elf_needs();
+        Ok(self.places(file, &Looked { beginning: thing.beginning, needs }))
     }
+
+    fn places(&self, file: &FoundFile, looked: &Looked) -> Vec<FoundFile> {
+        if let Some(needs) = &looked.needs {
+            return places::of_elf(&self.tree, needs, Some(&places::directory(&file.path)));
+        }
+        self.command.as_ref().map(|command| places::of_script(&self.tree, command, &looked.beginning)).unwrap_or_default()
+    }
+}
+
+/// What was seen of a file.
+struct Looked {
+    beginning: Vec<u8>,
+    /// Of an ELF file.
+    needs: Option<elf::Needs>,
+}
+
+/// Looks at a large file, and brings only what is needed for it. `None` where that could not be had.
+async fn look(large: &LargeFile) -> Option<Looked> {
+    for _ in 0..MAX_READS {
+        match look_once(large) {
+            Ok(looked) => return Some(looked),
+            Err((offset, len)) if large.bring(offset, len).await => {}
+            Err(_) => return None,
+        }
+    }
+    None
+}
+
+/// Looks at what is here of a large file; the first place and length that is missing for it.
+fn look_once(large: &LargeFile) -> Result<Looked, (u64, usize)> {
+    let missing = Cell::new(None);
+    let read = |offset: u64, len: usize| {
+        let bytes = large.read(offset, len);
+        if bytes.is_none() && missing.get().is_none() {
+            missing.set(Some((offset, len)));
+        }
+        bytes
+    };
+    let beginning = read(0, BEGINNING as usize).unwrap_or_default();
+    let needs = elf::is_elf(&beginning).then(|| elf::needs(&read));
+    missing.get().map_or(Ok(Looked { beginning, needs }), Err)
 }
 
 /// An object of the store, looked at.
@@ -159,7 +229,11 @@ impl Thing {
     }
 
     fn elf_needs(&self) -> Option<elf::Needs> {
-        self.elf.as_ref().map(|bytes| elf::needs(bytes))
+        let bytes = self.elf.as_ref()?;
+        Some(elf::needs(&|offset, len| {
+            let rest = bytes.get(usize::try_from(offset).ok()?..)?;
+            Some(rest[..len.min(rest.len())].to_vec())
+        }))
     }
 }
 

@@ -1,6 +1,5 @@
 //! An attached image: where each part of its layers is, what is local, and what went wrong with it.
 
-use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -180,15 +179,16 @@ impl Image {
             None => objects_now.iter().copied().filter(is_large).collect(),
             Some(tree) => {
                 let pieces: Vec<usize> = self.layers.iter().map(|layer| layer.pieces.len()).collect();
-                let objects = RefCell::<HashSet<Digest>>::default();
-                self.runs.learn(tree, &pieces, |digest| match self.find(digest)? {
+                let mut objects = HashSet::new();
+                self.runs.learn(tree, &pieces, |file| match self.find(&file.digest)? {
                     Place::Piece(layer, nth) => Some((layer, nth)),
+                    Place::Data(..) if file.large => None,
                     Place::Data(..) => {
-                        objects.borrow_mut().insert(*digest);
+                        objects.insert(file.digest);
                         None
                     }
                 });
-                objects.into_inner()
+                objects
             }
         };
         // Learnt already where the image was attached twice: it is the same then.

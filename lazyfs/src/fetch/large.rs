@@ -5,13 +5,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::Fetcher;
-use super::image::Image;
+use super::image::{Image, Place};
 use super::inflight::{Claim, Claimed, Control, Flight, Landing, Origin};
 use super::schedule::Take;
 use super::span::{Limits, Part, plan};
 use super::transfer::Transfer;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
+use crate::store::content::Content;
 
 /// The pieces that one read claims, by number.
 type Claims = BTreeMap<usize, Claim>;
@@ -37,6 +38,21 @@ impl Fetcher {
         let _waiting = self.gate.enter();
         let brought = self.bring_data(*layer, range.clone(), Origin::Readahead);
         self.in_time(brought, || tried(layer, &range)).await.is_ok()
+    }
+
+    /// A large file of an attached image, to read what is needed of it.
+    pub fn large_file(self: &Arc<Self>, file: &Digest) -> Option<LargeFile> {
+        let (image, Place::Data(layer, range)) = self.find(file).ok()? else { return None };
+        let layer = &image.layers[layer];
+        let data = Arc::clone(layer.data(&self.store).ok()?);
+        let (fetcher, start) = (Arc::clone(self), range.start);
+        Some(LargeFile { fetcher, layer: layer.record.digest, start, content: Content::of_data(data, range) })
+    }
+
+    /// The large file of an attached image that has this byte of a layer's data file.
+    pub fn large_file_at(&self, layer: &Digest, offset: u64) -> Option<Digest> {
+        let (image, number) = self.find_data(layer, &(offset..offset + 1)).ok()?;
+        image.content.table.large_file_at(number as u32, offset).map(|file| file.digest)
     }
 
     fn has_data(&self, layer: &Digest, range: &Range<u64>) -> Result<bool> {
@@ -193,6 +209,35 @@ impl Fetcher {
     async fn in_turn(self: Arc<Self>, transfer: Transfer) {
         let _permit = self.demands.acquire().await.expect("the semaphore is never closed");
         self.urgently(transfer).await;
+    }
+}
+
+/// A large file of which some is here.
+#[derive(Debug)]
+pub struct LargeFile {
+    fetcher: Arc<Fetcher>,
+    layer: Digest,
+    start: u64,
+    content: Content,
+}
+
+impl LargeFile {
+    /// Up to `len` bytes from `offset` on, fewer only at the end of the file. `None`: some are not here.
+    pub fn read(&self, offset: u64, len: usize) -> Option<Vec<u8>> {
+        let range = self.range(offset, len);
+        let mut bytes = vec![0; usize::try_from(range.end - range.start).ok()?];
+        self.content.read_exact_at(range.start, &mut bytes).ok().map(|()| bytes)
+    }
+
+    /// Brings those bytes as urgently as for a program that waits; whether they are here then.
+    pub async fn bring(&self, offset: u64, len: usize) -> bool {
+        let range = self.range(offset, len);
+        self.fetcher.ahead_data(&self.layer, self.start + range.start..self.start + range.end).await
+    }
+
+    fn range(&self, offset: u64, len: usize) -> Range<u64> {
+        let size = self.content.size();
+        offset.min(size)..offset.saturating_add(len as u64).min(size)
     }
 }
 

@@ -62,6 +62,7 @@ use tokio::sync::{Semaphore, watch};
 
 pub use config::FetchConfig;
 pub use image::ImageContent;
+pub use large::LargeFile;
 pub use obstacle::Obstacle;
 
 use crate::daemon::protocol::Progress;

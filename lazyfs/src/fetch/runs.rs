@@ -7,8 +7,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
-use crate::digest::Digest;
-use crate::tree::erofs::read::StoredTree;
+use crate::tree::erofs::read::{StoredTree, VisitedFile};
 
 /// Number of a directory; 0 stands for none.
 type Directory = u32;
@@ -49,12 +48,12 @@ pub(super) struct Run {
 }
 
 impl Runs {
-    /// Learns in which directory each file is. `number` gives layer and number in the layer of the piece that a content is.
-    pub fn learn(&self, tree: &StoredTree, files: &[usize], number: impl Fn(&Digest) -> Option<(usize, usize)>) {
+    /// Learns in which directory each file is. `number` gives layer and number in the layer of the piece that a file is.
+    pub fn learn(&self, tree: &StoredTree, files: &[usize], mut number: impl FnMut(&VisitedFile) -> Option<(usize, usize)>) {
         let mut directories: Vec<Vec<Directory>> = files.iter().map(|count| vec![0; *count]).collect();
-        tree.for_each_file(&mut |directory, digest| {
-            if let Some((layer, file)) = number(&digest) {
-                directories[layer][file] = directory;
+        tree.for_each_file(&mut |visited| {
+            if let Some((layer, file)) = number(&visited) {
+                directories[layer][file] = visited.directory;
             }
         });
         // Learnt already where the image was attached twice: it is the same then.
@@ -120,6 +119,7 @@ impl Runs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::Digest;
     use crate::layer::sample::{file, layer};
     use crate::tree::{erofs, merge::merge};
 
@@ -135,7 +135,7 @@ mod tests {
         std::fs::write(stored.path(), erofs::write(&merge(&[layer(entries)]).unwrap()).unwrap()).unwrap();
         let runs = Runs::default();
         let known: HashMap<Digest, usize> = (0..20).map(|n| (Digest::of(name(n).as_bytes()), n)).collect();
-        runs.learn(&StoredTree::open(stored.path()).unwrap(), &[20], |digest| Some((0, *known.get(digest)?)));
+        runs.learn(&StoredTree::open(stored.path()).unwrap(), &[20], |file| Some((0, *known.get(&file.digest)?)));
         runs
     }
 

@@ -212,3 +212,25 @@ async fn images_share_the_bytes_of_a_layer() {
     let asked: u64 = rig.fake.requests().iter().map(|range| range.end - range.start).sum();
     assert!(asked < rig.fake.blob.len() as u64 * 11 / 10, "{asked} bytes for {}", rig.fake.blob.len());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_file_that_is_looked_at_only_what_is_read_comes() {
+    let rig = large("");
+    let file = rig.fetcher.large_file(&rig.files[1].0).unwrap();
+    assert!(rig.fetcher.large_file(&rig.files[0].0).is_none(), "a small file");
+    assert_eq!(file.read(0, 64), None);
+    assert!(file.bring(0, 64).await && file.bring(LARGE as u64 - 10, 64).await);
+    assert_eq!(file.read(0, 64).unwrap(), content()[..64]);
+    assert_eq!(file.read(LARGE as u64 - 10, 64).unwrap(), content()[LARGE - 10..]);
+    assert_eq!(file.read(100_000, 1), None);
+    let chunks = rig.chunks(1);
+    assert_eq!(rig.fake.requests(), [chunks[0].clone(), chunks[29].clone()]);
+    let progress = rig.progress();
+    assert_eq!((progress.fetched_demand, progress.fetched_readahead), (0, progress.fetched()));
+    let layer = rig.table.layers().next().unwrap().digest;
+    assert_eq!(rig.fetcher.large_file_at(&layer, rig.place(1).unwrap().start + 5), Some(rig.files[1].0));
+    rig.fake.set_down(true);
+    let down = Fetcher::new(Arc::clone(&rig.store), FetchConfig::parse("demand_deadline=100").unwrap());
+    rig.attach(&down, rig.image);
+    assert!(!down.large_file(&rig.files[1].0).unwrap().bring(500_000, 1).await);
+}

@@ -63,6 +63,19 @@ pub struct FoundFile {
     pub digest: Digest,
     /// Its length, bytes.
     pub size: u64,
+    /// Whether it is read from its layer's data file ([`crate::store::big`]), not from an object.
+    pub large: bool,
+}
+
+/// A regular file with content, as a walk over the tree finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VisitedFile {
+    /// A number of the directory that it is in, from 1.
+    pub directory: u32,
+    /// Digest of its content.
+    pub digest: Digest,
+    /// As [`FoundFile::large`].
+    pub large: bool,
 }
 
 /// The fields of an inode that are of use here.
@@ -126,14 +139,14 @@ impl StoredTree {
     pub fn file(&self, path: &[u8]) -> Option<FoundFile> {
         let (inode, path) = self.walk(path)?;
         let digest = inode.is_file().then(|| self.digest(&inode))??;
-        Some(FoundFile { path, digest, size: inode.size })
+        Some(FoundFile { path, digest, size: inode.size, large: inode.has_indexes() })
     }
 
-    /// Calls `visit` with each regular file that has content, and a number of the directory that it is in, from 1.
-    pub fn for_each_file(&self, visit: &mut dyn FnMut(u32, Digest)) {
+    /// Calls `visit` with each regular file that has content.
+    pub fn for_each_file(&self, visit: &mut dyn FnMut(VisitedFile)) {
         self.for_each(&mut |directory, _, inode| {
-            if inode.is_file() {
-                self.digest(inode).into_iter().for_each(|digest| visit(directory, digest));
+            if let Some(digest) = inode.is_file().then(|| self.digest(inode)).flatten() {
+                visit(VisitedFile { directory, digest, large: inode.has_indexes() });
             }
         });
     }
@@ -353,7 +366,11 @@ mod tests {
         ] {
             let found = tree.file(path.as_bytes()).unwrap_or_else(|| panic!("{path} is not found"));
             let size = content.len() as u64;
-            assert_eq!(found, FoundFile { path: place.into(), digest: Digest::of(content.as_bytes()), size }, "{path}");
+            assert_eq!(
+                found,
+                FoundFile { path: place.into(), digest: Digest::of(content.as_bytes()), size, large: false },
+                "{path}"
+            );
         }
         for path in ["", "/", "usr", "usr/bin/empty", "nothing", "usr/bin/true/x", "loop", "many/7", "usr/lib/libc.so.6."] {
             assert_eq!(tree.file(path.as_bytes()), None, "{path}");
@@ -365,7 +382,7 @@ mod tests {
         let entries = ["a/1", "a/2", "a/b/3", "c/4", "5"].map(|path| file(path, path.as_bytes()));
         let (_file, tree) = stored([&entries[..], &[dir("empty"), file("a/none", b""), symlink("a/l", "1")]].concat());
         let mut of: std::collections::HashMap<Digest, u32> = Default::default();
-        tree.for_each_file(&mut |directory, digest| assert_eq!(of.insert(digest, directory), None));
+        tree.for_each_file(&mut |file| assert!(of.insert(file.digest, file.directory).is_none() && !file.large));
         let of = |path: &str| of[&Digest::of(path.as_bytes())];
         assert_eq!(of("a/1"), of("a/2"));
         let all: HashSet<u32> = ["a/1", "a/b/3", "c/4", "5"].into_iter().map(of).collect();
@@ -384,7 +401,7 @@ mod tests {
                 for path in ["a/b", "l", "d/x"] {
                     drop(tree.file(path.as_bytes()));
                 }
-                tree.for_each_file(&mut |_, _| {});
+                tree.for_each_file(&mut |_| {});
             }
         }
         for len in [0, 1000, 1030, 1200, 1500] {
