@@ -11,7 +11,7 @@ packages=(
     # peers and tools that tests compare with or look through
     podman conmon netavark slirp4netns fuse-overlayfs catatonit uidmap passt iptables
     containerd containernetworking-plugins
-    runc crun criu erofs-utils attr e2fsprogs iproute2 util-linux
+    runc crun criu erofs-utils attr e2fsprogs iproute2 util-linux fuse3
     # the test machine (integration/testbed)
     qemu-system-x86 cpio kmod xz-utils
     # make bench-runtime

@@ -7,7 +7,7 @@ use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::CWD;
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags};
 
@@ -123,4 +123,11 @@ pub(crate) fn detach(target: &Path) -> Result<bool> {
         Err(Errno::INVAL | Errno::NOENT) => Ok(false),
         Err(e) => Err(Error::io("unmounting", target, e)),
     }
+}
+
+/// Whether something is mounted right there. Not stat: that may be answered from the kernel's cache, or by a dead file system.
+pub(crate) fn is_mount_point(dir: &Path) -> Result<bool> {
+    let stat =
+        rustix::fs::statx(CWD, dir, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::TYPE).map_err(|e| Error::io("looking at", dir, e))?;
+    Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }

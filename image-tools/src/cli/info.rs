@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use towline_lazyfs::daemon::client::Client;
+use towline_lazyfs::rootfs::probe::{Features, Mode};
 use towline_lazyfs::store::db::ImageState;
 
 use crate::container::registry;
@@ -30,6 +31,10 @@ struct Info {
     towlined: String,
     towlined_pid: Option<u32>,
     kernel: String,
+    /// How images are mounted here; unknown until a daemon has tried.
+    mode: Option<Mode>,
+    /// Why not by the kernel.
+    why: String,
     images: usize,
     lazy_images: usize,
     containers: usize,
@@ -38,6 +43,7 @@ struct Info {
 /// Prints where everything is.
 pub fn run(engine: &Engine, args: &Args) -> Outcome {
     let images = engine.db()?.images()?;
+    let features = Features::read(&engine.paths.state)?;
     let info = Info {
         root: engine.paths.root.display().to_string(),
         state: engine.paths.state.display().to_string(),
@@ -45,6 +51,8 @@ pub fn run(engine: &Engine, args: &Args) -> Outcome {
         towlined: engine.towlined.display().to_string(),
         towlined_pid: Client::connect(&engine.paths)?.map(|daemon| daemon.daemon_pid()),
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        mode: features.as_ref().map(|features| features.mode),
+        why: features.map(|features| features.why).unwrap_or_default(),
         images: images.len(),
         lazy_images: images.iter().filter(|image| image.state == ImageState::Lazy).count(),
         containers: registry::ids(&engine.paths)?.len(),
@@ -54,8 +62,13 @@ pub fn run(engine: &Engine, args: &Args) -> Outcome {
         Format::Text => {
             let daemon =
                 info.towlined_pid.map_or_else(|| "does not run: nothing needs it".into(), |pid| format!("process {pid}"));
+            let mode = match info.mode {
+                Some(Mode::Overlay) => "EROFS and overlayfs in the kernel, FUSE for what is missing".into(),
+                Some(Mode::Tree) => format!("whole trees by FUSE, since {}", info.why),
+                None => "found out when towlined starts".to_owned(),
+            };
             format!(
-                "store       {}\nstate       {}\nruntime     {}\ntowlined    {} ({daemon})\nkernel      {}\nimages      {} ({} lazy)\ncontainers  {}\n",
+                "store       {}\nstate       {}\nruntime     {}\ntowlined    {} ({daemon})\nkernel      {}\nmounts      {mode}\nimages      {} ({} lazy)\ncontainers  {}\n",
                 info.root, info.state, info.runtime, info.towlined, info.kernel, info.images, info.lazy_images, info.containers
             )
         }

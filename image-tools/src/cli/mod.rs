@@ -28,12 +28,12 @@ use crate::failure::{Failure, Outcome};
 #[derive(Debug, Parser)]
 #[command(name = "towline", version, arg_required_else_help = true, disable_help_subcommand = true)]
 pub struct Cli {
-    /// Directory of the store
-    #[arg(long, env = "TOWLINE_ROOT", default_value = "/var/lib/towline", value_name = "DIR")]
-    root: PathBuf,
-    /// Directory of what does not outlive a reboot
-    #[arg(long, env = "TOWLINE_STATE", default_value = "/run/towline", value_name = "DIR")]
-    state: PathBuf,
+    /// Directory of the store [default: /var/lib/towline; for other users than root $XDG_DATA_HOME/towline]
+    #[arg(long, env = "TOWLINE_ROOT", value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Directory of what does not outlive a reboot [default: /run/towline; for other users than root $XDG_RUNTIME_DIR/towline]
+    #[arg(long, env = "TOWLINE_STATE", value_name = "DIR")]
+    state: Option<PathBuf>,
     /// OCI runtime [default: towline-oci beside this program, else in PATH]
     #[arg(long, env = "TOWLINE_RUNTIME", value_name = "PATH")]
     runtime: Option<PathBuf>,
@@ -78,14 +78,16 @@ enum Verb {
 /// Runs a command that began at `begin`; the result is its exit code.
 pub fn run(cli: Cli, begin: Instant) -> Outcome {
     let engine = Engine {
-        paths: Paths { root: absolute(cli.root)?, state: absolute(cli.state)? },
+        paths: paths(cli.root, cli.state)?,
         runtime: cli.runtime.unwrap_or_else(|| beside("towline-oci")),
         towlined: cli.towlined.unwrap_or_else(|| beside("towlined")),
     };
     if matches!(cli.verb, Verb::Version) {
         return version::run(&engine);
     }
-    engine::require_root()?;
+    if cli.verb.is_for_root() {
+        engine::require_root()?;
+    }
     match cli.verb {
         Verb::Images(verb) => images::run(&engine, verb, begin),
         Verb::Run(args) => run::run(&engine, *args, begin),
@@ -100,6 +102,37 @@ pub fn run(cli: Cli, begin: Instant) -> Outcome {
         Verb::System(verb) => system::run(&engine, verb),
         Verb::Monitor(args) => monitor::run(&engine, &args),
     }
+}
+
+impl Verb {
+    /// Whether it has to do with containers. Any user can pull and mount images, into a store of their own.
+    fn is_for_root(&self) -> bool {
+        !matches!(self, Self::Images(_) | Self::Info(_) | Self::Version)
+    }
+}
+
+/// Where store and state are.
+fn paths(root: Option<PathBuf>, state: Option<PathBuf>) -> Result<Paths, Error> {
+    let is_root = rustix::process::geteuid().is_root();
+    let home = |variable: &str| std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let data = || home("XDG_DATA_HOME").or_else(|| Some(home("HOME")?.join(".local/share")));
+    let root = match root {
+        Some(root) => root,
+        None if is_root => "/var/lib/towline".into(),
+        None => data()
+            .ok_or_else(|| {
+                Error::new(Kind::BadInput, "finding a place for the store")
+                    .because("neither XDG_DATA_HOME nor HOME is set")
+                    .advise("name one: `towline --root DIR …`")
+            })?
+            .join("towline"),
+    };
+    let state = state.unwrap_or_else(|| match home("XDG_RUNTIME_DIR") {
+        _ if is_root => "/run/towline".into(),
+        Some(runtime) => runtime.join("towline"),
+        None => root.join("state"),
+    });
+    Ok(Paths { root: absolute(root)?, state: absolute(state)? })
 }
 
 /// Daemon and monitor work in another directory.

@@ -24,6 +24,8 @@ mod hosts;
 #[cfg(test)]
 mod metadata;
 #[cfg(test)]
+mod mount;
+#[cfg(test)]
 mod outage;
 #[cfg(test)]
 mod rig;

@@ -154,6 +154,17 @@ impl Client {
         self.request(&Request::Ahead { image, command }, &mut |_| {}).map(drop)
     }
 
+    /// Serves the tree of `image` from user space at the absolute path `dir`.
+    pub fn mount_tree(&mut self, image: &str, dir: &Path) -> Result<()> {
+        let request = Request::MountTree { image: image.to_owned(), dir: dir.to_owned() };
+        self.request(&request, &mut |_| {}).map(drop)
+    }
+
+    /// Ends [`Self::mount_tree`].
+    pub fn unmount_tree(&mut self, dir: &Path) -> Result<()> {
+        self.request(&Request::UnmountTree { dir: dir.to_owned() }, &mut |_| {}).map(drop)
+    }
+
     /// Ends the pin of `container`.
     pub fn release(&mut self, container: &str) -> Result<()> {
         self.request(&Request::Release { container: container.to_owned() }, &mut |_| {}).map(drop)

@@ -12,6 +12,7 @@
 //! | `demand` | from the FUSE trigger to the fetcher |
 //! | [`life`] | when to leave |
 //! | `sweep` | removing what no image names |
+//! | [`trees`] | whole trees served from user space |
 
 pub mod active;
 pub mod client;
@@ -25,3 +26,4 @@ pub mod lock;
 pub mod protocol;
 pub mod server;
 mod sweep;
+pub mod trees;

@@ -55,6 +55,18 @@ pub enum Request {
         /// What runs.
         command: Command,
     },
+    /// Serves the tree of an image from user space at a directory, read-only, until [`Request::UnmountTree`]. [`Reply::Ok`].
+    MountTree {
+        /// Image name as it was pulled, or its digest.
+        image: String,
+        /// An absolute path.
+        dir: PathBuf,
+    },
+    /// Ends [`Request::MountTree`]. [`Reply::Ok`].
+    UnmountTree {
+        /// The same path.
+        dir: PathBuf,
+    },
     /// Ends the pin of a container; not an error where there is none. [`Reply::Ok`].
     Release {
         /// The container.

@@ -30,12 +30,13 @@ use super::life::{Life, Stay};
 use super::lock::{Contender, lock};
 use super::protocol::{Event, Prepared, Reply};
 use super::sweep::sweep;
+use super::trees::Trees;
 use crate::ahead::Ahead;
 use crate::error::{Error, Outcome, Result};
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::holder::Keeper;
 use crate::pull::{self, LayerLocks, Sources};
-use crate::rootfs::probe;
+use crate::rootfs::probe::{self, Features, Mode};
 use crate::store::db::{Db, ImageRow, ImageState};
 use crate::store::{Store, boot, check_startable, create_private_dir};
 use crate::trigger::{Kept, Resolver, Trigger};
@@ -65,6 +66,8 @@ pub struct Daemon {
     pub(crate) farewell: watch::Sender<Option<Event>>,
     pulls: Arc<RwLock<()>>,
     custody: Custody,
+    pub(super) trees: Trees,
+    features: Features,
     /// Whether the trigger is left to a successor.
     hands_over: AtomicBool,
 }
@@ -101,7 +104,8 @@ impl Ready {
         let kept = custody.take().await?;
         let store = Arc::new(Store::open(&paths.root)?);
         crate::store::image::list_and_tidy(&paths.root)?;
-        let features = probe::probe(&paths.root, &paths.state)?;
+        let features = probe::choose(&paths.root, &paths.state)?;
+        features.write(&paths.state)?;
         tracing::info!("serving {} with {features:?}", paths.root.display());
         let mut db = Db::open(&paths.root)?;
         report(&boot::check(&store, &mut db)?);
@@ -120,11 +124,14 @@ impl Ready {
             farewell: watch::Sender::new(None),
             pulls: Arc::default(),
             custody,
+            trees: Trees::default(),
+            features,
             hands_over: AtomicBool::new(false),
             paths,
         });
         daemon.resume().await?;
         daemon.take_over(kept).await?;
+        daemon.resume_trees().await?;
         let listener = listen(&daemon.paths.socket())?;
         Ok(Self { daemon, listener, beginning })
     }
@@ -160,6 +167,7 @@ impl Ready {
         beginning.abort();
         drop(listener);
         std::fs::remove_file(daemon.paths.socket()).map_err(|e| Error::io("removing", daemon.paths.socket(), e))?;
+        daemon.leave_trees(daemon.hands_over.load(Ordering::Relaxed)).await;
         let (let_go, event) = daemon.let_go().await;
         daemon.farewell.send_replace(Some(event));
         let goodbye = async { while clients.join_next().await.is_some() {} };
@@ -204,6 +212,12 @@ impl Daemon {
         let tried = format!("preparing a root from {image}");
         let row = self.find(&image).await.map_err(|e| e.during(&tried))?;
         check_startable(&row)?;
+        if self.features.mode == Mode::Tree {
+            let why = self.features.why.clone();
+            return Err(Error::new(Outcome::Unsupported, tried)
+                .because(why)
+                .advise("`towline info` says what this machine can do"));
+        }
         let store = self.store.clone();
         if row.state == ImageState::Complete {
             return self.database.with(move |db| store.prepare_complete(db, &row, &container)).await;

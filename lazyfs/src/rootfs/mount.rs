@@ -11,7 +11,7 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::MountAttrFlags;
+use rustix::mount::{MountAttrFlags, UnmountFlags};
 
 use super::plan::RootPlan;
 use crate::error::{Error, Outcome, Result};
@@ -32,6 +32,18 @@ pub fn mount(plan: &RootPlan, target: &Path) -> Result<()> {
 /// Takes away what [`mount`] mounted at `target`; processes that still use it keep it. Nothing happens where nothing is mounted.
 pub fn unmount(target: &Path) -> Result<()> {
     fscontext::detach(target).map(drop)
+}
+
+/// Takes away what [`mount`] mounted at `target`, unless a program uses it ([`Outcome::Busy`]).
+pub fn unmount_unused(target: &Path) -> Result<()> {
+    match rustix::mount::unmount(target, UnmountFlags::NOFOLLOW) {
+        // Not mounted: what is wanted.
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
+        Err(Errno::BUSY) => Err(Error::new(Outcome::Busy, format!("unmounting {}", target.display()))
+            .because("a program uses it")
+            .advise("end what works in it (`fuser -m DIR` lists it) and try again")),
+        Err(e) => Err(Error::io("unmounting", target, e)),
+    }
 }
 
 /// How overlayfs has to be told about its layers.

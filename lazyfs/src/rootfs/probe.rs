@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::mount;
 use super::plan::{RootPlan, Writable};
@@ -24,19 +25,74 @@ const LATE: (&str, &[u8]) = ("late", b"brought while it was opened\n");
 const ABSENT: (&str, &[u8]) = ("absent", b"cannot be had\n");
 
 /// What was found.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Features {
     /// Release of the kernel, as `uname -r` says it.
     pub kernel: String,
+    /// How images are mounted.
+    pub mode: Mode,
+    /// Why not the other way; empty for [`Mode::Overlay`].
+    pub why: String,
+}
+
+/// How images are mounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// In the kernel: EROFS and overlayfs, with the FUSE trigger for what is missing.
+    Overlay,
+    /// The whole tree from user space ([`crate::treefs`]).
+    Tree,
+}
+
+impl Features {
+    /// Where the daemon of a store writes what it found.
+    pub fn path(state: &Path) -> PathBuf {
+        state.join("features.json")
+    }
+
+    /// What the last daemon of this store found; `None` where none has run since the machine was booted.
+    pub fn read(state: &Path) -> Result<Option<Self>> {
+        let path = Self::path(state);
+        match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map(Some)
+                .map_err(|e| Error::new(Outcome::BadInput, format!("reading {}", path.display())).because(e)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io("reading", path, e)),
+        }
+    }
+
+    /// Writes them for [`Self::read`].
+    pub fn write(&self, state: &Path) -> Result<()> {
+        let mut new = tempfile::NamedTempFile::new_in(state).map_err(|e| Error::io("creating a file in", state, e))?;
+        let path = Self::path(state);
+        serde_json::to_writer(&mut new, self).map_err(|e| Error::io("writing", &path, std::io::Error::from(e)))?;
+        new.persist(&path).map_err(|e| Error::io("naming", &path, e.error)).map(drop)
+    }
+}
+
+/// Finds out how images can be mounted here. Only what this machine lacks decides; any other failure, such as a full disk, is one.
+pub fn choose(store: &Path, scratch: &Path) -> Result<Features> {
+    match probe(store, scratch) {
+        Ok(kernel) => Ok(Features { kernel, mode: Mode::Overlay, why: String::new() }),
+        Err(error) if matches!(error.outcome(), Outcome::Unsupported | Outcome::Denied) => {
+            let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+            Ok(Features { kernel, mode: Mode::Tree, why: error.one_line() })
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Mounts a tiny lazy root from `store/.probe` at `scratch/.probe`, checks what its files read as, and takes all of it away again, also
-/// what an earlier probe left that was killed. The caller has the store's lock. The error says which part is missing and what to do.
-pub fn probe(store: &Path, scratch: &Path) -> Result<Features> {
+/// what an earlier probe left that was killed. The caller has the store's lock. Yields the kernel's release; the error says which part
+/// is missing and what to do.
+pub fn probe(store: &Path, scratch: &Path) -> Result<String> {
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     if !rustix::process::geteuid().is_root() {
         return Err(Error::new(Outcome::Denied, "mounting lazy root file systems")
-            .advise("run as root (sudo); rootless is not supported yet"));
+            .because(format!("user {} is not root", rustix::process::geteuid()))
+            .advise("as another user than root, images can be pulled and mounted to look into (`towline images mount`)"));
     }
     let site = Site { store: store.join(".probe"), mounts: scratch.join(".probe") };
     let checked = site.clear().and_then(|()| site.prepare()).and_then(|()| site.check());
@@ -44,7 +100,7 @@ pub fn probe(store: &Path, scratch: &Path) -> Result<Features> {
     checked.and(site.clear()).map_err(|e| {
         e.during(format!("checking whether Linux {kernel} can mount lazy root file systems in {}", store.display()))
     })?;
-    Ok(Features { kernel })
+    Ok(kernel)
 }
 
 /// Where it happens.
@@ -186,8 +242,8 @@ mod tests {
         std::fs::create_dir_all(scratch.join(".probe/root")).unwrap();
         rustix::mount::mount("none", scratch.join(".probe/root"), "tmpfs", MountFlags::empty(), None::<&std::ffi::CStr>).unwrap();
         let start = std::time::Instant::now();
-        let features = probe(&store, &scratch).unwrap();
-        println!("probed Linux {} in {:?}", features.kernel, start.elapsed());
+        let kernel = probe(&store, &scratch).unwrap();
+        println!("probed Linux {kernel} in {:?}", start.elapsed());
         for dir in [&store, &scratch] {
             assert_eq!(std::fs::read_dir(dir).unwrap().count(), 0);
         }

@@ -257,6 +257,15 @@ impl Db {
         })
     }
 
+    /// All pins: who has one, and on which image.
+    pub fn all_pins(&self) -> Result<Vec<(String, Digest)>> {
+        let tried = "listing what uses images";
+        let mut statement =
+            self.connection.prepare("SELECT container, image FROM pin ORDER BY 1").map_err(|e| failed(tried, e))?;
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, digest_column(row, 1)?))).map_err(|e| failed(tried, e))?;
+        rows.collect::<rusqlite::Result<_>>().map_err(|e| failed(tried, e))
+    }
+
     /// The containers that pin an image.
     pub fn pins(&self, image: &Digest) -> Result<Vec<String>> {
         let tried = "listing what uses an image";

@@ -15,7 +15,8 @@ use fuser::{
     Request,
 };
 
-use super::Contents;
+use super::{Contents, Open};
+use crate::digest::Digest;
 use crate::tree::erofs::node::{Nid, Stat};
 use crate::tree::erofs::read::StoredTree;
 
@@ -50,10 +51,22 @@ struct Handles {
     backing: HashMap<u64, Weak<BackingId>>,
 }
 
-struct OpenFile {
-    file: Arc<File>,
-    /// Kept as long as the file is open.
-    _backing: Option<Arc<BackingId>>,
+enum OpenFile {
+    Whole {
+        file: Arc<File>,
+        /// Kept as long as the file is open.
+        _backing: Option<Arc<BackingId>>,
+    },
+    Parts {
+        content: Digest,
+        size: u64,
+    },
+}
+
+/// What a read needs of an open file.
+enum Source {
+    File(Arc<File>),
+    Parts(Digest, u64),
 }
 
 impl TreeFs {
@@ -155,8 +168,12 @@ impl Filesystem for TreeFs {
         }
         let Some(content) = self.tree.content(nid) else { return reply.error(Errno::EIO) };
         let files = Arc::clone(&self.files);
-        let opened = move |opened: crate::error::Result<File>| match opened {
-            Ok(file) => files.answer_open(ino, file, reply),
+        let opened = move |opened: crate::error::Result<Open>| match opened {
+            Ok(Open::Whole(file)) => files.answer_open(ino, file, reply),
+            Ok(Open::Parts) => {
+                let fh = files.add(OpenFile::Parts { content, size: stat.size });
+                reply.opened(fh, FopenFlags::FOPEN_KEEP_CACHE);
+            }
             Err(error) => {
                 tracing::error!(file = %content, "the program gets EIO: {}", error.one_line());
                 reply.error(Errno::EIO);
@@ -176,7 +193,21 @@ impl Filesystem for TreeFs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Some(file) = self.files.get(fh) else { return reply.data(&[]) };
+        let file = match self.files.get(fh) {
+            None => return reply.data(&[]),
+            Some(Source::File(file)) => file,
+            Some(Source::Parts(content, len)) => {
+                let range = offset.min(len)..(offset + u64::from(size)).min(len);
+                let read = move |read: crate::error::Result<Vec<u8>>| match read {
+                    Ok(bytes) => reply.data(&bytes),
+                    Err(error) => {
+                        tracing::error!(file = %content, "the program gets EIO: {}", error.one_line());
+                        reply.error(Errno::EIO);
+                    }
+                };
+                return self.contents.read(content, range, Box::new(read));
+            }
+        };
         let mut buffer = vec![0; size as usize];
         let mut filled = 0;
         while filled < buffer.len() {
@@ -248,17 +279,19 @@ impl OpenFiles {
     fn answer_open(&self, ino: INodeNo, file: File, reply: ReplyOpen) {
         let backing =
             self.passthrough.load(std::sync::atomic::Ordering::Relaxed).then(|| self.backing(ino, &file, &reply)).flatten();
-        let fh = {
-            let mut state = self.state();
-            state.last += 1;
-            let fh = state.last;
-            state.open.insert(fh, OpenFile { file: Arc::new(file), _backing: backing.clone() });
-            FileHandle(fh)
-        };
+        let fh = self.add(OpenFile::Whole { file: Arc::new(file), _backing: backing.clone() });
         match backing {
             Some(backing) => reply.opened_passthrough(fh, FopenFlags::empty(), &backing),
             None => reply.opened(fh, FopenFlags::FOPEN_KEEP_CACHE),
         }
+    }
+
+    fn add(&self, file: OpenFile) -> FileHandle {
+        let mut state = self.state();
+        state.last += 1;
+        let fh = state.last;
+        state.open.insert(fh, file);
+        FileHandle(fh)
     }
 
     /// What the kernel is to read from by itself; `None` where it does not take it, which ends passthrough for all later opens: an inode must
@@ -282,8 +315,11 @@ impl OpenFiles {
         }
     }
 
-    fn get(&self, fh: FileHandle) -> Option<Arc<File>> {
-        self.state().open.get(&fh.0).map(|open| Arc::clone(&open.file))
+    fn get(&self, fh: FileHandle) -> Option<Source> {
+        self.state().open.get(&fh.0).map(|open| match open {
+            OpenFile::Whole { file, .. } => Source::File(Arc::clone(file)),
+            OpenFile::Parts { content, size } => Source::Parts(*content, *size),
+        })
     }
 
     /// Guards maps that every change leaves whole.

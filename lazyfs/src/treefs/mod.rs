@@ -16,6 +16,7 @@
 mod filesystem;
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -35,13 +36,28 @@ const THREADS: usize = 2;
 /// How long the threads may take to notice that they are not needed any more.
 const END_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Takes the file that was asked for, from any thread.
-pub type Opened = Box<dyn FnOnce(Result<File>) + Send>;
+/// Takes what was asked for, from any thread.
+pub type Opened = Box<dyn FnOnce(Result<Open>) + Send>;
+
+/// Takes bytes that were asked for, from any thread.
+pub type Read = Box<dyn FnOnce(Result<Vec<u8>>) + Send>;
+
+/// An open content.
+#[derive(Debug)]
+pub enum Open {
+    /// All of it is in this file.
+    Whole(File),
+    /// It is large, and each part is asked for when it is read.
+    Parts,
+}
 
 /// Has the content of the tree's files.
 pub trait Contents: Send + Sync + 'static {
     /// Opens the whole content with this digest, and says so to `opened`, now or later; must not block.
     fn open(&self, content: Digest, opened: Opened);
+
+    /// Reads bytes of a content that was opened as [`Open::Parts`]; must not block. Yields all of the range, which is inside of the content.
+    fn read(&self, content: Digest, range: Range<u64>, read: Read);
 }
 
 /// A mounted tree. Unmounted when this is dropped.
@@ -120,11 +136,16 @@ impl TreeMount {
 impl Drop for TreeMount {
     fn drop(&mut self) {
         if !self.thread.is_finished()
-            && let Err(error) = unmount(&self.dir, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
+            && let Err(error) = detach(&self.dir)
         {
             tracing::warn!("{}", error.one_line());
         }
     }
+}
+
+/// Takes a mount away, also one whose daemon is dead; programs that use it keep it.
+pub(crate) fn detach(dir: &Path) -> Result<()> {
+    unmount(dir, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
 }
 
 /// Not by the crate: after a refusal that has forgotten its mount.

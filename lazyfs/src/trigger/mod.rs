@@ -212,7 +212,7 @@ impl Trigger {
                 }
                 Err(Errno::NOENT) => return Ok(()),
                 Err(e) => return Err(Error::io("looking at", dir, e)),
-                Ok(stat) if stat.f_type == FUSE_SUPER_MAGIC && is_mount_point(dir)? => {
+                Ok(stat) if stat.f_type == FUSE_SUPER_MAGIC && mounted_at(dir)?.is_some() => {
                     return Err(Error::new(Outcome::Busy, format!("using {}", dir.display()))
                         .because("another process serves a FUSE mount there")
                         .advise("stop the other towlined of this store"));
@@ -269,10 +269,6 @@ impl Drop for Trigger {
 }
 
 const FUSE_SUPER_MAGIC: rustix::fs::FsWord = 0x6573_5546;
-
-fn is_mount_point(dir: &Path) -> Result<bool> {
-    Ok(mounted_at(dir)?.is_some())
-}
 
 /// Device number of the file system that is mounted at `dir`; `None` where nothing is. Does not ask that file system.
 fn mounted_at(dir: &Path) -> Result<Option<(u32, u32)>> {

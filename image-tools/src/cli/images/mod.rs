@@ -1,8 +1,10 @@
 //! `towline images …`
 
 mod ls;
+mod mount;
 pub mod pull;
 mod rm;
+mod unmount;
 
 use std::time::Instant;
 
@@ -19,6 +21,11 @@ pub enum Verb {
     Ls(ls::Args),
     /// Remove images
     Rm(rm::Args),
+    /// Mount an image at a directory, to look into it; without arguments, list what is mounted
+    Mount(mount::Args),
+    /// Unmount what `images mount` mounted
+    #[command(visible_alias = "umount")]
+    Unmount(unmount::Args),
 }
 
 /// Runs one of them.
@@ -27,5 +34,7 @@ pub fn run(engine: &Engine, verb: Verb, begin: Instant) -> Outcome {
         Verb::Pull(args) => pull::run(engine, args, begin),
         Verb::Ls(args) => ls::run(engine, &args),
         Verb::Rm(args) => rm::run(engine, &args),
+        Verb::Mount(args) => mount::run(engine, &args, begin),
+        Verb::Unmount(args) => unmount::run(engine, &args),
     }
 }

@@ -1,0 +1,210 @@
+//! Image trees that are served from user space ([`crate::treefs`]): each is pinned, and a reason for the daemon to stay.
+//!
+//! ```text
+//! mount request --> pin "mount DIR" --> TreeMount --unmount request, or anybody's umount--> pin and stay end
+//! daemon killed:    the mount is dead; the next daemon finds the pin, detaches the dead mount, and mounts it again at the same place
+//! ```
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use rustix::io::Errno;
+use tokio::runtime::Handle;
+
+use super::server::Daemon;
+use crate::digest::Digest;
+use crate::error::{Error, Outcome, Result};
+use crate::fetch::Fetcher;
+use crate::store::big::BigData;
+use crate::store::{Store, check_startable};
+use crate::table::Table;
+use crate::tree::erofs::read::StoredTree;
+use crate::treefs::{Contents, Open, Opened, Read, TreeMount};
+
+/// What the pins of mounted trees begin with; ids of containers have no spaces.
+const PIN: &str = "mount ";
+
+/// The name under which whoever mounts an image at `dir` pins it.
+pub fn pin_name(dir: &Path) -> String {
+    format!("{PIN}{}", dir.display())
+}
+
+/// Where a pin's image is mounted; `None` for a pin of a container.
+pub fn mounted_at(pin: &str) -> Option<PathBuf> {
+    pin.strip_prefix(PIN).map(PathBuf::from)
+}
+
+/// The trees that this daemon serves.
+#[derive(Debug, Default)]
+pub(crate) struct Trees(Mutex<HashMap<PathBuf, TreeMount>>);
+
+impl Trees {
+    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, TreeMount>> {
+        self.0.lock().expect("no holder of this lock panics")
+    }
+}
+
+/// Fetches what is opened.
+struct Demanded {
+    runtime: Handle,
+    fetcher: Arc<Fetcher>,
+    store: Arc<Store>,
+    table: Arc<Table>,
+}
+
+impl Demanded {
+    /// Where a large content is: the data file of a layer, and the place in it.
+    fn place(&self, content: &Digest) -> Option<(Arc<BigData>, Range<u64>)> {
+        let record = self.table.lookup(content)?;
+        let layer = self.table.layers().nth(record.layer as usize)?;
+        let range = record.data_range()?;
+        match self.store.big(&layer.digest, layer.data_len) {
+            Ok(data) => Some((data, range)),
+            Err(error) => {
+                tracing::error!("{}", error.one_line());
+                None
+            }
+        }
+    }
+}
+
+impl Contents for Demanded {
+    fn open(&self, content: Digest, opened: Opened) {
+        let (fetcher, store) = (self.fetcher.clone(), self.store.clone());
+        if !store.cas().contains(&content) && self.place(&content).is_some() {
+            return opened(Ok(Open::Parts));
+        }
+        self.runtime.spawn(async move {
+            let fetched = fetcher.demand(&content).await;
+            opened(fetched.and_then(|()| store.cas().get(&content)).map(Open::Whole));
+        });
+    }
+
+    fn read(&self, content: Digest, range: Range<u64>, read: Read) {
+        let Some((data, place)) = self.place(&content) else {
+            return read(
+                Err(Error::new(Outcome::NotFound, format!("reading {content}")).because("no layer of the image has it")),
+            );
+        };
+        let fetcher = self.fetcher.clone();
+        self.runtime.spawn(async move {
+            let wanted = place.start + range.start..place.start + range.end;
+            let fetched = match data.has(wanted.clone()) {
+                true => Ok(()),
+                false => fetcher.demand_data(data.layer(), wanted.clone()).await,
+            };
+            read(fetched.and_then(|()| {
+                let mut bytes =
+                    vec![0; usize::try_from(wanted.end - wanted.start).expect("the kernel asks for at most some megabytes")];
+                data.read(wanted.start, &mut bytes).map(|()| bytes)
+            }));
+        });
+    }
+}
+
+impl Daemon {
+    /// [`super::protocol::Request::MountTree`].
+    pub(crate) async fn mount_tree(self: &Arc<Self>, image: String, dir: PathBuf) -> Result<()> {
+        let tried = format!("mounting {image} at {}", dir.display());
+        let row = self.find(&image).await.map_err(|e| e.during(&tried))?;
+        check_startable(&row)?;
+        if self.trees.lock().contains_key(&dir) {
+            let error = Error::new(Outcome::Busy, tried).because("an image is mounted there");
+            return Err(error.advise("take another directory, or unmount that: `towline images unmount`"));
+        }
+        let (pin, digest) = (pin_name(&dir), row.digest);
+        self.database.with(move |db| db.pin(&pin, &digest)).await?;
+        let mounted = self.serve_tree(&digest, &row.reference, &dir).await;
+        if mounted.is_err() {
+            self.release_tree(&dir).await;
+        }
+        mounted
+    }
+
+    async fn serve_tree(self: &Arc<Self>, image: &Digest, name: &str, dir: &Path) -> Result<()> {
+        let stay = self.life.stay().ok_or_else(|| {
+            Error::new(Outcome::Unavailable, format!("mounting {name}")).because("towlined is leaving").advise("try again")
+        })?;
+        let tree = StoredTree::open(&self.store.image(image).tree())?;
+        let runtime = Handle::current();
+        let table = Arc::new(Table::open(&self.store.image(image).table())?);
+        let contents = Demanded { runtime: runtime.clone(), fetcher: self.fetcher.clone(), store: self.store.clone(), table };
+        let (daemon, place) = (self.clone(), dir.to_owned());
+        let ended = move || {
+            runtime.spawn(async move {
+                daemon.release_tree(&place).await;
+                // Dropped off the thread that it waits for.
+                let mount = daemon.trees.lock().remove(&place);
+                drop(mount);
+                drop(stay);
+            });
+        };
+        let (name, at) = (name.to_owned(), dir.to_owned());
+        let mounting = move || TreeMount::mount(tree, Arc::new(contents), &name, &at, ended);
+        let mounted =
+            tokio::task::spawn_blocking(mounting).await.map_err(|e| Error::new(Outcome::Io, "mounting").because(e))??;
+        self.trees.lock().insert(dir.to_owned(), mounted);
+        Ok(())
+    }
+
+    /// [`super::protocol::Request::UnmountTree`].
+    pub(crate) async fn unmount_tree(self: &Arc<Self>, dir: PathBuf) -> Result<()> {
+        let Some(mount) = self.trees.lock().remove(&dir) else {
+            let error = Error::new(Outcome::NotFound, format!("unmounting {}", dir.display()));
+            return Err(error.because("towlined serves nothing there").advise("see `towline images mount`"));
+        };
+        let unmount = move || {
+            let unmounted = mount.unmount();
+            (mount, unmounted)
+        };
+        let (mount, unmounted) =
+            tokio::task::spawn_blocking(unmount).await.map_err(|e| Error::new(Outcome::Io, "unmounting").because(e))?;
+        match &unmounted {
+            Ok(()) => self.release_tree(&dir).await,
+            Err(_) => drop(self.trees.lock().insert(dir, mount)),
+        }
+        unmounted
+    }
+
+    /// Mounts again what a daemon that was killed has served, and forgets what is gone.
+    pub(crate) async fn resume_trees(self: &Arc<Self>) -> Result<()> {
+        for (pin, image) in self.database.with(|db| db.all_pins()).await? {
+            let Some(dir) = mounted_at(&pin) else { continue };
+            match rustix::fs::statfs(&dir) {
+                Err(Errno::NOTCONN | Errno::CONNABORTED) => {
+                    crate::treefs::detach(&dir)?;
+                    if let Err(error) = self.serve_tree(&image, &image.to_string(), &dir).await {
+                        tracing::error!("{}", error.one_line());
+                        self.release_tree(&dir).await;
+                    }
+                }
+                _ if crate::fscontext::is_mount_point(&dir).unwrap_or(false) => {}
+                _ => self.release_tree(&dir).await,
+            }
+        }
+        Ok(())
+    }
+
+    /// Unmounts all of them, lazily where programs use them. With a successor they are left to die with this process, so that it finds
+    /// their pins and mounts them again.
+    pub(crate) async fn leave_trees(&self, to_successor: bool) {
+        let mounts: Vec<(PathBuf, TreeMount)> = self.trees.lock().drain().collect();
+        for (dir, mount) in mounts {
+            if to_successor {
+                std::mem::forget(mount);
+            } else {
+                drop(mount);
+                self.release_tree(&dir).await;
+            }
+        }
+    }
+
+    async fn release_tree(&self, dir: &Path) {
+        let pin = pin_name(dir);
+        if let Err(error) = self.database.with(move |db| db.unpin(&pin)).await {
+            tracing::error!("{}", error.one_line());
+        }
+    }
+}
