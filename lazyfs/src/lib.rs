@@ -1,14 +1,18 @@
 //! The lazy half of towline: content store, fetcher and FUSE trigger.
 pub mod ahead;
+pub mod archive;
 pub mod convert;
+pub mod copy;
 pub mod daemon;
 pub mod digest;
 pub mod error;
 pub mod fetch;
 mod fscontext;
 pub mod holder;
+pub mod inspect;
 pub mod layer;
 pub mod layout;
+pub mod local;
 pub mod manifest;
 pub mod profile;
 pub mod pull;

@@ -25,10 +25,12 @@ const MAX_INDEX_ENTRIES: usize = 4096;
 pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 /// Media type of an image index.
 pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
-pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+/// Media type of docker's manifests.
+pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 pub(crate) const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 pub(crate) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+/// Media type of docker's image configurations.
+pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
 /// The media types that a registry is asked for.
 pub const ACCEPTED: [&str; 4] = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST];
@@ -222,6 +224,11 @@ impl Index {
             Ok((raw.check(&format!("manifests[{n}]"))?, platform))
         };
         Ok(Self { entries: manifests.into_iter().enumerate().map(entry).collect::<Result<_>>()? })
+    }
+
+    /// What the index names, and for which platforms.
+    pub fn entries(&self) -> &[(Descriptor, Option<Platform>)] {
+        &self.entries
     }
 
     /// The manifest (or nested index) for `wanted`. Of several the best variant wins, then the first; an entry without a platform

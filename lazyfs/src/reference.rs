@@ -3,6 +3,8 @@
 //! ```text
 //! [HOST[:PORT]/]NAME[:TAG][@sha256:…]    in a registry; HOST defaults to docker.io, TAG to latest
 //! oci:DIR[:TAG][@sha256:…]               in an OCI image layout directory
+//! oci-archive:FILE[:TAG][@sha256:…]      in a tar of such a directory
+//! docker-archive:FILE[:NAME:TAG|:@N]     in what `docker save` or `podman save` wrote
 //! ```
 //!
 //! The grammar of the first form is that of the distribution project ("reference"), which docker, podman and containerd share. The
@@ -33,6 +35,27 @@ pub enum Reference {
     Registry(RegistryReference),
     /// An image in an OCI image layout directory.
     Layout(LayoutReference),
+    /// An image in a tar file.
+    Archive(ArchiveReference),
+}
+
+/// Kind of an archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ArchiveKind {
+    /// `oci-archive:`
+    Oci,
+    /// `docker-archive:`
+    Docker,
+}
+
+/// Names an image in an archive.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ArchiveReference {
+    kind: ArchiveKind,
+    file: PathBuf,
+    /// A tag; in docker's archives a whole name, or `@N`.
+    tag: Option<String>,
+    digest: Option<Digest>,
 }
 
 /// Names an image in a registry.
@@ -67,6 +90,7 @@ impl Reference {
         let (tag, digest) = match self {
             Self::Registry(r) => (&r.tag, &r.digest),
             Self::Layout(l) => (&l.tag, &l.digest),
+            Self::Archive(a) => (&a.tag, &a.digest),
         };
         match digest {
             Some(digest) => digest.to_string(),
@@ -79,15 +103,27 @@ impl Reference {
         match self {
             Self::Registry(r) => r.digest,
             Self::Layout(l) => l.digest,
+            Self::Archive(a) => a.digest,
         }
     }
 
-    /// The same reference with a relative layout directory resolved against `base`. Whoever talks to a daemon does this first: the
+    /// The tag that an image gets when it is written there; empty where none was given.
+    pub fn tag(&self) -> &str {
+        let tag = match self {
+            Self::Registry(r) => &r.tag,
+            Self::Layout(l) => &l.tag,
+            Self::Archive(a) => &a.tag,
+        };
+        tag.as_deref().unwrap_or_default()
+    }
+
+    /// The same reference with a relative layout directory or archive resolved against `base`. Whoever talks to a daemon does this first: the
     /// daemon has another working directory.
     pub fn absolute(self, base: &Path) -> Self {
         match self {
             Self::Layout(l) => Self::Layout(LayoutReference { dir: base.join(l.dir), ..l }),
-            registry => registry,
+            Self::Archive(a) => Self::Archive(ArchiveReference { file: base.join(a.file), ..a }),
+            registry @ Self::Registry(_) => registry,
         }
     }
 }
@@ -157,6 +193,53 @@ impl LayoutReference {
         }
         tag.map_or(Ok(()), check_tag)?;
         Ok(Self { dir: dir.into(), tag: tag.map(str::to_owned), digest })
+    }
+}
+
+impl ArchiveReference {
+    /// What kind of archive it is.
+    pub fn kind(&self) -> ArchiveKind {
+        self.kind
+    }
+
+    /// The file.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// The tag, or name in a docker-archive, where one was given.
+    pub fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
+    fn parse(text: &str, kind: ArchiveKind) -> Result<Self, String> {
+        let (file, tag, digest) = match kind {
+            ArchiveKind::Oci => {
+                let (rest, digest) = split_digest(text)?;
+                match rest.rsplit_once(':') {
+                    Some((file, tag)) if !tag.contains('/') => {
+                        check_tag(tag)?;
+                        (file, Some(tag), digest)
+                    }
+                    _ => (rest, None, digest),
+                }
+            }
+            // A name has colons itself, so the file cannot.
+            ArchiveKind::Docker => match text.split_once(':') {
+                Some((file, name)) => {
+                    let is_number = name.strip_prefix('@').is_some_and(|n| n.parse::<u32>().is_ok());
+                    if !is_number {
+                        RegistryReference::parse(name)?;
+                    }
+                    (file, Some(name), None)
+                }
+                None => (text, None, None),
+            },
+        };
+        if file.is_empty() {
+            return Err("the file is missing; write oci-archive:FILE or docker-archive:FILE".to_owned());
+        }
+        Ok(Self { kind, file: file.into(), tag: tag.map(str::to_owned), digest })
     }
 }
 
@@ -247,10 +330,12 @@ impl FromStr for Reference {
     type Err = NotAReference;
 
     fn from_str(text: &str) -> Result<Self, NotAReference> {
-        let parsed = match text.strip_prefix("oci:") {
-            Some(layout) => LayoutReference::parse(layout).map(Self::Layout),
-            None if text.contains("://") => Err("leave the scheme away".to_owned()),
-            None => RegistryReference::parse(text).map(Self::Registry),
+        let parsed = match text.split_once(':') {
+            Some(("oci", layout)) => LayoutReference::parse(layout).map(Self::Layout),
+            Some(("oci-archive", rest)) => ArchiveReference::parse(rest, ArchiveKind::Oci).map(Self::Archive),
+            Some(("docker-archive", rest)) => ArchiveReference::parse(rest, ArchiveKind::Docker).map(Self::Archive),
+            _ if text.contains("://") => Err("leave the scheme away".to_owned()),
+            _ => RegistryReference::parse(text).map(Self::Registry),
         };
         parsed.map_err(|why| NotAReference { text: text.chars().take(300).collect(), why })
     }
@@ -266,6 +351,14 @@ impl fmt::Display for Reference {
             Self::Layout(l) => {
                 write!(f, "oci:{}", l.dir.display())?;
                 (&l.tag, &l.digest)
+            }
+            Self::Archive(a) => {
+                let kind = match a.kind {
+                    ArchiveKind::Oci => "oci-archive",
+                    ArchiveKind::Docker => "docker-archive",
+                };
+                write!(f, "{kind}:{}", a.file.display())?;
+                (&a.tag, &a.digest)
             }
         };
         if let Some(tag) = tag {
@@ -320,6 +413,11 @@ mod tests {
             ("oci:/srv/images:py", "oci:/srv/images:py"),
             ("oci:dir", "oci:dir"),
             ("oci:/a:b/c", "oci:/a:b/c"),
+            ("oci-archive:a.tar:t", "oci-archive:a.tar:t"),
+            ("oci-archive:/a:b/c.tar", "oci-archive:/a:b/c.tar"),
+            ("docker-archive:/a.tar", "docker-archive:/a.tar"),
+            ("docker-archive:a.tar:localhost:5000/x:t", "docker-archive:a.tar:localhost:5000/x:t"),
+            ("docker-archive:a.tar:@1", "docker-archive:a.tar:@1"),
             (&layout, &layout),
         ] {
             let reference: Reference = text.parse().unwrap();
@@ -336,6 +434,8 @@ mod tests {
         }
         let absolute = "oci:d:t".parse::<Reference>().unwrap().absolute(Path::new("/base"));
         assert_eq!(absolute.to_string(), "oci:/base/d:t");
+        let absolute = "docker-archive:d.tar:x".parse::<Reference>().unwrap().absolute(Path::new("/base"));
+        assert_eq!((absolute.to_string().as_str(), absolute.tag()), ("docker-archive:/base/d.tar:x", "x"));
     }
 
     #[test]
@@ -364,6 +464,11 @@ mod tests {
             ("[::zz]/a", "not an IPv6 address"),
             ("-x.io/a", "is not a host name"),
             ("oci:", "the directory is missing"),
+            ("oci-archive:", "the file is missing"),
+            ("docker-archive::x", "the file is missing"),
+            ("docker-archive:a.tar:X", "write `x`"),
+            ("docker-archive:a.tar:@x", "is not a digest"),
+            ("oci-archive:a.tar:", "tag after the colon is missing"),
             ("oci:/d:", "tag after the colon is missing"),
             ("oci:/d:a b", "must be at most 128"),
         ] {

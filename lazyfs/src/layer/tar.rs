@@ -7,6 +7,7 @@
 //! The `tar` crate is not used: it reads long names and pax headers of any length into memory.
 
 mod header;
+pub mod members;
 mod pax;
 pub mod split;
 

@@ -100,7 +100,7 @@ fn disagrees(entry: &Entry, text: &str) -> Error {
 }
 
 /// Compares what the table of contents says with what the tar says: everything but chunks.
-pub(super) fn compare(index: &LayerIndex, tar: &LayerIndex) -> Result<()> {
+pub(crate) fn compare(index: &LayerIndex, tar: &LayerIndex) -> Result<()> {
     compare_beginning(index, tar)?;
     let (said, found) = (index.entries.len(), tar.entries.len());
     if said == found {

@@ -91,6 +91,11 @@ pub fn plan(manifest: &Manifest) -> Result<Vec<Plan>> {
     manifest.layers.iter().map(one).collect()
 }
 
+/// Whether an image can start before this layer is here, for each layer.
+pub fn lazy(manifest: &Manifest) -> Result<Vec<bool>> {
+    Ok(plan(manifest)?.iter().map(|plan| plan.kind() != LayerKind::Stream).collect())
+}
+
 /// The indexes of all layers, fetched side by side.
 pub async fn index_all(daemon: &Arc<Daemon>, source: &Arc<dyn Source>, plans: &[Plan], events: &Events) -> Result<Vec<Indexed>> {
     let streams = tokio::sync::Semaphore::new(STREAMS);
@@ -225,7 +230,8 @@ pub async fn read_blob(source: &dyn Source, blob: &Descriptor, limit: u64) -> Re
     Ok(bytes)
 }
 
-async fn read_range(source: &dyn Source, blob: &Digest, range: std::ops::Range<u64>) -> Result<Vec<u8>> {
+/// Bytes `range` of a blob, asked for again where that may help. Not verified.
+pub async fn read_range(source: &dyn Source, blob: &Digest, range: std::ops::Range<u64>) -> Result<Vec<u8>> {
     let mut attempt = 1;
     loop {
         match read_range_once(source, blob, range.clone()).await {

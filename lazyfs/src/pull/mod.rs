@@ -34,7 +34,7 @@ use crate::table::{self, Table};
 use crate::tree::erofs::read::StoredTree;
 use crate::tree::{erofs, merge};
 
-pub use layers::{LayerLocks, read_blob};
+pub use layers::{LayerLocks, lazy, read_blob, read_range};
 pub use sources::Sources;
 
 /// The events of one pull. Nobody listening is no reason to stop.
@@ -68,7 +68,9 @@ fn advised(error: Error) -> Error {
 
 async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Result<Reply> {
     let reference: Reference = request.reference.parse().map_err(|e| {
-        Error::new(Outcome::BadInput, "reading the reference").because(e).advise("write HOST/NAME:TAG or oci:DIR:TAG")
+        Error::new(Outcome::BadInput, "reading the reference")
+            .because(e)
+            .advise("write HOST/NAME:TAG, oci:DIR:TAG, oci-archive:FILE:TAG or docker-archive:FILE:NAME:TAG")
     })?;
     let name = reference.to_string();
     if request.policy == PullPolicy::Missing
@@ -89,14 +91,28 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
     let manifest_bytes = raw.bytes.len() as u64;
     let (row, index_bytes) = match daemon.database.with(move |db| db.image(&raw.digest)).await? {
         Some(row) if row.state != ImageState::Poisoned && daemon.store.image(&row.digest).exist() => {
+            keep_manifest(daemon, &raw)?;
             let (digest, name, reference) = (row.digest, name.clone(), reference.to_string());
             daemon.database.with(move |db| db.name_image(&digest, &name, &reference)).await?;
             (row, 0)
         }
-        _ => add(daemon, &source, raw.digest, &manifest, &request, &reference, &events).await?,
+        _ => {
+            let added = add(daemon, &source, raw.digest, &manifest, &request, &reference, &events).await?;
+            keep_manifest(daemon, &raw)?;
+            added
+        }
     };
     drop(pulling);
     finish(daemon, row, name, request.until, Some(manifest_bytes + index_bytes), &events).await
+}
+
+/// Keeps the manifest byte for byte, so that the image can be pushed as what it is.
+fn keep_manifest(daemon: &Daemon, raw: &RawManifest) -> Result<()> {
+    let files = daemon.store.image(&raw.digest);
+    match files.manifest()? {
+        Some(_) => Ok(()),
+        None => files.keep_manifest(&raw.bytes),
+    }
 }
 
 async fn known(daemon: &Arc<Daemon>, name: &str) -> Result<Option<ImageRow>> {
@@ -106,7 +122,7 @@ async fn known(daemon: &Arc<Daemon>, name: &str) -> Result<Option<ImageRow>> {
 }
 
 /// Fetches a manifest, through an index where there is one.
-async fn resolve(source: &dyn Source, selector: &str, platform: &Platform) -> Result<(RawManifest, Manifest)> {
+pub async fn resolve(source: &dyn Source, selector: &str, platform: &Platform) -> Result<(RawManifest, Manifest)> {
     let mut raw = source.manifest(selector).await?;
     // An index may name an index; more than one such step is nobody's image.
     for _ in 0..3 {

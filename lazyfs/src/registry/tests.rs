@@ -69,7 +69,7 @@ impl Server {
 fn reference(text: &str) -> RegistryReference {
     match text.parse().unwrap() {
         Reference::Registry(reference) => reference,
-        Reference::Layout(_) => panic!("{text} is no registry"),
+        _ => panic!("{text} is no registry"),
     }
 }
 

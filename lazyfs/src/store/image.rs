@@ -1,8 +1,9 @@
-//! The files of an image: `images/<manifest digest>/` with the tree, the mapping table and the record.
+//! The files of an image: `images/<manifest digest>/` with the tree, the mapping table, the record and the manifest.
 //!
 //! They are written once, into a directory of another name that is renamed when it is complete. Nothing of them is ever changed but the
 //! numbers in the tree that say where its large files are to be read ([`super::patch`]).
 
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags};
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
+use crate::manifest::MAX_MANIFEST;
 use crate::tree::erofs::read::StoredTree;
 
 /// Version of the record; one with another version is refused.
@@ -76,6 +78,27 @@ impl ImageFiles {
             return Err(tried().because(format!("it has version {}, this program knows {VERSION}", record.version)));
         }
         Ok(record)
+    }
+
+    /// The manifest as it was pulled, where it is kept. One that is damaged counts as not kept: its digest is the image's name.
+    pub fn manifest(&self) -> Result<Option<Vec<u8>>> {
+        let path = self.dir.join("manifest");
+        let file = match std::fs::File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::io("opening", path, e)),
+        };
+        let mut bytes = Vec::new();
+        file.take(MAX_MANIFEST).read_to_end(&mut bytes).map_err(|e| Error::io("reading", path, e))?;
+        Ok(self.dir.ends_with(Digest::of(&bytes).hex()).then_some(bytes))
+    }
+
+    /// Keeps the manifest beside the other files.
+    pub fn keep_manifest(&self, bytes: &[u8]) -> Result<()> {
+        let path = self.dir.join("manifest");
+        let mut new = tempfile::NamedTempFile::new_in(&self.dir).map_err(|e| Error::io("creating a file in", &self.dir, e))?;
+        new.write_all(bytes).map_err(|e| Error::io("writing", &path, e))?;
+        new.persist(&path).map(drop).map_err(|e| Error::io("naming", &path, e.error))
     }
 
     /// Whether the image was written completely.
@@ -167,6 +190,11 @@ mod tests {
         }
         assert_eq!(files.record().unwrap().reference, record.reference);
         assert!(files.are_intact());
+        assert_eq!(files.manifest().unwrap(), None);
+        files.keep_manifest(b"other").unwrap();
+        assert_eq!(files.manifest().unwrap(), None, "its digest is not that of the image");
+        files.keep_manifest(b"image").unwrap();
+        assert_eq!(files.manifest().unwrap().unwrap(), b"image");
         std::fs::write(files.table(), b"tab\0e").unwrap();
         assert!(!files.are_intact());
         std::fs::create_dir(root.path().join("images/.new-killed")).unwrap();
