@@ -38,6 +38,12 @@ impl Engine {
     }
 }
 
+/// Waits for work on registries and archives that is done in this process and not in the daemon.
+pub fn block_on<T>(work: impl Future<Output = T>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    Ok(runtime.map_err(|e| Error::new(Outcome::Io, "starting threads").because(e))?.block_on(work))
+}
+
 /// Fails for users other than root: mounts, namespaces and the store need it.
 pub fn require_root() -> Result<()> {
     if rustix::process::geteuid().is_root() {

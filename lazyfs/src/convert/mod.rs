@@ -11,6 +11,7 @@
 //! whoever stops in between, or is killed, leaves no image, and at most blobs under their right digests; scratch files have no name. What the
 //! source sends is verified: blobs by their digests, tars by the diffIDs of the configuration.
 
+pub mod hot;
 mod layer;
 mod rewrite;
 
@@ -18,6 +19,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Serialize;
 
@@ -26,6 +28,7 @@ use crate::error::{Error, Outcome, Result};
 use crate::layer::write::order::HotFile;
 use crate::layer::write::{Format, Options};
 use crate::manifest::{self, Config, Document, Manifest, Platform};
+use crate::profile::Profile;
 use crate::pull::read_blob;
 use crate::sink::{Blob, Content, Sink};
 use crate::source::{RawManifest, Source};
@@ -43,6 +46,8 @@ pub struct Job {
     pub platform: Option<Platform>,
     /// Files that are put in front of each layer, in order.
     pub hot: Option<Vec<HotFile>>,
+    /// The profile that the hot files are from. Images that have some of them carry it along.
+    pub profile: Option<Profile>,
     /// Directory for files that have no name: a layer's blob, and its tar where it is put into another order.
     pub scratch: PathBuf,
     /// How many layers are worked on at the same time.
@@ -179,7 +184,14 @@ impl Conversion<'_> {
     /// Converts a manifest or index; yields what stands at the destination now.
     async fn document(&self, raw: RawManifest, tag: Option<&str>, depth: u32) -> Result<RawManifest> {
         let written = match Document::parse(&raw)? {
-            Document::Image(manifest) => self.image(&raw, &manifest).await?,
+            Document::Image(manifest) => {
+                let (written, profile) = self.image(&raw, &manifest).await?;
+                if let Some(profile) = profile {
+                    self.sink.put_manifest(&written, None).await?;
+                    self.sink.put_manifest(&profile_artifact(self.sink.as_ref(), &written, profile).await?, None).await?;
+                }
+                written
+            }
             Document::Index(_) if depth < 2 => Box::pin(self.index(&raw, depth)).await?,
             Document::Index(_) => {
                 return Err(Error::new(Outcome::BadInput, format!("reading index {}", raw.digest))
@@ -205,7 +217,7 @@ impl Conversion<'_> {
         index.finish()
     }
 
-    async fn image(&self, raw: &RawManifest, manifest: &Manifest) -> Result<RawManifest> {
+    async fn image(&self, raw: &RawManifest, manifest: &Manifest) -> Result<(RawManifest, Option<Blob>)> {
         let config = read_blob(self.source.as_ref(), &manifest.config, manifest::MAX_CONFIG).await?;
         let checked = Config::parse(&config, manifest.layers.len())?;
         let layers = manifest.layers.iter().map(|layer| (layer.digest, layer.size)).collect();
@@ -217,14 +229,17 @@ impl Conversion<'_> {
         let diff_ids: Vec<Digest> = done.iter().map(|layer| layer.diff_id).collect();
         let same_diff_ids = diff_ids == checked.diff_ids;
         let config = if same_diff_ids { config } else { rewrite::config(&config, &diff_ids)? };
-        let config = bytes::Bytes::from(config);
-        let blob = Blob { digest: Digest::of(&config), size: config.len() as u64 };
-        self.sink.put_blob(blob, &Content::Bytes(config), &|_| {}).await?;
-        let written = rewrite::manifest(raw, blob, &done, self.job.options.format())?;
+        let blob = put(self.sink.as_ref(), config.into()).await?;
+        let has_hot = done.iter().any(|layer| layer.report.hot_bytes > 0);
+        let profile = match &self.job.profile {
+            Some(profile) if has_hot => Some(put(self.sink.as_ref(), profile.to_bytes().into()).await?),
+            _ => None,
+        };
+        let written = rewrite::manifest(raw, blob, &done, self.job.options.format(), profile)?;
         let layers = done.into_iter().map(|layer| layer.report).collect();
         let report = ImageReport { platform, from: raw.digest, to: written.digest, same_diff_ids, layers };
         self.images.lock().expect("no holder of this lock panics").push(report);
-        Ok(written)
+        Ok((written, profile))
     }
 
     async fn layer(&self, layer: &manifest::Layer, diff_id: Digest) -> Result<layer::Done> {
@@ -238,6 +253,19 @@ impl Conversion<'_> {
         self.done.lock().expect("no holder of this lock panics").insert(layer.digest, done.clone());
         Ok(done)
     }
+}
+
+/// Stores a small blob.
+async fn put(sink: &dyn Sink, bytes: Bytes) -> Result<Blob> {
+    let blob = Blob { digest: Digest::of(&bytes), size: bytes.len() as u64 };
+    sink.put_blob(blob, &Content::Bytes(bytes), &|_| {}).await?;
+    Ok(blob)
+}
+
+/// The manifest that refers from a profile to its image: registries remove blobs that no manifest names.
+async fn profile_artifact(sink: &dyn Sink, image: &RawManifest, profile: Blob) -> Result<RawManifest> {
+    let nothing = put(sink, Bytes::from_static(b"{}")).await?;
+    Ok(rewrite::artifact(image, nothing, profile))
 }
 
 /// Annotations of a layer's descriptor.

@@ -12,6 +12,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::layer::write::Format;
 use crate::manifest::{Compression, DOCKER_LIST, DOCKER_MANIFEST, MAX_MANIFEST, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST};
+use crate::profile::{ANNOTATION, ANNOTATION_SIZE, ARTIFACT_TYPE, MEDIA_TYPE};
 use crate::sink::Blob;
 use crate::source::RawManifest;
 
@@ -54,7 +55,13 @@ pub(super) fn config(bytes: &[u8], diff_ids: &[Digest]) -> Result<Vec<u8>> {
 }
 
 /// The manifest with other layers and this configuration.
-pub(super) fn manifest(raw: &RawManifest, config: Blob, layers: &[Done], format: Format) -> Result<RawManifest> {
+pub(super) fn manifest(
+    raw: &RawManifest,
+    config: Blob,
+    layers: &[Done],
+    format: Format,
+    profile: Option<Blob>,
+) -> Result<RawManifest> {
     let mut manifest = object(raw)?;
     let stays_docker = is_docker(&manifest, raw) && format == Format::Gzip;
     let place = |value: Option<&mut Value>, name: &str| match value {
@@ -75,9 +82,28 @@ pub(super) fn manifest(raw: &RawManifest, config: Blob, layers: &[Done], format:
         rewritten.push(Value::Object(descriptor));
     }
     manifest.insert("layers".into(), Value::Array(rewritten));
+    if let Some(profile) = profile {
+        let new = [(ANNOTATION, profile.digest.to_string()), (ANNOTATION_SIZE, profile.size.to_string())];
+        let new = new.map(|(key, value)| (key.to_owned(), value));
+        annotate(&mut manifest, new.iter().map(|(key, value)| (key, value)));
+    }
     let media_type = if stays_docker { DOCKER_MANIFEST } else { OCI_MANIFEST };
     manifest.insert("mediaType".into(), media_type.into());
     written(manifest, media_type, &raw.digest)
+}
+
+/// A manifest that has only a profile, and refers to the image that it is of.
+pub(super) fn artifact(image: &RawManifest, nothing: Blob, profile: Blob) -> RawManifest {
+    let document = json!({
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "artifactType": ARTIFACT_TYPE,
+        "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": nothing.digest, "size": nothing.size},
+        "layers": [{"mediaType": MEDIA_TYPE, "digest": profile.digest, "size": profile.size}],
+        "subject": {"mediaType": image.media_type, "digest": image.digest, "size": image.bytes.len()},
+    });
+    let bytes = Bytes::from(document.to_string());
+    RawManifest { digest: Digest::of(&bytes), bytes, media_type: OCI_MANIFEST.to_owned() }
 }
 
 fn is_docker(document: &Map<String, Value>, raw: &RawManifest) -> bool {

@@ -98,6 +98,7 @@ fn job(format: Format) -> Job {
         rewrite_all: false,
         platform: None,
         hot: None,
+        profile: None,
         scratch: std::env::temp_dir(),
         parallel: 2,
     }
@@ -215,6 +216,31 @@ async fn hot_files_are_in_front_and_the_configuration_names_the_new_diff_ids() {
     let tar = zstd::decode_all(&to.file(&manifest["layers"][0])[..]).unwrap();
     assert_eq!(config["rootfs"]["diff_ids"][0], json!(Digest::of(&tar)));
     assert_eq!(config["rootfs"]["diff_ids"][1], json!(Digest::of(&tars()[1])));
+}
+
+#[tokio::test]
+async fn an_image_carries_the_profile_it_was_made_with() {
+    use crate::profile::{ANNOTATION, ARTIFACT_TYPE, Access};
+    let (from, to) = (Place::new(), Place::new());
+    let raw = from.docker_image("amd64", Some("old")).await;
+    let profile = Profile::new(raw.digest, 1, [Access::whole(Digest::of(b"hot"), "/bin/hot".into(), 3, 0)]);
+    let (hot, profile) = hot::parse(&profile.to_bytes()).unwrap();
+    let optimize = Job { hot: Some(hot), profile: profile.clone(), rewrite_all: true, ..job(Format::ZstdChunked) };
+    let report = run(&from, &to, "old", &optimize).await.unwrap();
+    assert!(report.images[0].layers[0].hot_bytes > 0);
+    let (image, manifest) = to.read("new").await;
+    let digest = manifest["annotations"][ANNOTATION].as_str().unwrap();
+    let blob = to.file(&json!({"digest": digest}));
+    assert_eq!(Some(Profile::parse(&blob).unwrap()), profile);
+    let referrers = to.layout.referrers(image.digest, Some(ARTIFACT_TYPE)).await.unwrap();
+    let (_, artifact) = to.read(&referrers[0].digest.to_string()).await;
+    assert_eq!((referrers.len(), &artifact["layers"][0]["digest"]), (1, &digest.into()));
+
+    // An image that has none of the files does not.
+    let hot = Some(vec![HotFile { key: HotKey::Path(b"no/such".to_vec()), whole: true }]);
+    let other = Place::new();
+    run(&from, &other, "old", &Job { hot, ..optimize }).await.unwrap();
+    assert!(other.read("new").await.1["annotations"].is_null());
 }
 
 #[tokio::test]

@@ -1,7 +1,9 @@
 //! `towline images …`
 
+mod convert;
 mod ls;
 mod mount;
+mod optimize;
 pub mod pull;
 mod rm;
 mod unmount;
@@ -16,6 +18,10 @@ use crate::failure::Outcome;
 pub enum Verb {
     /// Pull an image from a registry (HOST/NAME:TAG) or an OCI layout directory (oci:DIR:TAG)
     Pull(pull::Args),
+    /// Write an image again with its layers in another format
+    Convert(convert::Args),
+    /// Write an image again with the files in front that are needed first
+    Optimize(optimize::Args),
     /// List images
     #[command(visible_alias = "list")]
     Ls(ls::Args),
@@ -32,6 +38,8 @@ pub enum Verb {
 pub fn run(engine: &Engine, verb: Verb, begin: Instant) -> Outcome {
     match verb {
         Verb::Pull(args) => pull::run(engine, args, begin),
+        Verb::Convert(args) => convert::run(engine, &args),
+        Verb::Optimize(args) => optimize::run(engine, &args),
         Verb::Ls(args) => ls::run(engine, &args),
         Verb::Rm(args) => rm::run(engine, &args),
         Verb::Mount(args) => mount::run(engine, &args, begin),

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use towline_lazyfs::daemon::protocol::{Credentials, PullPolicy, PullRequest, PullUntil, Reply};
 use towline_lazyfs::error::{Error, Outcome as Kind};
+use towline_lazyfs::manifest::Platform;
 use towline_lazyfs::reference::Reference;
 
 use crate::engine::Engine;
@@ -97,7 +98,18 @@ impl SourceArgs {
         })
     }
 
-    fn credentials(&self) -> Result<Option<Credentials>, Failure> {
+    /// The image of an index that was asked for.
+    pub fn platform(&self) -> Result<Option<Platform>, Failure> {
+        Ok(self.platform.as_deref().map(str::parse).transpose()?)
+    }
+
+    /// Whether registries are talked to without TLS.
+    pub fn plain_http(&self) -> bool {
+        self.plain_http
+    }
+
+    /// The credentials that were given.
+    pub fn credentials(&self) -> Result<Option<Credentials>, Failure> {
         let text = match &self.creds {
             Some(text) => text.clone(),
             None if self.creds_stdin => {

@@ -1,0 +1,57 @@
+//! `towline images optimize`
+
+use std::path::{Path, PathBuf};
+
+use towline_lazyfs::convert::hot;
+use towline_lazyfs::error::{Error, Outcome as Kind};
+use towline_lazyfs::layer::write::Format as LayerFormat;
+
+use super::convert::WritingArgs;
+use crate::engine::Engine;
+use crate::failure::{Failure, Outcome};
+
+/// Flags of `images optimize`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What a program reads while it starts: an access profile, or a list of paths, one a line and the first needed first
+    #[arg(long, value_name = "FILE")]
+    profile: PathBuf,
+    /// How layers are compressed: zstd:chunked, or estargz for images that stargz-snapshotter pulls
+    #[arg(long, value_name = "FORMAT", default_value = "zstd:chunked")]
+    compression: LayerFormat,
+    #[command(flatten)]
+    writing: WritingArgs,
+    /// Image: HOST/NAME:TAG, oci:DIR:TAG, oci-archive:FILE or docker-archive:FILE
+    #[arg(value_name = "SRC")]
+    source: String,
+    /// The image that is made: HOST/NAME:TAG, oci:DIR:TAG or oci-archive:FILE:TAG
+    #[arg(value_name = "DST")]
+    destination: String,
+}
+
+/// Writes an image again with the files that are needed first in front of each layer.
+pub fn run(engine: &Engine, args: &Args) -> Outcome {
+    if !matches!(args.compression, LayerFormat::ZstdChunked | LayerFormat::Estargz) {
+        let why = "without a table of contents the order of files makes no difference; write zstd:chunked or estargz";
+        return Err(crate::cli::bad_flag("--compression", &args.compression.to_string(), why));
+    }
+    let mut job = args.writing.job(args.compression, true)?;
+    let bytes = read(&args.profile)?;
+    let (hot, profile) = hot::parse(&bytes).map_err(|e| e.during(format!("reading {}", args.profile.display())))?;
+    (job.hot, job.profile) = (Some(hot), profile);
+    let ends = args.writing.open(engine, &args.source, &args.destination)?;
+    args.writing.finish(&ends, &job)
+}
+
+/// A profile is small; what is larger is none.
+fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    use std::io::Read as _;
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(|e| Error::io("opening", path, e))?;
+    file.take(hot::MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|e| Error::io("reading", path, e))?;
+    if bytes.len() as u64 > hot::MAX_BYTES {
+        let tried = format!("reading {}", path.display());
+        return Err(Error::new(Kind::BadInput, tried).because(format!("it has more than {} bytes", hot::MAX_BYTES)).into());
+    }
+    Ok(bytes)
+}
