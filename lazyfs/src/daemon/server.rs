@@ -338,6 +338,12 @@ fn report(removed: &boot::Removed) {
     for image in &removed.images {
         tracing::warn!("{image} was damaged when the machine went down: pull it again");
     }
+    if removed.layers > 0 {
+        tracing::warn!(
+            "large files of {} layers were not durable when the machine went down; they are fetched again",
+            removed.layers
+        );
+    }
     if removed.objects > 0 {
         tracing::warn!("{} objects were damaged when the machine went down; they are fetched again", removed.objects);
     }

@@ -22,6 +22,8 @@ pub struct Removed {
     pub images: Vec<String>,
     /// How many objects were damaged.
     pub objects: usize,
+    /// Of how many layers the large files that were here in part are fetched again.
+    pub layers: usize,
 }
 
 /// Checks what was not durable, unless that has been done since the machine was booted. Only for the one daemon of a store.
@@ -31,17 +33,29 @@ pub fn check(store: &Store, db: &mut Db) -> Result<Removed> {
         return Ok(Removed::default());
     }
     let mut removed = Removed::default();
-    let mut durable = HashSet::new();
+    let (mut durable, mut durable_layers) = (HashSet::new(), HashSet::new());
     for row in db.images()? {
         let files = store.image(&row.digest);
-        if row.state == ImageState::Complete {
-            durable.extend(Table::open(&files.table())?.files().map(|file| file.digest));
-        } else if !files.are_intact() {
+        // What is complete was made durable; it is only looked at, since a disk may have lost it all the same.
+        let complete =
+            (row.state == ImageState::Complete).then(|| Table::open(&files.table()).and_then(|t| files.record().map(|_| t)));
+        let intact = match complete {
+            Some(Ok(table)) => {
+                durable.extend(table.files().map(|file| file.digest));
+                durable_layers.extend(table.layers().map(|layer| layer.digest.hex()));
+                true
+            }
+            Some(Err(_)) => false,
+            None => files.are_intact(),
+        };
+        if !intact {
             db.forget_image(&row.digest)?;
             files.remove()?;
             removed.images.push(row.reference);
         }
     }
+    // Their maps may say that something is here of which only a hole has reached the disk.
+    removed.layers = store.forget_large_files(&durable_layers)?;
     for digest in store.cas().list()? {
         if !durable.contains(&digest) && !is_intact(store, &digest)? {
             store.cas().remove(&digest)?;
@@ -107,9 +121,12 @@ mod tests {
         let (whole, torn) = (rig.image("host/whole:1"), rig.image("host/torn:1"));
         rig.damage(&bad);
         std::fs::write(rig.store.image(&torn).tree(), b"\0\0\0\0").unwrap();
+        let layer = Digest::of(b"layer");
+        rig.store.big(&layer, 1 << 20).unwrap().write(0, &[7; 1 << 15]).unwrap();
 
         let removed = check(&rig.store, &mut rig.db).unwrap();
-        assert_eq!(removed, Removed { images: vec!["host/torn:1".into()], objects: 1 });
+        assert_eq!(removed, Removed { images: vec!["host/torn:1".into()], objects: 1, layers: 1 });
+        assert!(!rig.store.big(&layer, 1 << 20).unwrap().has(0..1), "a map that was not durable is believed");
         assert!(rig.store.cas().contains(&good) && !rig.store.cas().contains(&bad));
         assert!(rig.store.image(&whole).exist() && !rig.store.image(&torn).exist());
         assert!(rig.db.image(&whole).unwrap().is_some() && rig.db.image(&torn).unwrap().is_none());

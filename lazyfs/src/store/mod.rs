@@ -98,6 +98,23 @@ impl Store {
         Ok(big)
     }
 
+    /// Removes the large files of all layers but these, which are named as in file names; of how many layers. Only while nothing is
+    /// mounted that has them as a device.
+    pub fn forget_large_files(&self, keep: &HashSet<String>) -> Result<usize> {
+        let mut forgotten = HashSet::new();
+        let dir = self.big_dir();
+        for entry in std::fs::read_dir(&dir).map_err(|e| Error::io("listing", &dir, e))? {
+            let entry = entry.map_err(|e| Error::io("listing", &dir, e))?;
+            let name = entry.file_name();
+            let layer = name.to_string_lossy().split('.').next().unwrap_or_default().to_owned();
+            if !keep.contains(&layer) {
+                std::fs::remove_file(entry.path()).map_err(|e| Error::io("removing", entry.path(), e))?;
+                forgotten.insert(layer);
+            }
+        }
+        Ok(forgotten.len())
+    }
+
     fn big_dir(&self) -> PathBuf {
         self.root.join("big")
     }
