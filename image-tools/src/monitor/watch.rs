@@ -17,8 +17,9 @@ use crate::engine::Engine;
 /// First and longest pause before a daemon is started again. The first one is short, since programs wait.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(30));
 
-/// A daemon that ended sooner than this is started again after a longer pause each time.
-const SHORT_LIFE: Duration = Duration::from_millis(250);
+/// A daemon that ended sooner than this is started again after a longer pause each time, but this one at most: it can serve, and programs
+/// wait.
+const SHORT_LIFE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// Returns when the image is complete, or when watching it makes no sense any more.
 pub fn watch(engine: &Engine, image: Digest, name: &str, say: &dyn Fn(&str)) {
@@ -48,9 +49,7 @@ pub fn watch(engine: &Engine, image: Digest, name: &str, say: &dyn Fn(&str)) {
                 }
                 Err(e) => return say(&e.one_line()),
             }
-            if begin.elapsed() > SHORT_LIFE {
-                pause = PAUSE.0;
-            }
+            pause = if begin.elapsed() > SHORT_LIFE.0 { PAUSE.0 } else { pause.min(SHORT_LIFE.1) };
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(PAUSE.1);

@@ -64,6 +64,80 @@ fn a_killed_daemon_costs_a_wait_and_a_killed_holder_costs_nothing() {
     wait_until("another holder", PATIENCE, || rig.towline.holders().iter().any(|pid| !before.contains(pid)));
 }
 
+/// Four processes that read the files `many/1` to `many/200`, each when the test lets it, one line of `probe sum` each.
+const READERS: &str = "
+reader() { i=$1; while [ $i -le 200 ]; do wait_for $i; probe sum /data/many/$i; i=$((i + 4)); done; }
+echo ready; for n in 1 2 3 4; do reader $n & done; wait; echo done; wait_for end";
+
+#[test]
+fn a_hundred_kills_at_any_moment_cost_no_read_and_no_byte() {
+    const KILLS: u64 = 100;
+    if !images::available("crash::a_hundred_kills_at_any_moment_cost_no_read_and_no_byte") {
+        return;
+    }
+    // A fetch takes some round trips, so one is under way when the kill comes.
+    let rig = Rig::new(Towline::new().demand_only(), Quality { bits_per_second: None, round_trip: Duration::from_millis(20) });
+    let container = rig.script("crash", "zstd", READERS);
+    container.wait_for("ready");
+    rig.towline.wait_for_holder();
+    let adopted = || rig.towline.daemon_log().matches("going on with the FUSE trigger").count();
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    for kill in 1..=KILLS {
+        // xorshift
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        let before = adopted();
+        rig.towline.kill_daemon();
+        container.go(&(2 * kill - 1).to_string());
+        container.go(&(2 * kill).to_string());
+        wait_until("another daemon", PATIENCE, || !rig.towline.daemons().is_empty());
+        // One in four is killed at any moment of its start, the others while they serve.
+        if kill % 4 > 0 {
+            wait_until("the daemon to serve", PATIENCE, || adopted() > before);
+        }
+        std::thread::sleep(Duration::from_millis(random % 300));
+    }
+    let output = container.wait_for("done");
+    assert_eq!(Truth::of("small").compare(&output), (200, Vec::new()), "{output}");
+    assert_eq!(rig.towline.fuse_mounts().len(), 1, "no trigger was mounted anew");
+}
+
+#[test]
+fn an_upgrade_under_load_costs_no_read() {
+    if !images::available("crash::an_upgrade_under_load_costs_no_read") {
+        return;
+    }
+    let rig = Rig::new(Towline::new().demand_only(), Quality { bits_per_second: None, round_trip: Duration::from_millis(20) });
+    let container = rig.script("crash", "zstd", READERS);
+    container.wait_for("ready");
+    for round in 0..5 {
+        let before = rig.towline.daemons();
+        (40 * round + 1..=40 * (round + 1)).for_each(|file| container.go(&file.to_string()));
+        rig.towline.run(&["system", "upgrade"]).success();
+        wait_until("the old daemon to be gone", PATIENCE, || rig.towline.daemons().iter().all(|pid| !before.contains(pid)));
+    }
+    let output = container.wait_for("done");
+    assert_eq!(Truth::of("small").compare(&output), (200, Vec::new()), "{output}");
+    assert!(!output.contains("towline:"), "the container's log tells of no failure: {output}");
+    assert_eq!(rig.towline.daemon_log().matches("going on with the FUSE trigger").count(), 5);
+}
+
+#[test]
+fn commands_that_start_together_start_one_daemon() {
+    if !images::available("crash::commands_that_start_together_start_one_daemon") {
+        return;
+    }
+    let rig = Rig::new(Towline::new().demand_only(), Quality::LOOPBACK);
+    let image = rig.image("small:zstd");
+    let jobs: Vec<_> = (0..6).map(|_| rig.towline.start(&["images", "pull", "--lazy", &image])).collect();
+    for job in jobs {
+        job.wait(PATIENCE).success();
+    }
+    assert_eq!(rig.towline.daemons().len(), 1);
+    assert_eq!(rig.towline.daemon_log().matches("serving ").count(), 1, "{}", rig.towline.daemon_log());
+}
+
 #[test]
 fn a_restarted_daemon_resumes_where_the_fetch_stood() {
     if !images::available("crash::a_restarted_daemon_resumes_where_the_fetch_stood") {
