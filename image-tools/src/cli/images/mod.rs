@@ -1,12 +1,25 @@
 //! `towline images …`
 
 mod convert;
+mod copy;
+mod diff;
+mod export;
+mod history;
+mod import;
+mod inspect;
 mod ls;
 mod mount;
 mod optimize;
+mod progress;
 pub mod pull;
+mod push;
 mod rm;
+mod session;
+mod tag;
+mod transfer;
+mod tree;
 mod unmount;
+mod verify;
 
 use std::time::Instant;
 
@@ -16,12 +29,32 @@ use crate::failure::Outcome;
 /// The verbs about images.
 #[derive(Debug, clap::Subcommand)]
 pub enum Verb {
-    /// Pull an image from a registry (HOST/NAME:TAG) or an OCI layout directory (oci:DIR:TAG)
+    /// Pull an image from a registry (HOST/NAME:TAG), an OCI layout (oci:DIR:TAG) or an archive
     Pull(pull::Args),
     /// Write an image again with its layers in another format
     Convert(convert::Args),
     /// Write an image again with the files in front that are needed first
     Optimize(optimize::Args),
+    /// Push an image to a registry, or write it to a layout or an archive
+    Push(push::Args),
+    /// Copy an image from one place to another, past the store
+    Copy(copy::Args),
+    /// Make an image of the store of an archive, a layout, or a tar of a root file system
+    Import(import::Args),
+    /// Write an image of the store into an archive or a layout
+    Export(export::Args),
+    /// Give an image further names
+    Tag(tag::Args),
+    /// Show what an image consists of
+    Inspect(inspect::Args),
+    /// Show how an image was built
+    History(history::Args),
+    /// Show layers of images and which images share them
+    Tree(tree::Args),
+    /// Check every byte of an image at its source
+    Verify(verify::Args),
+    /// Show which files differ between two images
+    Diff(diff::Args),
     /// List images
     #[command(visible_alias = "list")]
     Ls(ls::Args),
@@ -40,6 +73,16 @@ pub fn run(engine: &Engine, verb: Verb, begin: Instant) -> Outcome {
         Verb::Pull(args) => pull::run(engine, args, begin),
         Verb::Convert(args) => convert::run(engine, &args),
         Verb::Optimize(args) => optimize::run(engine, &args),
+        Verb::Push(args) => push::run(engine, &args),
+        Verb::Copy(args) => copy::run(engine, &args),
+        Verb::Import(args) => import::run(engine, &args, begin),
+        Verb::Export(args) => export::run(engine, &args),
+        Verb::Tag(args) => tag::run(engine, &args),
+        Verb::Inspect(args) => inspect::run(engine, &args),
+        Verb::History(args) => history::run(engine, &args),
+        Verb::Tree(args) => tree::run(engine, &args),
+        Verb::Verify(args) => verify::run(engine, &args),
+        Verb::Diff(args) => diff::run(engine, &args),
         Verb::Ls(args) => ls::run(engine, &args),
         Verb::Rm(args) => rm::run(engine, &args),
         Verb::Mount(args) => mount::run(engine, &args, begin),

@@ -9,6 +9,7 @@ use towline_lazyfs::error::{Error, Outcome as Kind};
 use towline_lazyfs::manifest::Platform;
 use towline_lazyfs::reference::Reference;
 
+use crate::cli::ps::Format;
 use crate::engine::Engine;
 use crate::failure::{Failure, Outcome};
 use crate::timeline::Timeline;
@@ -29,7 +30,10 @@ pub struct Args {
     /// How to show progress
     #[arg(long, value_enum, default_value = "auto", value_name = "STYLE")]
     progress: Style,
-    /// Image: HOST/NAME:TAG, or oci:DIR:TAG
+    /// How to print what was pulled
+    #[arg(long, value_enum, default_value = "table")]
+    format: Format,
+    /// Image: HOST/NAME:TAG, oci:DIR:TAG, oci-archive:FILE:TAG or docker-archive:FILE:NAME:TAG
     #[arg(value_name = "REF")]
     reference: String,
 }
@@ -73,7 +77,13 @@ pub fn run(engine: &Engine, args: Args, begin: Instant) -> Outcome {
                     size(row.bytes_total - row.bytes_local.min(row.bytes_total))
                 ));
             }
-            crate::cli::print(&format!("{name}@{image}\n"))?;
+            let text = match args.format {
+                Format::Table => format!("{name}@{image}\n"),
+                Format::Json => {
+                    format!("{:#}\n", serde_json::json!({"name": name, "digest": image, "complete": complete}))
+                }
+            };
+            crate::cli::print(&text)?;
             Ok(0)
         }
         other => Err(unexpected(&args.reference, &other)),
@@ -157,7 +167,7 @@ pub fn canonical(text: &str) -> Result<String, Failure> {
     let reference: Reference = text.parse().map_err(|e: towline_lazyfs::reference::NotAReference| {
         Error::new(Kind::BadInput, format!("reading image reference {text}"))
             .because(e)
-            .advise("write HOST/NAME:TAG or oci:DIR:TAG")
+            .advise("write HOST/NAME:TAG, oci:DIR:TAG, oci-archive:FILE:TAG or docker-archive:FILE:NAME:TAG")
     })?;
     let here = std::env::current_dir().map_err(|e| Error::io("reading", "the working directory", e))?;
     Ok(reference.absolute(Path::new(&here)).to_string())

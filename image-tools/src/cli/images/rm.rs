@@ -11,16 +11,30 @@ use crate::timeline::step::size;
 /// Flags of `images rm`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// An image that is not there is no failure
+    #[arg(short, long)]
+    force: bool,
+    /// Remove all images without a name, too
+    #[arg(long)]
+    dangling: bool,
     /// Names or digests
-    #[arg(required = true, value_name = "REF")]
+    #[arg(required_unless_present = "dangling", value_name = "REF")]
     images: Vec<String>,
 }
 
 /// Removes image names, and images with their last one.
 pub fn run(engine: &Engine, args: &Args) -> Outcome {
-    crate::cli::for_each(&args.images, |image| {
+    let mut wanted = args.images.clone();
+    if args.dangling {
+        let images = engine.db()?.images()?.into_iter().filter(|image| image.names.is_empty());
+        wanted.extend(images.map(|image| image.digest.to_string()));
+    }
+    crate::cli::for_each(&wanted, |image| {
         let known = engine.db()?.resolve(image)?.is_some();
         let name = if known { image.to_owned() } else { canonical(image)? };
+        if args.force && engine.db()?.resolve(&name)?.is_none() {
+            return Ok(());
+        }
         match engine.daemon()?.remove_image(&name)? {
             Reply::Removed { image_removed: true, bytes_freed } => {
                 crate::cli::print(&format!("{image}: removed, {} became free\n", size(bytes_freed)))
