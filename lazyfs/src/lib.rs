@@ -14,6 +14,7 @@ pub mod layer;
 pub mod layout;
 pub mod local;
 pub mod manifest;
+pub mod observe;
 pub mod profile;
 pub mod pull;
 pub mod reference;

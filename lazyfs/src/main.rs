@@ -15,6 +15,7 @@ use towline_lazyfs::error::{Error, Outcome, Result};
 use towline_lazyfs::fetch::FetchConfig;
 use towline_lazyfs::holder::systemd::Environment;
 use towline_lazyfs::holder::{Keeper, process};
+use towline_lazyfs::observe::serve::Place;
 
 /// Serves one store: fetches content on demand and in the background, and leaves when nothing is lazy any more.
 #[derive(Parser)]
@@ -40,6 +41,9 @@ enum Command {
         /// Takes the place of the towlined that runs, which leaves its FUSE trigger to this one: containers notice nothing.
         #[arg(long)]
         replace: bool,
+        /// Where metrics for Prometheus are served: ADDRESS:PORT or unix:/DIR/NAME [default: unix:STATE/metrics.sock]
+        #[arg(long, env = "TOWLINE_METRICS")]
+        metrics: Option<Place>,
     },
 }
 
@@ -49,10 +53,10 @@ fn main() -> ExitCode {
     if arguments.next().is_some_and(|verb| verb == "hold") {
         return hold(arguments.next().map(PathBuf::from), arguments.next());
     }
-    let Arguments { root, state, command: Command::Serve { fetch, replace } } = Arguments::parse();
+    let Arguments { root, state, command: Command::Serve { fetch, replace, metrics } } = Arguments::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("TOWLINE_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
-    match serve(Paths { root, state }, &fetch, replace) {
+    match serve(Paths { root, state }, &fetch, replace, metrics) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{}", error.one_line());
@@ -99,7 +103,7 @@ fn keeper(paths: &Paths) -> Keeper {
     }
 }
 
-fn serve(paths: Paths, fetch: &str, replace: bool) -> Result<()> {
+fn serve(paths: Paths, fetch: &str, replace: bool, metrics: Option<Place>) -> Result<()> {
     // First: nothing may be opened before the descriptors of the service manager are taken.
     let keeper = keeper(&paths);
     leave_session()?;
@@ -112,7 +116,7 @@ fn serve(paths: Paths, fetch: &str, replace: bool) -> Result<()> {
         .map_err(|e| Error::new(Outcome::Io, "starting threads").because(e))?;
     runtime.block_on(async {
         let ready = match FetchConfig::parse(fetch) {
-            Ok(config) => Ready::prepare(paths, Start { config, keeper, replace }).await,
+            Ok(config) => Ready::prepare(paths, Start { config, keeper, replace, metrics }).await,
             Err(error) => Err(error),
         };
         match ready {

@@ -4,6 +4,7 @@ mod exec;
 mod images;
 mod info;
 mod kill;
+mod lazy;
 mod logs;
 mod monitor;
 mod ps;
@@ -67,6 +68,9 @@ enum Verb {
     Version,
     /// Show where everything is, and what this machine can do
     Info(info::Args),
+    /// See what containers waited for while their images were fetched
+    #[command(subcommand)]
+    Lazy(lazy::Verb),
     /// Look after the store and its daemon
     #[command(subcommand)]
     System(system::Verb),
@@ -99,6 +103,7 @@ pub fn run(cli: Cli, begin: Instant) -> Outcome {
         Verb::Rm(args) => rm::run(&engine, &args),
         Verb::Version => version::run(&engine),
         Verb::Info(args) => info::run(&engine, &args),
+        Verb::Lazy(verb) => lazy::run(&engine, verb),
         Verb::System(verb) => system::run(&engine, verb),
         Verb::Monitor(args) => monitor::run(&engine, &args),
     }

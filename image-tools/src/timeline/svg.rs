@@ -94,12 +94,14 @@ fn chart(svg: &mut String, top: f64, marks: &[Mark], samples: &[(Duration, Progr
     }
 }
 
-fn text(svg: &mut String, x: f64, y: f64, attributes: &str, text: &str) {
+/// A line of text that begins at a point of its baseline.
+pub fn text(svg: &mut String, x: f64, y: f64, attributes: &str, text: &str) {
     writeln!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" {attributes}>{}</text>", escape(text))
         .expect("writing to a String cannot fail");
 }
 
-fn rect(svg: &mut String, (x, y): (f64, f64), (width, height): (f64, f64), fill: &str, title: &str) {
+/// A rectangle with a tooltip.
+pub fn rect(svg: &mut String, (x, y): (f64, f64), (width, height): (f64, f64), fill: &str, title: &str) {
     writeln!(
         svg,
         "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" fill=\"{fill}\"><title>{}</title></rect>",

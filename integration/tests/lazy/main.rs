@@ -26,6 +26,8 @@ mod metadata;
 #[cfg(test)]
 mod mount;
 #[cfg(test)]
+mod observe;
+#[cfg(test)]
 mod outage;
 #[cfg(test)]
 mod rig;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::protocol::{Command as Runs, Event, Hello, MAX_LINE, Message, Prepared, PullRequest, Reply, Request, VERSION};
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
+use crate::observe::Wait;
 use crate::store::create_private_dir;
 
 /// Where a store and its daemon live.
@@ -44,6 +45,16 @@ impl Paths {
     /// The socket of the process that keeps the trigger's device.
     pub fn holder(&self) -> PathBuf {
         self.state.join("holder.sock")
+    }
+
+    /// Where metrics are served by default.
+    pub fn metrics(&self) -> PathBuf {
+        self.state.join("metrics.sock")
+    }
+
+    /// The waits of programs that the last daemon saw.
+    pub fn waits(&self) -> PathBuf {
+        self.state.join("waits.json")
     }
 
     /// Where the FUSE trigger is mounted while something is lazy.
@@ -152,6 +163,23 @@ impl Client {
     /// Says what a container of `image` is about to run.
     pub fn ahead(&mut self, image: Digest, command: Runs) -> Result<()> {
         self.request(&Request::Ahead { image, command }, &mut |_| {}).map(drop)
+    }
+
+    /// The last waits of programs, oldest first: of the daemon that runs, else those that the last one left behind when it went.
+    pub fn waits(paths: &Paths) -> Result<Vec<Wait>> {
+        let Some(mut daemon) = Self::connect(paths)? else {
+            let path = paths.waits();
+            return match std::fs::read(&path) {
+                Ok(bytes) => serde_json::from_slice(&bytes)
+                    .map_err(|e| Error::new(Outcome::BadInput, format!("reading {}", path.display())).because(e)),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+                Err(e) => Err(Error::io("reading", path, e)),
+            };
+        };
+        match daemon.request(&Request::Waits, &mut |_| {})? {
+            Reply::Waits { waits } => Ok(waits),
+            other => Err(unexpected(&Request::Waits, &other)),
+        }
     }
 
     /// Serves the tree of `image` from user space at the absolute path `dir`.

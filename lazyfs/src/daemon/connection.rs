@@ -86,6 +86,7 @@ impl Connection {
             }
             Request::Prepare { image, container } => Ok(daemon.prepare(image, container).await.map(Reply::Prepared)),
             Request::Ahead { image, command } => Ok(daemon.ahead.command(image, command).map(|()| Reply::Ok)),
+            Request::Waits => Ok(Ok(Reply::Waits { waits: daemon.fetcher.observer().waits(|_| true) })),
             Request::MountTree { image, dir } => Ok(daemon.mount_tree(image, dir).await.map(|()| Reply::Ok)),
             Request::UnmountTree { dir } => Ok(daemon.unmount_tree(dir).await.map(|()| Reply::Ok)),
             Request::Release { container } => Ok(daemon.database.with(move |db| db.unpin(&container)).await.map(|()| Reply::Ok)),

@@ -9,6 +9,7 @@
 //! was killed.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Mutex;
@@ -28,6 +29,8 @@ pub struct Custody {
     paths: Paths,
     keeper: Arc<Keeper>,
     served: Mutex<Option<Served>>,
+    /// Whether somebody keeps the device at this moment.
+    held: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -40,7 +43,7 @@ struct Served {
 impl Custody {
     /// No trigger yet.
     pub fn new(paths: Paths, keeper: Keeper) -> Self {
-        Self { paths, keeper: Arc::new(keeper), served: Mutex::default() }
+        Self { paths, keeper: Arc::new(keeper), served: Mutex::default(), held: Arc::default() }
     }
 
     /// The device that an earlier daemon has left.
@@ -83,6 +86,11 @@ impl Custody {
         Ok(())
     }
 
+    /// Whether somebody keeps the device for the next daemon.
+    pub fn is_held(&self) -> bool {
+        self.held.load(Ordering::Relaxed)
+    }
+
     /// Takes the trigger away for good.
     pub async fn unmount(&self) -> Result<()> {
         match self.served.lock().await.take() {
@@ -114,11 +122,12 @@ impl Custody {
     fn served(&self, trigger: Trigger) -> Result<Served> {
         let kept = trigger.kept()?;
         let note = kept.note.clone();
-        Ok(Served { trigger, note, guard: tokio::spawn(guard(self.keeper.clone(), Arc::new(kept))) })
+        Ok(Served { trigger, note, guard: tokio::spawn(guard(self.keeper.clone(), Arc::new(kept), self.held.clone())) })
     }
 
     async fn end(&self, served: Served) -> Result<()> {
         served.guard.abort();
+        self.held.store(false, Ordering::Relaxed);
         // Its copy of the device must be closed when the trigger is.
         drop(served.guard.await);
         let unmounted = blocking("unmounting the FUSE trigger", move || served.trigger.unmount()).await;
@@ -136,15 +145,17 @@ async fn blocking<T: Send + 'static>(tried: &str, work: impl FnOnce() -> Result<
 }
 
 /// Keeps the device kept.
-async fn guard(keeper: Arc<Keeper>, kept: Arc<Kept>) {
+async fn guard(keeper: Arc<Keeper>, kept: Arc<Kept>, held: Arc<AtomicBool>) {
     let mut pause = PAUSE.0;
     loop {
         let (with, what) = (keeper.clone(), kept.clone());
         match blocking("leaving the FUSE trigger's device", move || with.keep(&what)).await {
-            Ok(None) => return,
+            Ok(None) => return held.store(true, Ordering::Relaxed),
             Ok(Some(bond)) => {
                 tracing::info!("a holder keeps the FUSE trigger's device");
+                held.store(true, Ordering::Relaxed);
                 let ended = gone(bond).await;
+                held.store(false, Ordering::Relaxed);
                 if !kept.is_alive() {
                     return;
                 }

@@ -1,7 +1,7 @@
 //! From a program that waits in the FUSE trigger to the fetcher and back.
 
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::io::Errno;
 use tokio::runtime::Handle;
@@ -9,6 +9,7 @@ use tokio::runtime::Handle;
 use crate::ahead::Ahead;
 use crate::digest::Digest;
 use crate::fetch::Fetcher;
+use crate::observe::What;
 use crate::store::Store;
 use crate::trigger::{Resolver, Ticket};
 
@@ -31,11 +32,12 @@ impl Demand {
     }
 
     async fn answer(&self, digest: Digest, ticket: Ticket) {
-        let begin = Instant::now();
+        let (begin, at, pid) = (Instant::now(), SystemTime::now(), ticket.caller());
         let local = match self.fetcher.demand(&digest).await {
             Ok(()) => self.store.cas().link_late(&digest),
             Err(error) => Err(error),
         };
+        self.fetcher.observer().waited(at, begin.elapsed(), pid, What::File(digest), local.as_ref().err());
         match local {
             Ok(()) => {
                 ticket.arrived();

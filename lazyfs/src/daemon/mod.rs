@@ -12,6 +12,7 @@
 //! | `demand` | from the FUSE trigger to the fetcher |
 //! | [`life`] | when to leave |
 //! | `sweep` | removing what no image names |
+//! | `visible` | what is seen of the daemon from outside: metrics, waits |
 //! | [`trees`] | whole trees served from user space |
 
 pub mod active;
@@ -27,3 +28,4 @@ pub mod protocol;
 pub mod server;
 mod sweep;
 pub mod trees;
+mod visible;

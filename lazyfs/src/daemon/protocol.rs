@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::error::{Error, Outcome};
 use crate::layer::LayerKind;
+use crate::observe::Wait;
 
 /// Version of this protocol; both sides must have the same, since they are installed together.
 pub const VERSION: u32 = 2;
@@ -55,6 +56,8 @@ pub enum Request {
         /// What runs.
         command: Command,
     },
+    /// The last waits of programs for content. [`Reply::Waits`].
+    Waits,
     /// Serves the tree of an image from user space at a directory, read-only, until [`Request::UnmountTree`]. [`Reply::Ok`].
     MountTree {
         /// Image name as it was pulled, or its digest.
@@ -281,6 +284,11 @@ pub enum Reply {
     },
     /// [`Request::Prepare`].
     Prepared(Prepared),
+    /// [`Request::Waits`], oldest first.
+    Waits {
+        /// For all images together.
+        waits: Vec<Wait>,
+    },
     /// [`Request::RemoveImage`].
     Removed {
         /// Whether the image itself went with its last name.

@@ -35,6 +35,7 @@ use crate::ahead::Ahead;
 use crate::error::{Error, Outcome, Result};
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::holder::Keeper;
+use crate::observe::serve::Place;
 use crate::pull::{self, LayerLocks, Sources};
 use crate::rootfs::probe::{self, Features, Mode};
 use crate::store::db::{Db, ImageRow, ImageState};
@@ -65,7 +66,7 @@ pub struct Daemon {
     /// Set once the trigger is unmounted for good, or left to a successor.
     pub(crate) farewell: watch::Sender<Option<Event>>,
     pulls: Arc<RwLock<()>>,
-    custody: Custody,
+    pub(super) custody: Custody,
     pub(super) trees: Trees,
     features: Features,
     /// Whether the trigger is left to a successor.
@@ -81,6 +82,8 @@ pub struct Start {
     pub keeper: Keeper,
     /// Takes the place of a daemon that runs.
     pub replace: bool,
+    /// Where metrics are served; `None`: on a socket in the state directory.
+    pub metrics: Option<Place>,
 }
 
 /// A daemon that is ready to serve.
@@ -94,7 +97,7 @@ pub struct Ready {
 impl Ready {
     /// Makes everything that can fail: after this, clients can connect.
     pub async fn prepare(paths: Paths, start: Start) -> Result<Self> {
-        let Start { config, keeper, replace } = start;
+        let Start { config, keeper, replace, metrics } = start;
         create_private_dir(&paths.state)?;
         create_private_dir(&paths.root)?;
         let contender = if replace { ask_to_leave(&paths).await? } else { Contender::Plain };
@@ -132,6 +135,7 @@ impl Ready {
         daemon.resume().await?;
         daemon.take_over(kept).await?;
         daemon.resume_trees().await?;
+        daemon.serve_metrics(metrics).await?;
         let listener = listen(&daemon.paths.socket())?;
         Ok(Self { daemon, listener, beginning })
     }
@@ -165,6 +169,7 @@ impl Ready {
             }
         }
         beginning.abort();
+        daemon.leave_waits();
         drop(listener);
         std::fs::remove_file(daemon.paths.socket()).map_err(|e| Error::io("removing", daemon.paths.socket(), e))?;
         daemon.leave_trees(daemon.hands_over.load(Ordering::Relaxed)).await;

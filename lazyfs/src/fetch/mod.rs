@@ -68,6 +68,7 @@ pub use obstacle::Obstacle;
 use crate::daemon::protocol::Progress;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
+use crate::observe::Observer;
 use crate::store::Store;
 use backoff::Backoff;
 use gate::Gate;
@@ -77,6 +78,7 @@ use piece::PieceId;
 
 /// Fetches for all attached images. Its functions are to be called in a tokio runtime with several threads.
 pub struct Fetcher {
+    observer: Arc<Observer>,
     store: Arc<Store>,
     config: FetchConfig,
     images: Mutex<Vec<Arc<Image>>>,
@@ -94,6 +96,7 @@ impl Fetcher {
     pub fn new(store: Arc<Store>, config: FetchConfig) -> Arc<Self> {
         let (demands, aheads) = (Semaphore::new(config.demand_parallel), Semaphore::new(config.ahead));
         Arc::new(Self {
+            observer: Arc::default(),
             store,
             config,
             images: Mutex::default(),
@@ -103,6 +106,11 @@ impl Fetcher {
             aheads,
             gaps: Mutex::default(),
         })
+    }
+
+    /// Sees what is fetched, and who waited.
+    pub fn observer(&self) -> &Arc<Observer> {
+        &self.observer
     }
 
     /// Makes the content of an image available to [`Fetcher::demand`]. An image that is attached already is replaced, with what was

@@ -24,6 +24,7 @@ use super::inflight::{Claim, Control, Landing, Origin};
 use super::piece::PieceId;
 use super::span::cut;
 use crate::error::{Error, Outcome, Result};
+use crate::observe;
 use crate::source::ByteStream;
 
 /// Portions between network and decoder. A portion is what one read from a connection gave, some tens of kilobytes.
@@ -188,16 +189,25 @@ impl<'a> Course<'a> {
     }
 
     fn count(&self, start: u64, len: u64) {
-        let image = &self.transfer.image;
         let Range { start: from, end } = self.transfer.demand;
         let demanded = (start + len).min(end).saturating_sub(start.max(from));
         match self.transfer.origin {
             Origin::Demand => {
-                image.count_fetched(Origin::Demand, demanded);
-                image.count_fetched(Origin::Readahead, len - demanded);
+                self.counted(Origin::Demand, demanded);
+                self.counted(Origin::Readahead, len - demanded);
             }
-            other => image.count_fetched(other, len),
+            other => self.counted(other, len),
         }
+    }
+
+    fn counted(&self, origin: Origin, bytes: u64) {
+        self.transfer.image.count_fetched(origin, bytes);
+        let seen = match origin {
+            Origin::Demand => observe::Origin::Demand,
+            Origin::Readahead => observe::Origin::Prefetch,
+            Origin::Background => observe::Origin::Background,
+        };
+        self.fetcher.observer.fetched(seen, bytes);
     }
 }
 

@@ -3,6 +3,7 @@
 //! The counterpart of [`super::write`] for every field. What an image has that would mean something to overlayfs stands escaped in the
 //! tree; here it is as the image has it, since nothing but the program looks at it.
 
+use std::collections::{HashMap, HashSet};
 use std::os::unix::ffi::OsStrExt as _;
 
 use super::format::{BLOCK, SLOT};
@@ -103,6 +104,25 @@ impl StoredTree {
     /// Digest of the content of a regular file; `None` for an empty one and for anything else.
     pub fn content(&self, nid: Nid) -> Option<Digest> {
         self.digest(&self.inode(nid.0).filter(Inode::is_file)?)
+    }
+
+    /// For each content a path that names it, without a slash at the beginning.
+    pub fn paths(&self) -> HashMap<Digest, Vec<u8>> {
+        let mut paths = HashMap::new();
+        let mut seen = HashSet::from([self.root()]);
+        let mut pending = vec![(self.root(), Vec::new())];
+        while let Some((directory, path)) = pending.pop() {
+            for entry in self.list(directory).unwrap_or_default() {
+                let path = if path.is_empty() { entry.name.clone() } else { [&path, &b"/"[..], &entry.name].concat() };
+                match entry.kind {
+                    _ if matches!(&*entry.name, b"." | b"..") => {}
+                    0o040_000 if seen.insert(entry.nid) => pending.push((entry.nid, path)),
+                    0o100_000 => drop(self.content(entry.nid).map(|content| paths.entry(content).or_insert(path))),
+                    _ => {}
+                }
+            }
+        }
+        paths
     }
 
     /// Extended attributes as the image has them: whole names, and values.
