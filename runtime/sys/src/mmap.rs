@@ -71,6 +71,35 @@ unsafe impl Send for MappedFile {}
 // SAFETY: as above; shared references only read.
 unsafe impl Sync for MappedFile {}
 
+/// Bytes of a page.
+pub fn page_size() -> usize {
+    // SAFETY: sysconf takes no pointers and changes nothing.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(size).expect("Linux always has a page size")
+}
+
+/// Which pages of the first `len` bytes of a file are in the page cache (mincore(2)): one entry a page, where bit 0 counts. The kernel says
+/// the truth to the file's owner and to whoever may write to it; for others all pages are in it. The file may change meanwhile.
+pub fn resident_pages(file: impl AsFd, len: usize) -> io::Result<Vec<u8>> {
+    if len == 0 {
+        return Ok(Vec::new());
+    }
+    let mut pages = vec![0; len.div_ceil(page_size())];
+    // SAFETY: a new mapping at an address of the kernel's choice touches no memory of this process; the result is checked, and nobody
+    // gets the address to read through it.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_NONE, libc::MAP_SHARED, file.as_fd().as_raw_fd(), 0) };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `start` is the mapping of `len` bytes from above, and `pages` has a byte for each of its pages.
+    let asked = unsafe { libc::mincore(start, len, pages.as_mut_ptr()) };
+    let asked = if asked == 0 { Ok(pages) } else { Err(io::Error::last_os_error()) };
+    // SAFETY: the mapping was made above with this address and length, and nothing refers to it.
+    let unmapped = unsafe { libc::munmap(start, len) };
+    debug_assert_eq!(unmapped, 0, "munmap of a mapping of our own fails only for wrong arguments");
+    asked
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,6 +112,16 @@ mod tests {
         let mapped = MappedFile::map(&file).unwrap();
         drop(file);
         assert_eq!(&mapped[..], b"towline ".repeat(10_000));
+    }
+
+    #[test]
+    fn pages_that_were_written_are_in_the_cache() {
+        let mut file = tempfile::tempfile().unwrap();
+        let page = page_size();
+        file.write_all(&vec![1; 3 * page + 1]).unwrap();
+        let resident = resident_pages(&file, 3 * page + 1).unwrap();
+        assert_eq!(resident.iter().map(|page| page & 1).collect::<Vec<_>>(), [1; 4]);
+        assert!(resident_pages(&file, 0).unwrap().is_empty());
     }
 
     #[test]
