@@ -129,9 +129,10 @@ fn fetched(progress: &Progress) -> String {
     let total = progress.bytes_total.max(1);
     let percent = progress.fetched() as f64 * 100.0 / total as f64;
     format!(
-        "{} fetched of {} ({percent:.1} %): {} for {} on demand, {} beside them, {} in the background, {} of indexes",
+        "{} fetched of {} ({percent:.1} %): {} by the profile, {} for {} on demand, {} beside them, {} in the background, {} of indexes",
         size(progress.fetched()),
         size(progress.bytes_total),
+        size(progress.fetched_prefetch),
         size(progress.fetched_demand),
         count(progress.demanded_files, "file"),
         size(progress.fetched_readahead),
@@ -186,7 +187,7 @@ mod tests {
         };
         assert_eq!(
             Step::FirstOutput { fetched: Some(progress) }.detail(),
-            "50.0 kB fetched of 1.0 MB (5.0 %): 40.0 kB for 1 file on demand, 0 B beside them, 0 B in the background, 10.0 kB of indexes"
+            "50.0 kB fetched of 1.0 MB (5.0 %): 0 B by the profile, 40.0 kB for 1 file on demand, 0 B beside them, 0 B in the background, 10.0 kB of indexes"
         );
         assert_eq!(Step::Manifest { layers: 2, bytes: 1500 }.detail(), "2 layers, 1.5 kB compressed");
     }

@@ -193,6 +193,15 @@ impl Client {
         self.request(&Request::UnmountTree { dir: dir.to_owned() }, &mut |_| {}).map(drop)
     }
 
+    /// Pushes the access profile of `image` to where the image came from; digest of the artifact there.
+    pub fn push_profile(&mut self, image: Digest) -> Result<Digest> {
+        let request = Request::PushProfile { image };
+        match self.request(&request, &mut |_| {})? {
+            Reply::Pushed { artifact } => Ok(artifact),
+            other => Err(unexpected(&request, &other)),
+        }
+    }
+
     /// Ends the pin of `container`.
     pub fn release(&mut self, container: &str) -> Result<()> {
         self.request(&Request::Release { container: container.to_owned() }, &mut |_| {}).map(drop)

@@ -89,6 +89,9 @@ impl Connection {
             Request::Waits => Ok(Ok(Reply::Waits { waits: daemon.fetcher.observer().waits(|_| true) })),
             Request::MountTree { image, dir } => Ok(daemon.mount_tree(image, dir).await.map(|()| Reply::Ok)),
             Request::UnmountTree { dir } => Ok(daemon.unmount_tree(dir).await.map(|()| Reply::Ok)),
+            Request::PushProfile { image } => {
+                Ok(pull::profiles::push_of(&daemon, image).await.map(|artifact| Reply::Pushed { artifact }))
+            }
             Request::Release { container } => Ok(daemon.database.with(move |db| db.unpin(&container)).await.map(|()| Reply::Ok)),
             Request::Watch { image } => {
                 self.stay = None;

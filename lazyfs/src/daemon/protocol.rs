@@ -70,6 +70,11 @@ pub enum Request {
         /// The same path.
         dir: PathBuf,
     },
+    /// Pushes the access profile of an image to where the image came from. [`Reply::Pushed`].
+    PushProfile {
+        /// The image.
+        image: Digest,
+    },
     /// Ends the pin of a container; not an error where there is none. [`Reply::Ok`].
     Release {
         /// The container.
@@ -242,6 +247,9 @@ pub struct Progress {
     pub fetched_demand: u64,
     /// Compressed bytes received since they lie beside what a program waited for.
     pub fetched_readahead: u64,
+    /// Compressed bytes received because an access profile names them.
+    #[serde(default)]
+    pub fetched_prefetch: u64,
     /// Compressed bytes received in the background.
     pub fetched_background: u64,
     /// Bytes received of manifests, configurations and indexes.
@@ -261,7 +269,7 @@ impl Progress {
 
     /// All bytes received for the image.
     pub fn fetched(&self) -> u64 {
-        self.fetched_demand + self.fetched_readahead + self.fetched_background + self.fetched_index
+        self.fetched_demand + self.fetched_readahead + self.fetched_prefetch + self.fetched_background + self.fetched_index
     }
 }
 
@@ -281,6 +289,11 @@ pub enum Reply {
         complete: bool,
         /// Whether a source had to be asked.
         fetched: bool,
+    },
+    /// [`Request::PushProfile`].
+    Pushed {
+        /// Digest of the artifact's manifest.
+        artifact: Digest,
     },
     /// [`Request::Prepare`].
     Prepared(Prepared),

@@ -36,6 +36,8 @@ pub struct FetchConfig {
     pub prefetch_idle: Duration,
     /// Size of such a prefetch, and of one part of a directory in which programs wait; 0: neither.
     pub prefetch: u64,
+    /// Requests for what an access profile names that run at the same time.
+    pub prefetch_parallel: usize,
     /// Bytes between two wanted parts that are fetched along rather than starting another request.
     pub hole: u64,
     /// How much of a background request is still let through when a program begins to wait.
@@ -64,6 +66,7 @@ impl Default for FetchConfig {
             background_max: 4 << 20,
             prefetch_idle: Duration::from_millis(4),
             prefetch: 96 << 10,
+            prefetch_parallel: 6,
             hole: 16 << 10,
             yield_bytes: 64 << 10,
             patience: Duration::from_secs(60),
@@ -111,6 +114,7 @@ impl FetchConfig {
             "background_max" => self.background_max = number()?.max(4096),
             "prefetch_idle" => self.prefetch_idle = time()?,
             "prefetch" => self.prefetch = number()?,
+            "prefetch_parallel" => self.prefetch_parallel = usize::try_from(number()?.clamp(1, 64)).expect("at most 64"),
             "hole" => self.hole = number()?,
             "yield_bytes" => self.yield_bytes = number()?,
             "patience" => self.patience = time()?,

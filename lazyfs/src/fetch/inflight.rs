@@ -19,6 +19,8 @@ pub(super) enum Origin {
     Demand,
     /// It lies near what a program waited for.
     Readahead,
+    /// A profile says that a program will read it.
+    Prefetch,
     /// The image is to become local.
     Background,
 }

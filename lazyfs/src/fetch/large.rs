@@ -137,7 +137,7 @@ impl Fetcher {
             }
         }
         let wanted: BTreeSet<usize> = claims.keys().copied().collect();
-        if origin == Origin::Demand {
+        if origin == Origin::Demand && !image.is_guided(!claims.is_empty()) {
             self.read_on(image, number, range, &control, &mut claims);
         }
         for transfer in self.spans(image, number, claims, &wanted, origin, &control) {
@@ -170,7 +170,7 @@ impl Fetcher {
     }
 
     /// The transfers for these pieces: as few as their places in the blob allow.
-    fn spans(
+    pub(super) fn spans(
         &self,
         image: &Arc<Image>,
         number: usize,
@@ -198,7 +198,7 @@ impl Fetcher {
                 (Some(first), Some(last)) => layer.extents[*first].start..layer.extents[*last].end,
                 _ => 0..0,
             };
-            let origin = if demanded.is_empty() { Origin::Readahead } else { origin };
+            let origin = if demanded.is_empty() && origin == Origin::Demand { Origin::Readahead } else { origin };
             let ids = demanded.iter().map(id).collect();
             let transfer = self.make(image, number, parts, taken, origin, Arc::clone(control));
             transfers.push(Transfer { wanted: ids, demand, ..transfer });

@@ -13,6 +13,7 @@
 //! |----------|------|
 //! | schedule | who fetches what and when: demand, readahead, background |
 //! | large    | demands for bytes of large files |
+//! | prefetch | what an access profile names |
 //! | reads    | where programs read in large files, and how far to read ahead (pure) |
 //! | local    | large files that are here in the other form |
 //! | piece    | what is fetched as one |
@@ -47,6 +48,7 @@ mod large;
 mod local;
 mod obstacle;
 mod piece;
+mod prefetch;
 mod reads;
 mod runs;
 mod schedule;

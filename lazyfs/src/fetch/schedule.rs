@@ -3,6 +3,7 @@
 //! ```text
 //! demand      at once; one request per file, extended to small files before and to what is behind it; a few at a time; of large files only
 //!             what a program reads (large)
+//! prefetch    what a profile of the image names, in its order, over several connections; nothing is guessed meanwhile
 //! ahead       at once: files that a program is known to open next
 //! runs        directories in which programs open one file after the other, one part after the other, beside demands
 //! readahead   places where programs just waited are fetched further once nobody has waited for a moment
@@ -112,7 +113,8 @@ impl Fetcher {
         // Twice near each other is chance, more is a program that walks a directory.
         let least = (self.config.readahead << heat.saturating_sub(2)).min(self.config.readahead_max.max(self.config.readahead));
         // A file that is larger than that keeps the line busy for longer than a round trip by itself.
-        let window = least.saturating_sub(size);
+        let is_guided = image.is_guided(true);
+        let window = if is_guided { 0 } else { least.saturating_sub(size) };
         let from = if window > 0 { self.begin_before(image, layer, nth) } else { wanted.start };
         let limits = Limits { budget: wanted.end - from + window, hole: self.config.hole };
         let mut first = Some(claim);
@@ -135,7 +137,9 @@ impl Fetcher {
         let transfer = self.make(image, layer, parts, claims, Origin::Demand, control);
         let end = transfer.segments.last().map_or(wanted.end, |segment| segment.range().end);
         image.cooled(layer, wanted.end, end);
-        image.runs.waited(layer, nth, wanted.end);
+        if !is_guided {
+            image.runs.waited(layer, nth, wanted.end);
+        }
         image.heated.notify_waiters();
         let id = image.layers[layer].pieces[nth].id(&image.layers[layer].record.digest);
         Transfer { wanted: vec![id], demand: wanted, ..transfer }

@@ -1,6 +1,7 @@
 //! The fetcher against a source that misbehaves on command.
 
 mod large;
+mod prefetch;
 mod rig;
 
 use std::ops::Range;

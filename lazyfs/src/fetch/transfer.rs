@@ -204,7 +204,7 @@ impl<'a> Course<'a> {
         self.transfer.image.count_fetched(origin, bytes);
         let seen = match origin {
             Origin::Demand => observe::Origin::Demand,
-            Origin::Readahead => observe::Origin::Prefetch,
+            Origin::Readahead | Origin::Prefetch => observe::Origin::Prefetch,
             Origin::Background => observe::Origin::Background,
         };
         self.fetcher.observer.fetched(seen, bytes);

@@ -10,21 +10,24 @@
 //! next garbage collection removes and the next pull of the same image uses.
 
 mod layers;
+pub mod profiles;
 pub mod sources;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::JoinHandle;
 
 use crate::daemon::active::End;
 use crate::daemon::protocol::{Event, LayerSummary, PullPolicy, PullRequest, PullUntil, Reply};
 use crate::daemon::server::Daemon;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
-use crate::fetch::ImageContent;
+use crate::fetch::{Fetcher, ImageContent};
 use crate::layer::LayerKind;
 use crate::manifest::{self, Config, Document, Manifest, Platform};
+use crate::profile::Profile;
 use crate::reference::Reference;
 use crate::source::{RawManifest, Source};
 use crate::store::Store;
@@ -76,7 +79,8 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
     if request.policy == PullPolicy::Missing
         && let Some(row) = known(daemon, &name).await?
     {
-        return finish(daemon, row, name, request.until, None, &events).await;
+        let profile = tokio::spawn(profiles::find(daemon.clone(), None, row.digest));
+        return finish(daemon, row, name, request.until, None, profile, &events).await;
     }
     if let (Some(credentials), Reference::Registry(registry)) = (&request.credentials, &reference) {
         daemon.sources.keep(registry, credentials.clone())?;
@@ -89,6 +93,8 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
     let pulling = daemon.pulling().await;
     let (raw, manifest) = resolve(source.as_ref(), &reference.selector(), &platform).await?;
     let manifest_bytes = raw.bytes.len() as u64;
+    let annotated = Some((source.clone(), manifest.annotations.clone()));
+    let profile = tokio::spawn(profiles::find(daemon.clone(), annotated, raw.digest));
     let (row, index_bytes) = match daemon.database.with(move |db| db.image(&raw.digest)).await? {
         Some(row) if row.state != ImageState::Poisoned && daemon.store.image(&row.digest).exist() => {
             keep_manifest(daemon, &raw)?;
@@ -103,7 +109,7 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
         }
     };
     drop(pulling);
-    finish(daemon, row, name, request.until, Some(manifest_bytes + index_bytes), &events).await
+    finish(daemon, row, name, request.until, Some(manifest_bytes + index_bytes), profile, &events).await
 }
 
 /// Keeps the manifest byte for byte, so that the image can be pushed as what it is.
@@ -223,6 +229,7 @@ async fn finish(
     name: String,
     until: PullUntil,
     received: Option<u64>,
+    profile: JoinHandle<Option<Profile>>,
     events: &Events,
 ) -> Result<Reply> {
     let image = row.digest;
@@ -236,6 +243,7 @@ async fn finish(
     let begin = Instant::now();
     let mut view = daemon.active.attach(content, stay);
     if until == PullUntil::Startable {
+        tokio::spawn(prefetch(daemon.fetcher.clone(), image, profile));
         return pulled(false);
     }
     loop {
@@ -259,6 +267,15 @@ async fn finish(
             _ = view.end.changed() => {}
             () = tokio::time::sleep(Duration::from_millis(100)) => {}
         }
+    }
+}
+
+/// Fetches what the profile names as soon as both are there.
+async fn prefetch(fetcher: Arc<Fetcher>, image: Digest, profile: JoinHandle<Option<Profile>>) {
+    match profile.await {
+        Ok(Some(profile)) => fetcher.prefetch(&image, &profile).await,
+        Ok(None) => {}
+        Err(error) => tracing::warn!("looking for the access profile of {image}: {error}"),
     }
 }
 

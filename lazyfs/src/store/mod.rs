@@ -6,6 +6,7 @@
 //! ROOT/indexes/<layer digest>  what a layer contains, kept so that the next image with that layer need not ask for it
 //! ROOT/gaps/<layer digest>     parts of a blob that belong to no file, kept until the layer is verified (fetch::gaps)
 //! ROOT/big/<layer digest>.*    large files that are not here as a whole (big)
+//! ROOT/profiles/<digest>       what programs of an image read while they start (profiles)
 //! ROOT/db                      names, states, pins (db)
 //! ```
 //!
@@ -20,6 +21,7 @@ pub mod content;
 pub mod db;
 pub mod image;
 pub mod patch;
+pub mod profiles;
 
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::DirBuilderExt as _;
@@ -67,6 +69,11 @@ impl Store {
     /// The files of an image.
     pub fn image(&self, image: &Digest) -> ImageFiles {
         ImageFiles::of(&self.root, image)
+    }
+
+    /// The access profiles.
+    pub fn profiles(&self) -> profiles::Profiles {
+        profiles::Profiles::of(&self.root)
     }
 
     /// Where the index of a layer is kept.

@@ -1,0 +1,68 @@
+//! What an access profile names.
+
+use super::super::*;
+use super::rig::{Rig, noise, rig};
+use crate::profile::{Access, Profile};
+
+const LARGE: usize = 3_000_000;
+
+fn access(rig: &Rig, nth: usize, ranges: &[(u64, u64)]) -> Access {
+    let digest = rig.files[nth].0;
+    let size = rig.table.lookup(&digest).unwrap().size;
+    match ranges {
+        [] => Access::whole(digest, format!("/{nth}"), size, 0),
+        ranges => Access::of(digest, format!("/{nth}"), size, 0, ranges.iter().map(|(start, end)| *start..*end)),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_profile_names_is_fetched_and_nothing_else() {
+    let sizes = [1000, LARGE, 1000, 200_000, 1000, 300_000];
+    let rig = rig(&sizes, "readahead=1000000,readbehind=24000,prefetch=96000,hole=0,background_idle=1");
+    let unknown = Access::whole(Digest::of(b"of another version"), "/other".into(), 10, 0);
+    let named = [access(&rig, 5, &[]), access(&rig, 1, &[(1_500_000, 1_600_000), (0, 10)]), unknown, access(&rig, 0, &[])];
+    rig.fetcher.prefetch(&rig.image, &Profile::new(rig.image, 1, named)).await;
+    assert_eq!(rig.local(), [0, 5]);
+    assert!(rig.has(1, 1_500_000..1_600_000) && rig.has(1, 0..16_384) && !rig.has(1, 1_700_000..1_700_001));
+    let chunks = rig.chunks(1);
+    let asked: u64 = [&chunks[0], &chunks[14], &chunks[15], &rig.files[0].1, &rig.files[5].1]
+        .iter()
+        .map(|range| range.end - range.start)
+        .sum();
+    // The range is widened to clusters, so that it may touch the chunk behind it.
+    let more = chunks[16].end - chunks[16].start;
+    let progress = rig.progress();
+    assert!((asked - 100_000..=asked + more).contains(&progress.fetched_prefetch), "{progress:?}, {asked} were named");
+    assert_eq!(progress.fetched(), progress.fetched_prefetch);
+    assert!(rig.read(1, 1_500_000..1_500_100).await.unwrap() == noise(LARGE, 2)[1_500_000..1_500_100]);
+    assert_eq!(rig.progress(), progress, "what is here was fetched again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_guessed_while_a_profile_is_in_force() {
+    let rig = Arc::new(rig(&[1000; 40], "readahead=6000,readbehind=0,prefetch=0,hole=200"));
+    let profile = Profile::new(rig.image, 600_000, [access(&rig, 30, &[])]);
+    let guided = {
+        let (rig, profile) = (Arc::clone(&rig), profile.clone());
+        tokio::spawn(async move { rig.fetcher.prefetch(&rig.image, &profile).await })
+    };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while rig.local() != [30] {
+        assert!(Instant::now() < deadline, "{:?} are local", rig.local());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    rig.demand(1).await.unwrap();
+    assert_eq!(rig.local(), [1, 30], "something was guessed");
+    // The same once more has nothing to do.
+    rig.fetcher.prefetch(&rig.image, &profile).await;
+    for nth in 2..20 {
+        rig.demand(nth).await.unwrap();
+    }
+    rig.demand(21).await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !rig.local().contains(&22) {
+        assert!(Instant::now() < deadline, "a profile that foretells nothing is still believed: {:?}", rig.local());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    guided.abort();
+}
