@@ -8,9 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use towline_lazyfs::daemon::protocol::{Prepared, PullPolicy, PullUntil, Reply};
+use towline_lazyfs::digest::Digest;
 use towline_lazyfs::error::{Error, Outcome as Kind};
 use towline_lazyfs::rootfs::plan::{RootPlan, Writable};
 use towline_lazyfs::store::db::ImageState;
+use towline_lazyfs::store::profiles::Profiles;
 
 use super::images::pull::{SourceArgs, canonical, unexpected};
 use crate::container::process::Process;
@@ -21,7 +23,7 @@ use crate::engine::Engine;
 use crate::failure::{Failure, Outcome};
 use crate::image;
 use crate::monitor::handle::Monitor;
-use crate::monitor::protocol::{Order, Report};
+use crate::monitor::protocol::{Order, Recording, Report};
 use crate::relay::console::RawMode;
 use crate::relay::process::Signals;
 use crate::spec::process::{Changes, Plan};
@@ -60,6 +62,10 @@ pub struct Args {
     /// Show each step with its time, until the pull is complete and towlined is gone; with a file, also as a picture
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "", value_name = "FILE.svg")]
     timeline: Option<String>,
+    /// Record which files the start reads, even if that is known; the next start fetches them in that order. With a file, write it there
+    /// too
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "", value_name = "FILE")]
+    record_profile: Option<std::path::PathBuf>,
     /// How to show progress
     #[arg(long, value_enum, default_value = "auto", value_name = "STYLE")]
     progress: Style,
@@ -201,7 +207,21 @@ fn make(
         remove_at_exit: args.rm,
     };
     write_json(&dirs.record(), &record)?;
-    Ok((record, Order { root, lazy }))
+    let recording = recording(engine, args, &image)?;
+    Ok((record, Order { root, lazy, record: recording }))
+}
+
+/// How to record the start: where the user wants it, and where nothing is known of the image.
+fn recording(engine: &Engine, args: &Args, image: &Digest) -> Result<Option<Recording>, Failure> {
+    Ok(match &args.record_profile {
+        None if Profiles::of(&engine.paths.root).has(image) => None,
+        None => Some(Recording::default()),
+        Some(file) if file.as_os_str().is_empty() => Some(Recording { asked: true, also: None }),
+        Some(file) => {
+            let also = std::path::absolute(file).map_err(|e| Error::io("reading", "the working directory", e))?;
+            Some(Recording { asked: true, also: Some(also) })
+        }
+    })
 }
 
 /// Takes away what was made before the monitor would have.

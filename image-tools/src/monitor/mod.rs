@@ -13,6 +13,7 @@
 pub mod handle;
 mod journal;
 pub mod protocol;
+mod recorder;
 mod watch;
 
 use std::os::fd::AsFd;
@@ -39,6 +40,7 @@ use crate::spec::rootdir::RootDir;
 use crate::spec::{bundle, capabilities, etc, user};
 use journal::Journal;
 use protocol::{Order, Report};
+use recorder::{Recorder, Subject};
 
 /// Runs container `id` from its record. The exit code is for nobody: what matters is reported.
 pub fn run(engine: &Engine, id: &str) -> Result<u8> {
@@ -112,6 +114,7 @@ impl Life<'_> {
     fn live(self, signals: &Signals, user: User) -> Result<(), Failure> {
         let mut state = self.begin()?;
         self.mount()?;
+        let recorder = self.record();
         self.write_bundle()?;
         let (ward, ours) = self.create()?;
         let streams = Streams::carry(ours, user, &self.tap())?;
@@ -129,6 +132,9 @@ impl Life<'_> {
         });
         if let Err(e) = streams.finish() {
             self.journal.note(&e.one_line());
+        }
+        if let Some(recorder) = recorder {
+            recorder.finish();
         }
         self.end(code);
         Ok(())
@@ -157,6 +163,18 @@ impl Life<'_> {
         mount::mount(&self.order.root, &self.dirs.rootfs())?;
         self.reporter.say(&Report::Mounted);
         Ok(())
+    }
+
+    /// Begins to record what the start reads, where that is wanted. It is no reason for a container not to start.
+    fn record(&self) -> Option<Recorder> {
+        let wanted = self.order.record.clone()?;
+        let (image, store) = (self.record.image, self.engine.paths.root.clone());
+        let forgotten = if wanted.asked { recorder::forget_pages(&store, &image) } else { Ok(()) };
+        let is_cold = wanted.asked && forgotten.is_ok();
+        let tree = self.order.root.tree.clone();
+        let subject = Subject { image, tree, rootfs: self.dirs.rootfs(), store, also: wanted.also, is_cold };
+        let started = forgotten.and_then(|()| Recorder::start(subject, self.journal.clone()));
+        started.inspect_err(|e| self.journal.note(&e.one_line())).ok()
     }
 
     fn write_bundle(&self) -> Result<()> {

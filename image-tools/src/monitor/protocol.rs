@@ -30,6 +30,18 @@ pub struct Order {
     pub root: RootPlan,
     /// Whether content may still be missing.
     pub lazy: bool,
+    /// How the start is recorded, if it is.
+    pub record: Option<Recording>,
+}
+
+/// How a start is recorded.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recording {
+    /// Whether the user asked for it: then it may cost time.
+    pub asked: bool,
+    /// Where the profile is written to besides the store.
+    pub also: Option<std::path::PathBuf>,
 }
 
 /// What the monitor has to say.

@@ -10,6 +10,7 @@ mod inspect;
 mod ls;
 mod mount;
 mod optimize;
+mod profile;
 mod progress;
 pub mod pull;
 mod push;
@@ -58,6 +59,8 @@ pub enum Verb {
     /// List images
     #[command(visible_alias = "list")]
     Ls(ls::Args),
+    /// Show, export, import or push what programs of an image read while they start
+    Profile(profile::Args),
     /// Remove images
     Rm(rm::Args),
     /// Mount an image at a directory, to look into it; without arguments, list what is mounted
@@ -84,6 +87,7 @@ pub fn run(engine: &Engine, verb: Verb, begin: Instant) -> Outcome {
         Verb::Verify(args) => verify::run(engine, &args),
         Verb::Diff(args) => diff::run(engine, &args),
         Verb::Ls(args) => ls::run(engine, &args),
+        Verb::Profile(args) => profile::run(engine, &args),
         Verb::Rm(args) => rm::run(engine, &args),
         Verb::Mount(args) => mount::run(engine, &args, begin),
         Verb::Unmount(args) => unmount::run(engine, &args),

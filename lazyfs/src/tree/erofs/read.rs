@@ -142,11 +142,6 @@ impl StoredTree {
         Some(FoundFile { path, digest, size: inode.size, large: inode.has_indexes() })
     }
 
-    /// Whether the file at `path` is a large one that is read by clusters from the devices of its layer, and not from an object.
-    pub fn is_on_devices(&self, path: &[u8]) -> bool {
-        self.walk(path).is_some_and(|(inode, _)| inode.is_file() && inode.has_indexes())
-    }
-
     /// Calls `visit` with each regular file that has content.
     pub fn for_each_file(&self, visit: &mut dyn FnMut(VisitedFile)) {
         self.for_each(&mut |directory, _, inode| {
