@@ -60,7 +60,7 @@ impl Towline {
     /// The same, fetching nothing but what is asked for: nothing ahead, no background fetch.
     #[must_use]
     pub fn demand_only(self) -> Self {
-        self.with_env("TOWLINE_FETCH", "readahead=0,ahead=0,background=off")
+        self.with_env("TOWLINE_FETCH", "readahead=0,read-window=0,ahead=0,background=off")
     }
 
     /// A directory of the sandbox for the test's own files.
