@@ -48,6 +48,8 @@ const ORDER: usize = 4;
 const FLAG_ZEROS: u32 = 1;
 const KIND_ZSTD_CHUNKED: u32 = 1;
 const KIND_STREAM: u32 = 2;
+const KIND_ESTARGZ: u32 = 3;
+const KIND_GZIP_SEEK: u32 = 4;
 const NO_PLACE: u64 = u64::MAX;
 
 /// An open mapping table. Cheap to share; all functions are look-ups without I/O but for page faults.
@@ -243,6 +245,8 @@ impl Table {
         let kind = match fields.u32()? {
             KIND_ZSTD_CHUNKED => LayerKind::ZstdChunked,
             KIND_STREAM => LayerKind::Stream,
+            KIND_ESTARGZ => LayerKind::Estargz,
+            KIND_GZIP_SEEK => LayerKind::GzipSeek,
             _ => return None,
         };
         let (first, count, first_large, count_large) = (fields.u32()?, fields.u32()?, fields.u32()?, fields.u32()?);

@@ -40,6 +40,9 @@ pub struct FetchConfig {
     pub prefetch_parallel: usize,
     /// Bytes between two wanted parts that are fetched along rather than starting another request.
     pub hole: u64,
+    /// Whether indexes of layers that somebody pushed beside an image are used. They are trusted as much as the image's tag: to be left alone where
+    /// images are pinned because the repository is not trusted.
+    pub referrers: bool,
     /// How much of a background request is still let through when a program begins to wait.
     pub yield_bytes: u64,
     /// How long a request that waits for the whole image bears failures that may pass.
@@ -68,6 +71,7 @@ impl Default for FetchConfig {
             prefetch: 96 << 10,
             prefetch_parallel: 6,
             hole: 16 << 10,
+            referrers: true,
             yield_bytes: 64 << 10,
             patience: Duration::from_secs(60),
             backoff_first: Duration::from_millis(100),
@@ -102,13 +106,8 @@ impl FetchConfig {
             "demand_parallel" => self.demand_parallel = usize::try_from(number()?.clamp(1, 64)).expect("at most 64"),
             "ahead" => self.ahead = usize::try_from(number()?.min(64)).expect("at most 64"),
             "demand_deadline" => self.demand_deadline = time()?,
-            "background" => {
-                self.background = match value {
-                    "on" => true,
-                    "off" => false,
-                    _ => return Err(format!("`{value}` is neither on nor off")),
-                }
-            }
+            "background" => self.background = switch(value)?,
+            "referrers" => self.referrers = switch(value)?,
             "background_idle" => self.background_idle = time()?,
             "background_first" => self.background_first = number()?.max(4096),
             "background_max" => self.background_max = number()?.max(4096),
@@ -123,6 +122,14 @@ impl FetchConfig {
             _ => return Err("there is no option of that name".to_owned()),
         }
         Ok(())
+    }
+}
+
+fn switch(value: &str) -> Result<bool, String> {
+    match value {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(format!("`{value}` is neither on nor off")),
     }
 }
 
@@ -141,6 +148,7 @@ mod tests {
             ("readahead", "NAME=VALUE"),
             ("readahead=x", "not a number"),
             ("background=1", "neither on nor off"),
+            ("referrers=no", "neither on nor off"),
             ("speed=1", "no option of that name"),
         ] {
             assert!(FetchConfig::parse(text).unwrap_err().one_line().contains(why), "{text}");

@@ -14,12 +14,15 @@
 //! time: that is how a transfer resumes after its connection broke. How a chunk is compressed only [`codec`] knows.
 
 mod codec;
+mod spans;
 
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
 pub(super) use self::codec::Codec;
+use self::spans::SpanDecoder;
+use super::image::Layer;
 use super::piece::{Destination, PieceId, PiecePlan};
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Outcome, Result};
@@ -66,7 +69,36 @@ pub(super) struct Damage {
     pub why: String,
 }
 
-/// The state machine.
+/// The state machine for a layer, whatever its kind.
+pub(super) enum Decoding<'a> {
+    /// Chunks that are decompressed each by itself.
+    Chunks(Box<Decoder<'a>>),
+    /// Chunks in spans.
+    Spans(Box<SpanDecoder<'a>>),
+}
+
+impl<'a> Decoding<'a> {
+    /// A machine for these segments of the layer, ascending.
+    pub fn new(store: &'a Store, layer: &Layer, segments: Vec<Segment>) -> Result<Self> {
+        if layer.record.kind.is_spanned() {
+            let spans = Arc::clone(layer.spans(store)?);
+            return Ok(Self::Spans(Box::new(SpanDecoder::new(store, spans, segments))));
+        }
+        let decoder = Decoder::new(store, layer.record.kind, segments);
+        let decoder = decoder.map_err(|e| Error::new(Outcome::Io, "setting up the decompressor").because(e))?;
+        Ok(Self::Chunks(Box::new(decoder)))
+    }
+
+    /// Takes the next bytes. An error is a failure of the local store; damage is an event.
+    pub fn push(&mut self, bytes: &[u8], events: &mut dyn FnMut(Event)) -> Result<()> {
+        match self {
+            Self::Chunks(decoder) => decoder.push(bytes, events),
+            Self::Spans(decoder) => decoder.push(bytes, events),
+        }
+    }
+}
+
+/// The state machine for chunks that are decompressed each by itself.
 pub(super) struct Decoder<'a> {
     store: &'a Store,
     position: u64,
@@ -234,7 +266,7 @@ impl<'a> OpenPiece<'a> {
     }
 
     fn decompress(&mut self, codec: &mut Codec, out: &mut [u8], mut bytes: &[u8], events: &mut dyn FnMut(Event)) -> Result<()> {
-        let (wanted, hashes) = (self.plan.chunks[self.chunk].len, self.checks_chunks());
+        let wanted = self.plan.chunks[self.chunk].len;
         loop {
             let step = match codec.step(bytes, out) {
                 Ok(step) => step,
@@ -249,21 +281,28 @@ impl<'a> OpenPiece<'a> {
             }
             self.may_end = step.ended;
             bytes = &bytes[step.taken..];
-            let produced = &out[..step.made];
-            self.produced += step.made as u64;
-            if self.produced > wanted {
+            if self.produced + step.made as u64 > wanted {
                 self.damage(format!("it decompresses to more than {wanted} bytes"), events);
                 return Ok(());
             }
-            if hashes {
-                self.hasher.update(produced);
-            }
-            match self.output.as_mut().expect("a damaged piece is not decompressed") {
-                Output::Object(writer) => writer.write(produced)?,
-                Output::Data { chunk, .. } => chunk.extend_from_slice(produced),
-            }
+            self.put(&out[..step.made])?;
             if bytes.is_empty() && step.made < out.len() {
                 return Ok(());
+            }
+        }
+    }
+
+    /// Takes decompressed bytes of the chunk.
+    fn put(&mut self, produced: &[u8]) -> Result<()> {
+        self.produced += produced.len() as u64;
+        if self.checks_chunks() {
+            self.hasher.update(produced);
+        }
+        match self.output.as_mut().expect("a damaged piece is not decompressed") {
+            Output::Object(writer) => writer.write(produced),
+            Output::Data { chunk, .. } => {
+                chunk.extend_from_slice(produced);
+                Ok(())
             }
         }
     }

@@ -24,8 +24,11 @@ use crate::error::{Error, Outcome, Result};
 
 const MAGIC: &[u8; 8] = b"TLGAPS1\n";
 const HEADER: usize = 8 + 4 + 8;
-/// The longest part, bytes. Most gaps are one header; a long one, of many entries without content, is kept in several parts.
+/// The longest part of a blob that is kept as it is, bytes. Most gaps are one header; a long one, of many entries without content, is kept in
+/// several parts.
 const MAX_PART: u32 = 1 << 20;
+/// The longest record. What a span has beside payloads is kept in one, decompressed: the last one of an eStargz layer is its table of contents.
+const MAX_RECORD: u32 = 192 << 20;
 
 /// The gaps of one layer.
 #[derive(Debug)]
@@ -63,7 +66,7 @@ impl GapLog {
         while read_whole(&mut reader, &mut header)? {
             let offset = u64::from_le_bytes(header[..8].try_into().expect("8 bytes"));
             let len = u32::from_le_bytes(header[8..12].try_into().expect("4 bytes"));
-            if len > MAX_PART {
+            if len > MAX_RECORD {
                 break;
             }
             bytes.resize(len as usize, 0);
@@ -81,6 +84,22 @@ impl GapLog {
         self.parts.get(&range.start).is_some_and(|(_, len)| u64::from(*len) == range.end - range.start)
     }
 
+    /// Whether a part that begins there is here.
+    pub fn begins(&self, offset: u64) -> bool {
+        self.parts.contains_key(&offset)
+    }
+
+    /// All of the part that begins there.
+    pub fn part(&self, offset: u64) -> Result<Vec<u8>> {
+        let Some((at, len)) = self.parts.get(&offset) else {
+            let tried = format!("reading what begins at byte {offset} of a layer from {}", self.path.display());
+            return Err(Error::new(Outcome::NotFound, tried).because("it is not there"));
+        };
+        let mut bytes = vec![0; *len as usize];
+        self.file.read_exact_at(&mut bytes, *at).map_err(|e| Error::io("reading", &self.path, e))?;
+        Ok(bytes)
+    }
+
     /// Bytes of blob that are here.
     pub fn bytes(&self) -> u64 {
         self.parts.values().map(|(_, len)| u64::from(*len)).sum()
@@ -88,9 +107,9 @@ impl GapLog {
 
     /// Keeps a part.
     pub fn append(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let len = u32::try_from(bytes.len()).ok().filter(|len| *len <= MAX_PART).ok_or_else(|| {
+        let len = u32::try_from(bytes.len()).ok().filter(|len| *len <= MAX_RECORD).ok_or_else(|| {
             Error::new(Outcome::Unsupported, format!("keeping {} bytes in {}", bytes.len(), self.path.display()))
-                .because(format!("at most {MAX_PART} may lie between two files of a layer"))
+                .because(format!("at most {MAX_RECORD} may lie between two files of a layer"))
         })?;
         let mut record = Vec::with_capacity(HEADER + bytes.len());
         record.extend(offset.to_le_bytes());

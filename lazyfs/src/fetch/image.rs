@@ -19,6 +19,7 @@ use crate::daemon::protocol::Progress;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::layer::LayerKind;
+use crate::layer::spans::Spans;
 use crate::source::Source;
 use crate::store::Store;
 use crate::store::big::BigData;
@@ -104,6 +105,8 @@ pub(super) struct Layer {
     ends: Vec<u64>,
     /// The data file, open since somebody has asked for it.
     data: OnceLock<Arc<BigData>>,
+    /// Where its decompression can begin, open since somebody has asked for it.
+    spans: OnceLock<Arc<Spans>>,
     /// Known once somebody has asked for them.
     pub gaps: OnceLock<Arc<Gaps>>,
     /// Bytes of the blob that are here and counted in the image's progress.
@@ -121,7 +124,8 @@ pub(super) enum Place {
 
 /// The gaps of a layer; one for all images with that layer.
 pub(super) struct Gaps {
-    /// Where the tar ends in the blob; behind are tables of contents.
+    /// Where the tar ends in the blob; behind are tables of contents. Of a layer that is fetched by spans a gap is what a span has beside
+    /// payloads, kept decompressed.
     pub tar_end: u64,
     pub ranges: Vec<Range<u64>>,
     pub log: Mutex<GapLog>,
@@ -235,7 +239,8 @@ impl Image {
     /// Notes that a piece is in the store.
     pub fn mark_local(&self, layer: usize, nth: usize) {
         let layer = &self.layers[layer];
-        if layer.pieces[nth].set_local() {
+        // Where pieces share their bytes, spans are counted.
+        if layer.pieces[nth].set_local() && !layer.record.kind.is_spanned() {
             self.count_local(layer, layer.extents[nth].end - layer.extents[nth].start);
         }
     }
@@ -408,7 +413,17 @@ impl Layer {
         let ends = table.large_files(number).filter_map(|file| Some(file.data_range()?.end)).collect();
         // A layer without random access was read whole before there could be a table.
         let counted = Mutex::new(if record.kind == LayerKind::Stream { record.size } else { 0 });
-        Self { record, pieces, extents, large, ends, data: OnceLock::new(), gaps: OnceLock::new(), counted }
+        Self {
+            record,
+            pieces,
+            extents,
+            large,
+            ends,
+            data: OnceLock::new(),
+            spans: OnceLock::new(),
+            gaps: OnceLock::new(),
+            counted,
+        }
     }
 
     /// Its data file. To be called only where the layer has large files.
@@ -445,6 +460,9 @@ impl Layer {
     pub fn is_local(&self, part: Part) -> bool {
         match part {
             Part::Piece(n) => self.pieces[n].is_local(),
+            Part::Gap(n) if self.record.kind.is_spanned() => {
+                self.gaps.get().is_none_or(|gaps| gaps.log().begins(gaps.ranges[n].start))
+            }
             Part::Gap(n) => self.gaps.get().is_none_or(|gaps| gaps.log().contains(&gaps.ranges[n])),
         }
     }
@@ -454,6 +472,23 @@ impl Layer {
         match part {
             Part::Piece(n) => self.extents[n].clone(),
             Part::Gap(n) => self.gap_ranges()[n].clone(),
+        }
+    }
+
+    /// Its spans. To be called only where the layer is fetched by them.
+    pub fn spans(&self, store: &Store) -> Result<&Arc<Spans>> {
+        if let Some(spans) = self.spans.get() {
+            return Ok(spans);
+        }
+        let spans = Arc::new(Spans::open(&store.spans_path(&self.record.digest))?);
+        Ok(self.spans.get_or_init(|| spans))
+    }
+
+    /// Bytes of the blob that a gap stands for, which begins at `offset` and has `len` bytes as it is kept.
+    pub fn gap_bytes(&self, offset: u64, len: u64) -> u64 {
+        match self.spans.get().filter(|_| self.record.kind.is_spanned()).and_then(|spans| Some(spans.range(spans.at(offset)?))) {
+            Some(range) => range.end - range.start,
+            None => len,
         }
     }
 

@@ -159,6 +159,11 @@ impl Fetcher {
         }
     }
 
+    /// Whether indexes that were pushed beside an image are used.
+    pub fn uses_referrers(&self) -> bool {
+        self.config.referrers
+    }
+
     /// How long a request that waits for a whole image bears failures that may pass.
     pub fn patience(&self) -> Duration {
         self.config.patience
@@ -215,6 +220,8 @@ impl Fetcher {
             return std::future::pending().await;
         }
         image.is_learnt().await;
+        // Early: what lies between files comes with the spans that programs wait for.
+        self.learn_spanned(&image).await?;
         self.accompany(&image).await;
         let mut pauses = self.pauses();
         while let Err(error) = self.learn_gaps(&image).await {
@@ -227,7 +234,11 @@ impl Fetcher {
                 tracing::warn!("fetching what lies between files once more: {}", error.one_line());
                 self.distrust_gaps(&image)?;
                 self.complete(&image).await?;
-                self.verify(&image).await
+                let checked = self.verify(&image).await;
+                if checked.is_err() {
+                    self.forget_spans(&image)?;
+                }
+                checked
             }
             result => result,
         }

@@ -116,7 +116,11 @@ impl Fetcher {
         let is_guided = image.is_guided(true);
         let window = if is_guided { 0 } else { least.saturating_sub(size) };
         let from = if window > 0 { self.begin_before(image, layer, nth) } else { wanted.start };
-        let limits = Limits { budget: wanted.end - from + window, hole: self.config.hole };
+        let shared = image.layers[layer].record.kind.is_spanned();
+        let limits = Limits { budget: wanted.end - from + window, hole: self.config.hole, shared };
+        // What is decompressed from the same bytes costs nothing more.
+        let is_along =
+            |part| shared && !image.layers[layer].is_large(part) && image.layers[layer].extent(part).start < wanted.end;
         let mut first = Some(claim);
         let mut claims = Vec::new();
         let mut parts = plan(&image.layers[layer].extents, image.layers[layer].gap_ranges(), from, limits, |part| {
@@ -126,7 +130,7 @@ impl Fetcher {
                     true
                 }
                 // Large files are not read for what lies beside them.
-                None if window == 0 || image.layers[layer].is_large(part) => false,
+                None if !is_along(part) && (window == 0 || image.layers[layer].is_large(part)) => false,
                 None => self.take(image, layer, part, &control, &mut claims) == Take::Mine,
             }
         });
@@ -135,7 +139,7 @@ impl Fetcher {
             (parts, claims) = (vec![Part::Piece(nth)], vec![claim]);
         }
         let transfer = self.make(image, layer, parts, claims, Origin::Demand, control);
-        let end = transfer.segments.last().map_or(wanted.end, |segment| segment.range().end);
+        let end = transfer.segments.iter().map(|segment| segment.range().end).max().unwrap_or(wanted.end);
         image.cooled(layer, wanted.end, end);
         if !is_guided {
             image.runs.waited(layer, nth, wanted.end);
@@ -328,7 +332,11 @@ impl Fetcher {
         while let Some(run) = image.runs.latest() {
             let (control, mut claims) = (Arc::default(), Vec::new());
             let layer = &image.layers[run.layer];
-            let limits = Limits { budget: self.config.prefetch.min(run.left), hole: self.config.hole };
+            let limits = Limits {
+                budget: self.config.prefetch.min(run.left),
+                hole: self.config.hole,
+                shared: layer.record.kind.is_spanned(),
+            };
             let parts = plan(&layer.extents, &[], run.from, limits, |part| {
                 let Part::Piece(nth) = part else { return false };
                 let extent = layer.extent(part);
@@ -348,7 +356,7 @@ impl Fetcher {
         while let Some(hot) = image.hottest() {
             let (control, mut claims) = (Arc::default(), Vec::new());
             let layer = &image.layers[hot.layer];
-            let limits = Limits { budget: self.config.prefetch, hole: self.config.hole };
+            let limits = Limits { budget: self.config.prefetch, hole: self.config.hole, shared: layer.record.kind.is_spanned() };
             let parts = plan(&layer.extents, layer.gap_ranges(), hot.from, limits, |part| {
                 // A large file is not what a program that reads many small ones wants next.
                 let extent = layer.extent(part);
@@ -365,8 +373,9 @@ impl Fetcher {
     }
 
     fn plan_sweep(&self, image: &Arc<Image>, cursor: &mut Cursor) -> Option<Transfer> {
-        let limits = Limits { budget: self.budget(image), hole: self.config.hole };
         while let Some(layer) = image.layers.get(cursor.layer) {
+            let shared = layer.record.kind.is_spanned();
+            let limits = Limits { budget: self.budget(image), hole: self.config.hole, shared };
             let (control, mut claims) = (Arc::default(), Vec::new());
             let mut missed = false;
             let parts = plan(&layer.extents, layer.gap_ranges(), cursor.from, limits, |part| {

@@ -27,12 +27,15 @@ pub(super) struct Limits {
     pub budget: u64,
     /// Bytes between two wanted parts that are fetched along.
     pub hole: u64,
+    /// Parts may overlap: several are decompressed from the same bytes.
+    pub shared: bool,
 }
 
 /// The next span at or behind `from`: wanted parts in blob order, close enough for one request. `pieces` and `gaps` are extents in
 /// the blob, each list ascending by start. Empty where nothing is wanted any more.
 ///
-/// Parts that overlap (only a hostile index has them) end up in different spans.
+/// Parts that overlap (elsewhere only a hostile index has them) end up in different spans, or, where they are shared, in the same one as far
+/// as they begin within the budget.
 pub(super) fn plan(
     pieces: &[Range<u64>],
     gaps: &[Range<u64>],
@@ -64,11 +67,13 @@ pub(super) fn plan(
         if range.start > end + limits.hole || range.start >= start + limits.budget {
             return span;
         }
-        if range.start < end || range.end - start > limits.budget || !wanted(part) {
+        let overlaps = range.start < end;
+        let fits = if limits.shared && overlaps { true } else { !overlaps && range.end - start <= limits.budget };
+        if !fits || !wanted(part) {
             continue;
         }
         span.push(part);
-        end = range.end;
+        end = end.max(range.end);
     }
 }
 
@@ -81,7 +86,7 @@ pub(super) fn first_at(extents: &[Range<u64>], offset: u64) -> usize {
 /// what is nearly here still comes. `extents` are those of its pieces, ascending.
 pub(super) fn cut(extents: &[Range<u64>], position: u64, grace: u64, end: u64) -> u64 {
     let started = extents.iter().take_while(|extent| extent.start < position + grace);
-    started.last().map_or(position, |extent| extent.end).clamp(position, end)
+    started.map(|extent| extent.end).max().unwrap_or(position).clamp(position, end)
 }
 
 #[cfg(test)]
@@ -97,7 +102,7 @@ mod tests {
     fn spans_are_cut_where_a_new_request_is_cheaper() {
         let files = [100..200, 210..300, 305..1000, 1010..1020, 5000..5010];
         let gaps = [0..100, 200..210, 300..305, 1000..1010];
-        let limits = |budget, hole| Limits { budget, hole };
+        let limits = |budget, hole| Limits { budget, hole, shared: false };
         let all = |_| true;
         type Case = (&'static str, u64, Limits, fn(Part) -> bool, Vec<Part>);
         let cases: [Case; 10] = [
@@ -131,6 +136,13 @@ mod tests {
         assert_eq!(plan(&overlapping, &[], 0, limits(1000, 1000), all), [file(0), file(2)]);
         assert_eq!(plan(&overlapping, &[], 1, limits(1000, 1000), |p| p == file(1)), [file(1)]);
         assert_eq!(plan(&[], &[3..4], 0, limits(1, 1), all), [Part::Gap(0)]);
+
+        let shared = |budget| Limits { budget, hole: 0, shared: true };
+        let (pieces, gaps) = ([0..100, 0..100, 0..200, 100..200, 200..300], [0..100, 100..200, 200..300]);
+        let first = [file(0), file(1), file(2), Part::Gap(0)];
+        assert_eq!(plan(&pieces, &gaps, 0, shared(1), all), first, "all of one place, and what begins there");
+        assert_eq!(plan(&pieces, &gaps, 0, shared(101), all), [&first[..], &[file(3), Part::Gap(1)]].concat());
+        assert_eq!(plan(&pieces, &gaps, 1, shared(100), all), [file(3), Part::Gap(1)]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod large;
 mod prefetch;
 mod rig;
+mod spanned;
 
 use std::ops::Range;
 use std::sync::Mutex;

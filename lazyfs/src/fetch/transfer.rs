@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 use super::Fetcher;
 use super::backoff::Backoff;
-use super::decode::{Damage, Decoder, Event, Segment};
+use super::decode::{Damage, Decoding, Event, Segment};
 use super::image::Image;
 use super::inflight::{Claim, Control, Landing, Origin};
 use super::piece::PieceId;
@@ -108,7 +108,7 @@ impl<'a> Course<'a> {
         let is_piece = |segment: &&Segment| matches!(segment, Segment::Piece(_));
         let pieces = transfer.segments.iter().filter(is_piece).map(Segment::range).collect();
         let position = transfer.segments.first().map_or(0, |segment| segment.range().start);
-        let end = transfer.segments.last().map_or(position, |segment| segment.range().end);
+        let end = transfer.segments.iter().map(|segment| segment.range().end).max().unwrap_or(position);
         Self { fetcher, transfer, pieces, position, end, yielded: false }
     }
 
@@ -214,9 +214,8 @@ impl<'a> Course<'a> {
 impl Arrivals {
     /// Runs on a blocking thread until the portions end.
     fn decode(&self, fetcher: &Fetcher, segments: Vec<Segment>, mut portions: mpsc::Receiver<Bytes>) -> Result<()> {
-        let kind = self.image.layers[self.layer].record.kind;
-        let mut decoder = Decoder::new(&fetcher.store, kind, segments)
-            .map_err(|e| Error::new(Outcome::Io, "setting up the decompressor").because(e))?;
+        let layer = &self.image.layers[self.layer];
+        let mut decoder = Decoding::new(&fetcher.store, layer, segments)?;
         let mut gap_failed = Ok(());
         while let Some(portion) = portions.blocking_recv() {
             decoder.push(&portion, &mut |event| match event {
@@ -230,7 +229,7 @@ impl Arrivals {
                 Event::Gap(offset, bytes) => {
                     let layer = &self.image.layers[self.layer];
                     match layer.keep_gap(offset, &bytes) {
-                        Ok(()) => self.image.count_local(layer, bytes.len() as u64),
+                        Ok(()) => self.image.count_local(layer, layer.gap_bytes(offset, bytes.len() as u64)),
                         Err(e) => gap_failed = Err(e),
                     }
                 }

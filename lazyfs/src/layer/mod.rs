@@ -4,11 +4,14 @@
 //! (tar with gzip, zstd or no compression). Both end in the same entries, so that one comparison decides whether an index tells the
 //! truth about its layer.
 
+pub mod estargz;
 pub mod name;
 mod rfc3339;
 #[cfg(test)]
 pub(crate) mod sample;
 pub mod saved;
+pub mod seek;
+pub mod spans;
 pub mod stream;
 pub mod tar;
 pub mod verify;
@@ -125,6 +128,22 @@ pub struct Chunk {
 pub enum LayerKind {
     /// zstd:chunked: every chunk is one or more whole zstd frames; fetched in any order by range.
     ZstdChunked,
+    /// eStargz: gzip members with a table of contents, fetched by [`spans`].
+    Estargz,
+    /// gzip without a table of contents, but with a seek index ([`seek`]), fetched by [`spans`].
+    GzipSeek,
     /// No random access: the blob streams from its beginning.
     Stream,
+}
+
+impl LayerKind {
+    /// Whether parts of its files can be fetched in any order.
+    pub fn has_random_access(self) -> bool {
+        self != Self::Stream
+    }
+
+    /// Whether it is fetched by spans, in which several files may be.
+    pub fn is_spanned(self) -> bool {
+        matches!(self, Self::Estargz | Self::GzipSeek)
+    }
 }

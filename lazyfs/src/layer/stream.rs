@@ -10,6 +10,7 @@ use std::io::{BufRead, BufReader, Read};
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
 use crate::layer::LayerIndex;
+use crate::layer::seek::{self, SeekIndex};
 use crate::layer::tar::{self, FileSink};
 use crate::manifest::Compression;
 
@@ -27,6 +28,8 @@ pub struct Ingested {
     pub blob_size: u64,
     /// Digest of the uncompressed tar.
     pub diff_id: Digest,
+    /// Of a gzip layer: the same index with random access.
+    pub seek: Option<SeekIndex>,
 }
 
 /// Reads the blob of a layer to its end and hands the files in it to `sink`.
@@ -46,9 +49,14 @@ fn ingest_counting(
     reached: &Cell<u64>,
 ) -> Result<Ingested> {
     let mut blob = BufReader::with_capacity(BUFFER, Hashing { reader, hasher: Hasher::default(), reached: Some(reached) });
+    let mut seek = None;
     let (index, diff_id) = match compression {
         Compression::None => unpack(&mut blob, sink)?,
-        Compression::Gzip => unpack(flate2::bufread::MultiGzDecoder::new(&mut blob), sink)?,
+        Compression::Gzip => {
+            let recorded = seek::record(&mut blob, sink)?;
+            seek = Some(recorded.seek);
+            (recorded.index, recorded.diff_id)
+        }
         Compression::Zstd => {
             let decoder = zstd::stream::read::Decoder::with_buffer(&mut blob);
             unpack(decoder.map_err(|e| Error::new(crate::error::Outcome::Io, "starting a zstd decoder").because(e))?, sink)?
@@ -57,7 +65,7 @@ fn ingest_counting(
     // Decoders may stop before the end of the blob, but its digest is of all bytes.
     drain(&mut blob)?;
     let hasher = blob.into_inner().hasher;
-    Ok(Ingested { index, blob_digest: hasher.finish(), blob_size: hasher.length(), diff_id })
+    Ok(Ingested { index, blob_digest: hasher.finish(), blob_size: hasher.length(), diff_id, seek })
 }
 
 fn unpack(tar: impl Read, sink: &mut impl FileSink) -> Result<(LayerIndex, Digest)> {

@@ -23,6 +23,10 @@ const CHECKING: &str = "checking a layer";
 /// A gap is asked for in pieces of at most this many bytes.
 const MAX_PIECE: u64 = 4 << 20;
 
+mod spans;
+
+pub use self::spans::verify_spans;
+
 /// The parts of a blob that are no payload of a file, in ascending order: together with the payloads they make up the first `tar_end`
 /// bytes. There is one more than files with content, before each and behind the last; ranges may be empty.
 ///

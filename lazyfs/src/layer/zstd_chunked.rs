@@ -15,7 +15,7 @@
 //! It is written by Go, which puts U+FFFD in the place of name bytes that are not UTF-8. Such a table has lost what the layer says and
 //! is refused as unsupported; the layer can still be read as a stream.
 
-mod toc;
+pub(in crate::layer) mod toc;
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -118,7 +118,8 @@ pub fn parse(layer: &Digest, location: &TocLocation, compressed: &[u8]) -> Resul
     }
     let json = decompress(compressed, location.uncompressed)
         .map_err(|problem| Error::new(Outcome::BadInput, tried()).because(problem))?;
-    let entries = toc::parse(&json, location.tar_end).map_err(|problem| problem.into_error(tried()))?;
+    let entries =
+        toc::parse(&json, location.tar_end, toc::Dialect::ZstdChunked).map_err(|problem| problem.into_error(tried()))?;
     Ok(LayerIndex { entries })
 }
 

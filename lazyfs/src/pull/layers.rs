@@ -8,15 +8,18 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use futures_util::future::try_join_all;
 
+use super::referrers::Referrers;
 use super::{Events, send};
 use crate::daemon::protocol::Event;
 use crate::daemon::server::Daemon;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::fetch::stream;
+use crate::layer::seek::SeekIndex;
+use crate::layer::spans::Spans;
 use crate::layer::tar::CasSink;
 use crate::layer::zstd_chunked::{self, TocLocation};
-use crate::layer::{LayerIndex, LayerKind, saved};
+use crate::layer::{LayerIndex, LayerKind, estargz, saved};
 use crate::manifest::{Compression, Descriptor, Manifest};
 use crate::source::Source;
 use crate::table::LayerSource;
@@ -51,11 +54,17 @@ pub struct Plan {
     pub size: u64,
     compression: Compression,
     toc: Option<TocLocation>,
+    /// Digest of the table of contents of an eStargz layer.
+    table: Option<Digest>,
 }
 
 impl Plan {
     pub fn kind(&self) -> LayerKind {
-        if self.toc.is_some() { LayerKind::ZstdChunked } else { LayerKind::Stream }
+        match (&self.toc, &self.table) {
+            (Some(_), _) => LayerKind::ZstdChunked,
+            (None, Some(_)) => LayerKind::Estargz,
+            (None, None) => LayerKind::Stream,
+        }
     }
 }
 
@@ -86,7 +95,11 @@ pub fn plan(manifest: &Manifest) -> Result<Vec<Plan>> {
             Compression::Zstd => TocLocation::from_annotations(&layer.digest, layer.size, &layer.annotations)?,
             Compression::Gzip | Compression::None => None,
         };
-        Ok(Plan { digest: layer.digest, size: layer.size, compression: layer.compression, toc })
+        let table = match layer.compression {
+            Compression::Gzip => estargz::table_digest(&layer.digest, &layer.annotations)?,
+            Compression::Zstd | Compression::None => None,
+        };
+        Ok(Plan { digest: layer.digest, size: layer.size, compression: layer.compression, toc, table })
     };
     manifest.layers.iter().map(one).collect()
 }
@@ -97,9 +110,24 @@ pub fn lazy(manifest: &Manifest) -> Result<Vec<bool>> {
 }
 
 /// The indexes of all layers, fetched side by side.
-pub async fn index_all(daemon: &Arc<Daemon>, source: &Arc<dyn Source>, plans: &[Plan], events: &Events) -> Result<Vec<Indexed>> {
-    let streams = tokio::sync::Semaphore::new(STREAMS);
-    try_join_all(plans.iter().enumerate().map(|(position, plan)| index(daemon, source, plan, position, events, &streams))).await
+pub async fn index_all(
+    daemon: &Arc<Daemon>,
+    source: &Arc<dyn Source>,
+    image: Digest,
+    plans: &[Plan],
+    events: &Events,
+) -> Result<Vec<Indexed>> {
+    let (streams, referrers) = (tokio::sync::Semaphore::new(STREAMS), Referrers::default());
+    let ways = Ways { image, streams: &streams, referrers: &referrers };
+    try_join_all(plans.iter().enumerate().map(|(position, plan)| index(daemon, source, plan, position, events, ways))).await
+}
+
+/// What the layers of an image share while their indexes are had.
+#[derive(Clone, Copy)]
+struct Ways<'a> {
+    image: Digest,
+    streams: &'a tokio::sync::Semaphore,
+    referrers: &'a Referrers,
 }
 
 async fn index(
@@ -108,7 +136,7 @@ async fn index(
     plan: &Plan,
     position: usize,
     events: &Events,
-    streams: &tokio::sync::Semaphore,
+    ways: Ways<'_>,
 ) -> Result<Indexed> {
     let lock = daemon.layer_locks.of(&plan.digest);
     let _alone = lock.lock().await;
@@ -136,9 +164,40 @@ async fn index(
             Err(error) => return Err(error),
         }
     }
-    let _permit = streams.acquire().await.expect("the semaphore is never closed");
+    if let Some(digest) = &plan.table {
+        match from_table(source.as_ref(), plan, digest).await {
+            Ok((table, bytes)) => {
+                keep_spans(daemon, &plan.digest, table.spans).await?;
+                keep(daemon, &plan.digest, &table.index).await?;
+                send(events, Event::LayerIndexed { layer: position, bytes });
+                return Ok(indexed(table.index, LayerKind::Estargz, bytes, None));
+            }
+            // It is plain gzip, too.
+            Err(error) if matches!(error.outcome(), Outcome::Unsupported | Outcome::BadInput) => {
+                let text = format!("the table of contents of layer {position} is of no use: {}", error.one_line());
+                send(events, Event::Warning { text });
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if plan.compression == Compression::Gzip
+        && daemon.fetcher.uses_referrers()
+        && let Some((seek, spans, bytes)) = from_referrer(source, plan, ways).await
+    {
+        keep_spans(daemon, &plan.digest, spans).await?;
+        keep(daemon, &plan.digest, &seek.index).await?;
+        send(events, Event::LayerIndexed { layer: position, bytes });
+        return Ok(indexed(seek.index, LayerKind::GzipSeek, bytes, None));
+    }
+    let _permit = ways.streams.acquire().await.expect("the semaphore is never closed");
     let ingested = stream_past(daemon, source, plan, position, events).await?;
-    keep(daemon, &plan.digest, &ingested.index).await?;
+    match &ingested.seek {
+        Some(seek) => {
+            keep_spans(daemon, &plan.digest, seek.spans_file(true)?).await?;
+            keep(daemon, &plan.digest, &seek.index).await?;
+        }
+        None => keep(daemon, &plan.digest, &ingested.index).await?,
+    }
     send(events, Event::LayerIndexed { layer: position, bytes: plan.size });
     Ok(indexed(ingested.index, LayerKind::Stream, 0, Some(ingested.diff_id)))
 }
@@ -159,6 +218,59 @@ async fn from_toc(source: &dyn Source, layer: &Digest, location: &TocLocation) -
             }
             Err(error) => return Err(at_offset(error, source, layer, location.range.start)),
             Ok(index) => return Ok((index, length)),
+        }
+    }
+}
+
+/// How much of the end of an eStargz layer is asked for at once: the footer, and with it most tables.
+const TAIL: u64 = 128 << 10;
+
+/// The table of contents of an eStargz layer, and how many bytes came for it.
+async fn from_table(source: &dyn Source, plan: &Plan, digest: &Digest) -> Result<(estargz::Table, u64)> {
+    let (layer, size) = (plan.digest, plan.size);
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let start = size.saturating_sub(TAIL);
+        let mut tail = read_range(source, &layer, start..size).await?;
+        let Some(offset) = estargz::table_offset(&tail, size) else {
+            let tried = format!("reading layer {layer} of {}", source.name());
+            return Err(Error::new(Outcome::BadInput, tried).because("it has no footer of an eStargz layer"));
+        };
+        let bytes = size - offset.min(start);
+        if offset < start {
+            let mut member = read_range(source, &layer, offset..start).await?;
+            member.append(&mut tail);
+            tail = member;
+        } else {
+            tail.drain(..usize::try_from(offset - start).unwrap_or(usize::MAX));
+        }
+        let digest = *digest;
+        let parsed = blocking("reading a table of contents", move || estargz::parse(&layer, &digest, size, offset, &tail)).await;
+        match parsed {
+            Err(error) if error.outcome() == Outcome::Integrity && attempt < ATTEMPTS => {
+                tracing::warn!("asking again: {}", error.one_line());
+            }
+            Err(error) => return Err(at_offset(error, source, &layer, offset)),
+            Ok(table) => return Ok((table, bytes)),
+        }
+    }
+}
+
+/// The seek index that was pushed beside the image, its spans as they are kept, and how many bytes came for it.
+async fn from_referrer(source: &Arc<dyn Source>, plan: &Plan, ways: Ways<'_>) -> Option<(SeekIndex, Vec<u8>, u64)> {
+    let packed = ways.referrers.index_of(source, &ways.image, &plan.digest).await?;
+    let (layer, size, bytes) = (plan.digest, plan.size, packed.len() as u64);
+    let work = move || {
+        let seek = SeekIndex::decode(&layer, size, &packed)?;
+        let spans = seek.spans_file(false)?;
+        Ok((seek, spans, bytes))
+    };
+    match blocking("reading a seek index", work).await {
+        Ok(read) => Some(read),
+        Err(error) => {
+            tracing::warn!("the layer streams, its index is of no use: {}", error.one_line());
+            None
         }
     }
 }
@@ -258,6 +370,7 @@ async fn read_range_once(source: &dyn Source, blob: &Digest, range: std::ops::Ra
 /// of contents that was of no use was streamed, and its files have no chunks.
 async fn read_kept(daemon: &Arc<Daemon>, layer: &Digest, kind: LayerKind) -> Result<Option<(LayerIndex, LayerKind)>> {
     let (store, path) = (daemon.store.clone(), daemon.store.index_path(layer));
+    let spans = store.spans_path(layer);
     blocking("reading a kept index", move || {
         let index = match std::fs::read(&path) {
             Ok(bytes) => match saved::load(&bytes) {
@@ -270,20 +383,41 @@ async fn read_kept(daemon: &Arc<Daemon>, layer: &Digest, kind: LayerKind) -> Res
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::io("reading", &path, e)),
         };
+        let spans = match Spans::open(&spans) {
+            Ok(spans) => Some(spans),
+            Err(error) if spans.exists() => {
+                tracing::warn!("asking for the index of a layer again: {}", error.one_line());
+                return Ok(None);
+            }
+            Err(_) => None,
+        };
         let random_access = index.files().all(|file| file.size == 0 || !file.chunks.is_empty());
         if kind == LayerKind::ZstdChunked && random_access {
             return Ok(Some((index, kind)));
         }
         // Without random access all content came with the index; it must still be there.
         let local = index.files().all(|file| file.size == 0 || store.cas().contains(&file.digest));
-        Ok(local.then_some((index, LayerKind::Stream)))
+        match spans.filter(|_| random_access) {
+            Some(spans) if !(local && spans.is_verified()) => {
+                let kind = if kind == LayerKind::Estargz { kind } else { LayerKind::GzipSeek };
+                Ok(Some((index, kind)))
+            }
+            _ => Ok(local.then_some((index, LayerKind::Stream))),
+        }
     })
     .await
 }
 
 async fn keep(daemon: &Arc<Daemon>, layer: &Digest, index: &LayerIndex) -> Result<()> {
     let path = daemon.store.index_path(layer);
-    let bytes = saved::save(index);
+    keep_file(path, saved::save(index)).await
+}
+
+async fn keep_spans(daemon: &Arc<Daemon>, layer: &Digest, spans: Vec<u8>) -> Result<()> {
+    keep_file(daemon.store.spans_path(layer), spans).await
+}
+
+async fn keep_file(path: std::path::PathBuf, bytes: Vec<u8>) -> Result<()> {
     blocking("keeping an index", move || {
         let dir = path.parent().expect("indexes have a directory");
         let mut new = tempfile::NamedTempFile::new_in(dir).map_err(|e| Error::io("creating a file in", dir, e))?;

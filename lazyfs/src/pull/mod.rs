@@ -9,8 +9,10 @@
 //! Nothing has a name before it is complete: a pull that fails or is killed leaves at most content under right digests, which the
 //! next garbage collection removes and the next pull of the same image uses.
 
+pub mod indexing;
 mod layers;
 pub mod profiles;
+pub mod referrers;
 pub mod sources;
 
 use std::sync::Arc;
@@ -159,7 +161,7 @@ async fn add(
     let summary = |plan: &layers::Plan| LayerSummary { digest: plan.digest, size: plan.size, kind: plan.kind() };
     send(events, Event::Resolved { image, layers: plans.iter().map(summary).collect() });
     let config = layers::read_blob(source.as_ref(), &manifest.config, manifest::MAX_CONFIG);
-    let indexes = layers::index_all(daemon, source, &plans, events);
+    let indexes = layers::index_all(daemon, source, image, &plans, events);
     let (config, indexed) = tokio::try_join!(config, indexes)?;
     let checked = Config::parse(&config, plans.len())?;
     let text = String::from_utf8(config.to_vec())

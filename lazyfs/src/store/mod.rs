@@ -50,7 +50,7 @@ impl Store {
     pub fn open(root: &Path) -> Result<Self> {
         create_private_dir(root)?;
         let store = Self { root: root.to_owned(), cas: Cas::open(root)?, big: Mutex::default() };
-        for dir in [store.indexes_dir(), store.gaps_dir(), store.big_dir()] {
+        for dir in [store.indexes_dir(), store.spans_dir(), store.gaps_dir(), store.big_dir()] {
             std::fs::create_dir_all(&dir).map_err(|e| Error::io("creating", &dir, e))?;
         }
         Ok(store)
@@ -79,6 +79,11 @@ impl Store {
     /// Where the index of a layer is kept.
     pub fn index_path(&self, layer: &Digest) -> PathBuf {
         self.indexes_dir().join(layer.hex())
+    }
+
+    /// Where the spans of a layer are kept ([`crate::layer::spans`]).
+    pub fn spans_path(&self, layer: &Digest) -> PathBuf {
+        self.spans_dir().join(layer.hex())
     }
 
     /// Where parts of blobs that belong to no file are kept.
@@ -168,7 +173,7 @@ impl Store {
                 self.image(&digest).remove()?;
             }
         }
-        for dir in [self.indexes_dir(), self.gaps_dir()] {
+        for dir in [self.indexes_dir(), self.spans_dir(), self.gaps_dir()] {
             freed += remove_unnamed(&dir, layers)?;
         }
         Ok(freed)
@@ -177,6 +182,10 @@ impl Store {
     /// Whether all content of an image is here. Only says that every object has its name; an object gets its name once it is right.
     pub fn is_local(&self, table: &Table) -> bool {
         table.files().all(|file| self.cas.contains(&file.digest))
+    }
+
+    fn spans_dir(&self) -> PathBuf {
+        self.root.join("spans")
     }
 
     fn indexes_dir(&self) -> PathBuf {

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
 
 use super::data::{DataLayout, layout};
-use super::{CHUNK, FILE, FLAG_ZEROS, HEADER_EXTRA, KIND_STREAM, KIND_ZSTD_CHUNKED, LAYER, MAGIC, NO_PLACE, ORDER, VERSION};
+use super::{
+    CHUNK, FILE, FLAG_ZEROS, HEADER_EXTRA, KIND_ESTARGZ, KIND_GZIP_SEEK, KIND_STREAM, KIND_ZSTD_CHUNKED, LAYER, MAGIC, NO_PLACE,
+    ORDER, VERSION,
+};
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::layer::{Chunk, EntryKind, LayerIndex, LayerKind};
@@ -30,7 +33,7 @@ pub struct LayerSource<'a> {
 pub fn build(layers: &[LayerSource<'_>]) -> Result<Vec<u8>> {
     let files = collect(layers)?;
     let data = layers.iter().map(|layer| match layer.kind {
-        LayerKind::ZstdChunked => layout(&layer.digest, layer.index),
+        LayerKind::ZstdChunked | LayerKind::Estargz | LayerKind::GzipSeek => layout(&layer.digest, layer.index),
         LayerKind::Stream => Ok(DataLayout::default()),
     });
     let data = data.collect::<Result<Vec<_>>>()?;
@@ -59,6 +62,8 @@ pub fn build(layers: &[LayerSource<'_>]) -> Result<Vec<u8>> {
         let kind = match layer.kind {
             LayerKind::ZstdChunked => KIND_ZSTD_CHUNKED,
             LayerKind::Stream => KIND_STREAM,
+            LayerKind::Estargz => KIND_ESTARGZ,
+            LayerKind::GzipSeek => KIND_GZIP_SEEK,
         };
         for field in [kind, first_in_order, order.len() as u32, first_large, large.len() as u32, 0] {
             out.extend(field.to_le_bytes());
@@ -108,7 +113,7 @@ fn collect<'a>(layers: &[LayerSource<'a>]) -> Result<Files<'a>> {
                 continue;
             }
             let chunks: &[Chunk] = match layer.kind {
-                LayerKind::ZstdChunked => &content.chunks,
+                LayerKind::ZstdChunked | LayerKind::Estargz | LayerKind::GzipSeek => &content.chunks,
                 LayerKind::Stream => &[],
             };
             let here = Place { layer: number, size: content.size, chunks };

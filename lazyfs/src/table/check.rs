@@ -76,8 +76,8 @@ impl Table {
             (LayerKind::Stream, 0) if file.data_offset.is_none() => return Ok(()),
             (LayerKind::Stream, 0) => return Err("has a place in a data file although its layer has no random access".into()),
             (LayerKind::Stream, _) => return Err("has chunks although its layer has no random access".into()),
-            (LayerKind::ZstdChunked, 0) => return Err("has no chunks".into()),
-            (LayerKind::ZstdChunked, _) => {}
+            (_, 0) => return Err("has no chunks".into()),
+            (_, _) => {}
         }
         let longest = if file.data_offset.is_some() { MAX_CHUNK } else { u64::MAX };
         let (mut file_end, mut blob_end) = (0u64, 0u64);

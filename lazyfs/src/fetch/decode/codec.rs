@@ -37,6 +37,9 @@ impl Codec {
                 Ok(Self::Zstd(zstd))
             }
             LayerKind::Stream => Err(io::Error::new(io::ErrorKind::Unsupported, "its layer has no random access")),
+            LayerKind::Estargz | LayerKind::GzipSeek => {
+                Err(io::Error::new(io::ErrorKind::Unsupported, "its layer is decompressed by spans"))
+            }
         }
     }
 

@@ -135,11 +135,11 @@ fn file_json(replace: &[(&str, &str)]) -> String {
 
 #[test]
 fn malformed_tables_are_refused_with_entry_and_field() {
-    let entries = toc::parse(file_json(&[]).as_bytes(), 190).unwrap();
+    let entries = parse_toc(file_json(&[]).as_bytes(), 190).unwrap();
     let EntryKind::File(content) = &entries[0].kind else { panic!("{entries:?}") };
     assert_eq!(content.chunks.iter().map(|chunk| (chunk.len, chunk.blob_len)).collect::<Vec<_>>(), [(10, 30), (11, 30), (9, 30)]);
     // A length of 0 in the last piece means the rest.
-    assert_eq!(toc::parse(file_json(&[("\"chunkSize\":9", "\"chunkSize\":0")]).as_bytes(), 190).unwrap(), entries);
+    assert_eq!(parse_toc(file_json(&[("\"chunkSize\":9", "\"chunkSize\":0")]).as_bytes(), 190).unwrap(), entries);
 
     use Outcome::{BadInput, Unsupported};
     for (replace, outcome, says) in [
@@ -174,7 +174,7 @@ fn malformed_tables_are_refused_with_entry_and_field() {
         (("\"zeros\"}", "\"zeros\"},7"), BadInput, "not the expected JSON"),
     ] {
         let json = file_json(&[replace]);
-        let error = toc::parse(json.as_bytes(), 190).unwrap_err().into_error("reading".into());
+        let error = parse_toc(json.as_bytes(), 190).unwrap_err().into_error("reading".into());
         assert_eq!(error.outcome(), outcome, "{replace:?}: {}", error.one_line());
         assert!(error.one_line().contains(says), "{replace:?}: {}", error.one_line());
     }
@@ -188,8 +188,8 @@ fn a_table_cannot_ask_for_more_zeros_than_its_bytes_can_hold() {
             r#"{{"version":1,"entries":[{{"type":"reg","name":"f","size":{size},"digest":"{digest}","offset":0,"endOffset":4}}]}}"#
         )
     };
-    assert!(toc::parse(json(4 * 32 * 1024).as_bytes(), 4).is_ok());
-    let error = toc::parse(json(4 * 32 * 1024 + 1).as_bytes(), 4).unwrap_err().into_error("reading".into());
+    assert!(parse_toc(json(4 * 32 * 1024).as_bytes(), 4).is_ok());
+    let error = parse_toc(json(4 * 32 * 1024 + 1).as_bytes(), 4).unwrap_err().into_error("reading".into());
     assert!(error.one_line().contains("more than 4 compressed bytes can hold"), "{}", error.one_line());
 }
 
@@ -200,9 +200,8 @@ fn files_must_not_overlap_and_entries_have_a_limit() {
         format!(r#"{{"type":"reg","name":"{name}","size":1,"digest":"{digest}","offset":{offset},"endOffset":{end}}}"#)
     };
     let table = |entries: &[String]| format!(r#"{{"version":1,"entries":[{}]}}"#, entries.join(","));
-    assert!(toc::parse(table(&[file("a", 0, 10), file("b", 10, 20)]).as_bytes(), 20).is_ok());
-    let error =
-        toc::parse(table(&[file("a", 0, 11), file("b", 10, 20)]).as_bytes(), 20).unwrap_err().into_error("reading".into());
+    assert!(parse_toc(table(&[file("a", 0, 10), file("b", 10, 20)]).as_bytes(), 20).is_ok());
+    let error = parse_toc(table(&[file("a", 0, 11), file("b", 10, 20)]).as_bytes(), 20).unwrap_err().into_error("reading".into());
     assert!(
         error.one_line().contains("entry 1 `b`: field `offset` is 10, but the file before it ends at 11"),
         "{}",
@@ -210,7 +209,7 @@ fn files_must_not_overlap_and_entries_have_a_limit() {
     );
 
     let many = vec![r#"{"type":"dir","name":"d"}"#.to_owned(); crate::layer::MAX_ENTRIES + 1];
-    let error = toc::parse(table(&many).as_bytes(), 0).unwrap_err().into_error("reading".into());
+    let error = parse_toc(table(&many).as_bytes(), 0).unwrap_err().into_error("reading".into());
     assert!(error.one_line().contains("more than 1048576 entries"), "{}", error.one_line());
 }
 
@@ -220,7 +219,7 @@ fn damaged_tables_never_panic() {
     let mut random = Random(0x746f_776c);
     for _ in 0..5_000 {
         let damaged = random.damage(original.as_bytes());
-        if let Ok(entries) = toc::parse(&damaged, 190) {
+        if let Ok(entries) = parse_toc(&damaged, 190) {
             for entry in entries {
                 if let EntryKind::File(content) = entry.kind {
                     assert_eq!(content.chunks.iter().map(|chunk| chunk.len).sum::<u64>(), content.size);
@@ -229,4 +228,8 @@ fn damaged_tables_never_panic() {
             }
         }
     }
+}
+
+fn parse_toc(json: &[u8], tar_end: u64) -> std::result::Result<Vec<crate::layer::Entry>, toc::Problem> {
+    toc::parse(json, tar_end, toc::Dialect::ZstdChunked)
 }

@@ -16,23 +16,32 @@ use crate::layer::{Chunk, Entry, EntryKind, FileContent, MAX_ENTRIES, Meta, rfc3
 /// more than this. Without the limit a table of a few bytes could ask for petabytes of zeros.
 const MAX_EXPANSION: u64 = 32 * 1024;
 
+/// The formats that have such a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::layer) enum Dialect {
+    /// Files say where they end.
+    ZstdChunked,
+    /// A chunk ends where the next one begins, whichever file that is of.
+    Estargz,
+}
+
 /// Why a table was refused.
 #[derive(Debug)]
-pub(super) struct Problem {
+pub(in crate::layer) struct Problem {
     outcome: Outcome,
     text: String,
 }
 
 impl Problem {
-    pub(super) fn into_error(self, tried: String) -> Error {
+    pub(in crate::layer) fn into_error(self, tried: String) -> Error {
         Error::new(self.outcome, tried).because(self.text)
     }
 }
 
 /// Reads the table. Files must lie in the first `tar_end` bytes of the blob.
-pub(super) fn parse(json: &[u8], tar_end: u64) -> Result<Vec<Entry>, Problem> {
+pub(in crate::layer) fn parse(json: &[u8], tar_end: u64, dialect: Dialect) -> Result<Vec<Entry>, Problem> {
     let bad = |text: String| Problem { outcome: Outcome::BadInput, text };
-    let mut builder = Builder { entries: Vec::new(), open: None, seen: 0, blob_end: 0, tar_end, problem: None };
+    let mut builder = Builder { entries: Vec::new(), open: None, seen: 0, blob_end: 0, tar_end, problem: None, dialect };
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     let version = Table(&mut builder).deserialize(&mut deserializer).and_then(|v| deserializer.end().map(|()| v));
     if let Some(problem) = builder.problem.take() {
@@ -71,6 +80,7 @@ struct RawEntry<'a> {
     #[serde(borrow)]
     digest: Cow<'a, str>,
     offset: i64,
+    inner_offset: i64,
     end_offset: i64,
     chunk_size: i64,
     chunk_offset: i64,
@@ -128,6 +138,7 @@ struct Builder {
     blob_end: u64,
     tar_end: u64,
     problem: Option<Problem>,
+    dialect: Dialect,
 }
 
 impl Builder {
@@ -196,7 +207,11 @@ impl Builder {
             return Ok(FileContent { size, digest: empty, chunks: Vec::new() });
         }
         let whole = digest("digest", &raw.digest)?;
-        let (offset, blob_end) = (unsigned("offset", raw.offset)?, unsigned("endOffset", raw.end_offset)?);
+        let offset = unsigned("offset", raw.offset)?;
+        let blob_end = match self.dialect {
+            Dialect::ZstdChunked => unsigned("endOffset", raw.end_offset)?,
+            Dialect::Estargz => self.tar_end,
+        };
         if offset < self.blob_end {
             return Err(bad("offset", format!("is {offset}, but the file before it ends at {}", self.blob_end)));
         }
@@ -204,7 +219,7 @@ impl Builder {
             let text = format!("is {blob_end}, not between `offset` {offset} and the end of the tar at {}", self.tar_end);
             return Err(bad("endOffset", text));
         }
-        self.blob_end = blob_end;
+        self.blob_end = self.chunk_begins(offset, blob_end);
         let first = chunk(raw, 0, &whole)?;
         self.open =
             Some(OpenFile { name: raw.name.clone().into_owned(), number, size, digest: whole, blob_end, chunks: vec![first] });
@@ -233,7 +248,16 @@ impl Builder {
         }
         let next = chunk(raw, file_offset, &open.digest)?;
         open.chunks.push(next);
+        self.blob_end = self.chunk_begins(blob_offset, self.blob_end);
         Ok(())
+    }
+
+    /// Behind what the next file has to begin.
+    fn chunk_begins(&self, offset: u64, file_end: u64) -> u64 {
+        match self.dialect {
+            Dialect::ZstdChunked => file_end,
+            Dialect::Estargz => offset + 1,
+        }
     }
 
     /// Completes the open file: its last chunk ends where the file ends.
@@ -268,6 +292,15 @@ impl Builder {
 
     fn finish(mut self) -> Result<Vec<Entry>, Problem> {
         self.close()?;
+        if self.dialect == Dialect::Estargz {
+            let mut end = self.tar_end;
+            for entry in self.entries.iter_mut().rev() {
+                let EntryKind::File(content) = &mut entry.kind else { continue };
+                let Some(last) = content.chunks.last_mut() else { continue };
+                last.blob_len = end - last.blob_offset;
+                end = content.chunks[0].blob_offset;
+            }
+        }
         Ok(self.entries)
     }
 }
@@ -283,6 +316,9 @@ fn chunk(raw: &RawEntry<'_>, file_offset: u64, whole: &Digest) -> Result<Chunk, 
         "" => *whole,
         text => digest("chunkDigest", text)?,
     };
+    if raw.inner_offset != 0 {
+        return Err(("innerOffset", Outcome::Unsupported, "says that several chunks are in one member".into()));
+    }
     let (len, blob_offset) = (unsigned("chunkSize", raw.chunk_size)?, unsigned("offset", raw.offset)?);
     Ok(Chunk { file_offset, len, blob_offset, blob_len: 0, digest, zeros })
 }
