@@ -31,9 +31,9 @@ pub struct Args {
 /// Makes indexes of the layers of an image that have no table of contents.
 pub fn run(engine: &Engine, args: &Args) -> Outcome {
     let sources = Sources::open(&engine.paths.state)?;
-    let reference: Reference = super::pull::canonical(&args.reference)?.parse().map_err(|e| {
-        Error::new(Kind::BadInput, format!("reading image reference {}", args.reference)).because(e)
-    })?;
+    let reference: Reference = super::pull::canonical(&args.reference)?
+        .parse()
+        .map_err(|e| Error::new(Kind::BadInput, format!("reading image reference {}", args.reference)).because(e))?;
     if let (Some(credentials), Reference::Registry(registry)) = (args.remote.credentials()?, &reference) {
         sources.keep(registry, credentials)?;
     }
@@ -56,7 +56,10 @@ fn render(report: &Report) -> String {
     let mut text = String::new();
     for layer in &report.layers {
         let share = layer.index_size as f64 * 100.0 / layer.size.max(1) as f64;
-        text += &format!("layer {}: {} bytes, index {} bytes ({share:.1} %), {} spans\n", layer.layer, layer.size, layer.index_size, layer.spans);
+        text += &format!(
+            "layer {}: {} bytes, index {} bytes ({share:.1} %), {} spans\n",
+            layer.layer, layer.size, layer.index_size, layer.spans
+        );
     }
     if report.layers.is_empty() {
         text += "no layer needs an index\n";

@@ -6,6 +6,7 @@ mod diff;
 mod export;
 mod history;
 mod import;
+mod index;
 mod inspect;
 mod ls;
 mod mount;
@@ -56,6 +57,8 @@ pub enum Verb {
     Verify(verify::Args),
     /// Show which files differ between two images
     Diff(diff::Args),
+    /// Make seek indexes of plain gzip layers, so that the unchanged image starts before it is there
+    Index(index::Args),
     /// List images
     #[command(visible_alias = "list")]
     Ls(ls::Args),
@@ -86,6 +89,7 @@ pub fn run(engine: &Engine, verb: Verb, begin: Instant) -> Outcome {
         Verb::Tree(args) => tree::run(engine, &args),
         Verb::Verify(args) => verify::run(engine, &args),
         Verb::Diff(args) => diff::run(engine, &args),
+        Verb::Index(args) => index::run(engine, &args),
         Verb::Ls(args) => ls::run(engine, &args),
         Verb::Profile(args) => profile::run(engine, &args),
         Verb::Rm(args) => rm::run(engine, &args),
