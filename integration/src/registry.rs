@@ -70,14 +70,28 @@ impl Registry {
         Self::start_logging(Access::Anonymous, false)
     }
 
+    /// A registry without any image, which takes some.
+    ///
+    /// # Panics
+    /// When the registry does not come up within 20 s.
+    pub fn start_empty() -> Self {
+        let dir = directory();
+        let text = configuration(dir.path(), Access::Anonymous, true).replace("enabled: true", "enabled: false");
+        Self::serve(dir, &text)
+    }
+
     fn start_logging(access: Access, access_log: bool) -> Self {
-        let dir =
-            tempfile::Builder::new().prefix("registry-").tempdir_in(images::work_dir()).expect("create the registry's directory");
+        let dir = directory();
         let mut copy = Command::new("cp");
         copy.arg("-al").arg(images::work_dir().join("registry")).arg(dir.path().join("storage"));
         run(copy, START).success();
+        let text = configuration(dir.path(), access, access_log);
+        Self::serve(dir, &text)
+    }
+
+    fn serve(dir: TempDir, configuration: &str) -> Self {
         let config = dir.path().join("config.yml");
-        fs::write(&config, configuration(dir.path(), access, access_log)).expect("write the registry's configuration");
+        fs::write(&config, configuration).expect("write the registry's configuration");
         let log = fs::File::create(dir.path().join("log")).expect("create the registry's log");
         let mut child = Command::new("docker-registry")
             .arg("serve")
@@ -153,6 +167,10 @@ impl Drop for Registry {
 /// `small:zstd` as a full reference to a registry, or to a link before it.
 pub fn reference(address: SocketAddr, name: &str) -> String {
     format!("{address}/{name}")
+}
+
+fn directory() -> TempDir {
+    tempfile::Builder::new().prefix("registry-").tempdir_in(images::work_dir()).expect("create the registry's directory")
 }
 
 fn configuration(dir: &Path, access: Access, access_log: bool) -> String {
