@@ -22,12 +22,13 @@ $(if $(COMMIT),$(eval export TOWLINE_COMMIT := $(COMMIT)))
 
 RUNS ?= 5
 
-.PHONY: help demo test fuzz bench bench-runtime bench-images build man install deps images testbed lint clean
+.PHONY: help demo test fuzz bench bench-runtime bench-images bench-lazy build man install deps images testbed lint clean
 
 help:
 	@echo "make demo                 build, make a local registry with a real image, and show a lazy start beside a full pull"
 	@echo "make test                 lint and all tests; needs root for the end-to-end part ($(TOWLINE_WORK) keeps the images)"
 	@echo "make bench RUNS=5         first output of a lazy start against the physical limit and a full pull"
+	@echo "make bench-lazy IMAGES='redis python' RATE=100 RUNS=3   starts of real images beside containerd, podman and the limit"
 	@echo "make bench-runtime RUNS=40  start, exec and memory of towline-oci beside runc, crun, youki and the floor"
 	@echo "make fuzz                 libFuzzer on the runtime's parsers, SECONDS_EACH=10 for each target"
 	@echo "make build                release binaries: $(RELEASE)/{towline,towlined}, $(RELEASE_OCI)"
@@ -59,6 +60,15 @@ bench-runtime: deps
 	$(CARGO) build -p towline-integration --bin bench-runtime
 	$(OCI_STATIC) $(CARGO) build --profile oci -p towline-runtime --target $(STATIC_TRIPLE)
 	'$(TARGET)/debug/bench-runtime' '$(RELEASE_OCI)' '$(RUNS)'
+
+# Needs bench-images. The report is $(TOWLINE_WORK)/bench/reports/lazy-$(RATE).txt.
+RATE ?= 100
+RTT ?= 10
+CROWD ?= 50
+bench-lazy: RUNS = 3
+bench-lazy: IMAGES = $(BENCH_IMAGES)
+bench-lazy: build
+	@RATE='$(RATE)' RTT='$(RTT)' RUNS='$(RUNS)' CROWD='$(CROWD)' bash integration/bench/lazy/bench.sh '$(RELEASE)' '$(RELEASE_OCI)' $(IMAGES)
 
 build:
 	$(CARGO) build --release -p towline-lazyfs -p towline-image-tools -p towline-integration --bins

@@ -1,6 +1,7 @@
-//! The tests' slow link as a program, for the demo: `link-proxy LISTEN UPSTREAM MEGABITS ROUND_TRIP_MS`.
+//! The tests' slow link as a program, for the demo and the bench: `link-proxy LISTEN UPSTREAM MEGABITS ROUND_TRIP_MS`.
 //!
-//! Prints the address it listens on and forwards until it is killed.
+//! Prints the address it listens on and forwards until it is killed. Answers each line on standard input with the number of bytes that
+//! have come from upstream so far. 0 megabits: as fast as loopback is.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program")]
 
 use std::io::Write;
@@ -13,6 +14,13 @@ fn main() -> ExitCode {
         Ok(link) => {
             println!("{}", link.address());
             std::io::stdout().flush().expect("whoever started this waits for the address");
+            for line in std::io::stdin().lines() {
+                if line.is_err() {
+                    break;
+                }
+                println!("{}", link.bytes_down());
+                std::io::stdout().flush().expect("whoever asked reads the answer");
+            }
             loop {
                 std::thread::park();
             }
@@ -30,6 +38,7 @@ fn start(arguments: &[String]) -> Result<Link, String> {
     };
     let address = |text: &str| text.parse().map_err(|error| format!("address '{text}': {error}"));
     let number = |text: &str| text.parse().map_err(|error| format!("number '{text}': {error}"));
-    let quality = Quality::new(number(megabits)?, number(round_trip_ms)?);
+    let mut quality = Quality::new(number(megabits)?, number(round_trip_ms)?);
+    quality.bits_per_second = quality.bits_per_second.filter(|rate| *rate > 0);
     Link::listen(address(listen)?, address(upstream)?, quality).map_err(|error| format!("listen on {listen}: {error}"))
 }

@@ -1,0 +1,355 @@
+#!/bin/bash
+# `make bench-lazy`: time from the command to the workload's first useful output (`READY ...`), from an empty store over a link.
+#
+# usage: bench.sh BIN_DIR TOWLINE_OCI IMAGE...      (needs root; images: make bench-images)
+#   RATE=100   megabits a second      RTT=10   milliseconds      RUNS=3      CROWD=50  containers at once, 0 leaves that out
+#
+# For each image, once: a start is recorded (`run --record-profile`), the image is written again as `images optimize` and
+# `images convert --compression estargz` make it, and a seek index of the gzip image is pushed. They stay in the bench's registry.
+# Then in each run, one after the other: containerd (pull, run), podman (run), and towline on each form of the image.
+#
+# - needed: bytes over the link when nothing but what the program asks for is fetched, of the optimized image.
+# - warm: the start with everything local. limit: needed / rate + 3 round trips + warm.
+# - The link is link-proxy: one line for all connections with the rate, and the delay; it has no slow start, for anybody. `line` is
+#   what one plain download got of the rate: where that is far below 1 the figures say something about this machine only.
+# - A row that cannot be measured says why. Nothing is asserted: this reports.
+set -uo pipefail
+
+[ "$(id -u)" = 0 ] || { echo "towline: the bench mounts and starts containers: run it as root" >&2; exit 1; }
+if [ $$ != 1 ]; then
+    exec unshare --mount --pid --fork --mount-proc --propagation private --kill-child bash "$0" "$@"
+fi
+bin=$1 oci=$2
+shift 2
+images=("$@")
+RATE=${RATE:-100} RTT=${RTT:-10} RUNS=${RUNS:-3} CROWD=${CROWD:-50}
+work=${TOWLINE_WORK:-/var/tmp/towline-demo}/bench
+bench=$work/run
+exec 9> "$work/bench.lock"
+flock -n 9 || { echo "towline: another bench runs in $work" >&2; exit 1; }
+umask 022
+rm -rf "$bench"
+mkdir -p "$bench/bin" "$work/profiles" "$work/reports"
+cp "$bin"/{towline,towlined,link-proxy} "$oci" "$bench/bin/"
+export PATH=$bench/bin:$PATH TOWLINE_LOG=${TOWLINE_LOG:-info}
+report=$work/reports/lazy-$RATE.txt
+
+use_store() { # NAME: empty
+    export TOWLINE_ROOT=$bench/$1/root TOWLINE_STATE=$bench/$1/state
+    mkdir -p "$TOWLINE_ROOT" "$TOWLINE_STATE"
+}
+
+clean_up() {
+    trap '' INT TERM
+    local id store
+    for store in "$bench"/*/root; do
+        use_store "$(basename "$(dirname "$store")")"
+        for id in $(timeout 10 towline ps -a --format json 2> "$bench/ps.log" | jq -r '.[].id // empty'); do
+            timeout 20 towline rm -f "$id" > "$bench/rm.log" 2>&1
+        done
+    done
+    disown -a
+    [ $$ != 1 ] || kill -KILL -1 2> "$bench/kill.log"
+    while read -r mount; do umount -l "$mount"; done < <(findmnt -rno TARGET | grep -F "$bench/" | tac)
+    rm -rf "$bench"
+}
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+die() { echo "towline: bench: $*" >&2; exit 1; }
+now() { echo "${EPOCHREALTIME/,/.}"; }
+calc() { awk "BEGIN { printf \"%.${2:-2}f\", $1 }"; }
+median() { sort -n | awk '{ v[NR] = $1 } END { if (NR) print v[int((NR + 1) / 2)] }'; }
+mb() { calc "$1 / 1e6" 1; }
+
+# --- registry and link
+
+start_registry() {
+    printf '%s\n' 'version: 0.1' 'log: {level: warn, accesslog: {disabled: true}}' \
+        "storage: {filesystem: {rootdirectory: $work/registry}}" 'http: {addr: "127.0.0.1:0"}' > "$bench/registry.yml"
+    sed -i 's/level: warn/level: info/' "$bench/registry.yml"
+    docker-registry serve "$bench/registry.yml" > "$bench/registry.log" 2>&1 &
+    for _ in $(seq 200); do
+        registry=$(grep -oE 'listening on 127.0.0.1:[0-9]+' "$bench/registry.log" | grep -oE '[0-9.]+:[0-9]+')
+        [ -z "$registry" ] || return 0
+        sleep 0.05
+    done
+    die "docker-registry did not start: $(tail -n 5 "$bench/registry.log")"
+}
+
+start_link() { # RATE RTT: $link is its address
+    [ -z "${link_pid:-}" ] || { kill "$link_pid"; wait "$link_pid" 2> "$bench/kill.log"; exec 6>&- 5<&-; }
+    rm -f "$bench"/link.{in,out}
+    mkfifo "$bench/link.in" "$bench/link.out"
+    link-proxy 127.0.0.1:0 "$registry" "$1" "$2" < "$bench/link.in" > "$bench/link.out" &
+    link_pid=$!
+    exec 6> "$bench/link.in" 5< "$bench/link.out"
+    read -r -t 10 link <&5 || die "link-proxy did not start"
+}
+received() { echo >&6; read -r -t 10 bytes <&5 && echo "$bytes"; }
+
+# --- one start: seconds to READY and bytes by then
+
+measure() { # COMMAND...: sets seconds, got; fails where READY did not come
+    local begin before line
+    before=$(received) begin=$(now) seconds=
+    while IFS= read -r -t 300 line; do
+        case $line in READY*) [ -n "$seconds" ] || { seconds=$(calc "$(now) - $begin"); got=$(($(received) - before)); } ;; esac
+    done < <(timeout 300 "$@" 2> "$bench/stderr")
+    [ -n "$seconds" ] || { why=$(tail -n 1 "$bench/stderr" | cut -c1-160); return 1; }
+}
+
+drop_store() { # NAME: ends what uses it, and empties it
+    local pid
+    use_store "$1"
+    for pid in $(grep -lz "TOWLINE_ROOT=$TOWLINE_ROOT" /proc/[0-9]*/environ 2> "$bench/grep.log" | cut -d/ -f3); do
+        [ "$pid" = $$ ] || case $(cat "/proc/$pid/comm" 2> "$bench/comm.log") in towline*) kill -KILL "$pid" ;; esac
+    done
+    sleep 0.2
+    while read -r mount; do umount -l "$mount"; done < <(findmnt -rno TARGET | grep -F "$bench/$1/" | tac)
+    rm -rf "${bench:?}/$1"
+    use_store "$1"
+}
+
+towline_start() { # TAG [NAME=VALUE]: cold
+    local tag=$1
+    shift
+    drop_store lazy
+    case $tag in zstd | gzip | esgz | indexed) import_profile "$tag" ;; esac
+    measure env "$@" towline run --rm --plain-http "$link/$image:$tag"
+}
+
+# Another node has the profile from the registry; for forms that were pushed without one it is put there by hand.
+import_profile() { # TAG
+    local digest
+    [ "${WITH_PROFILE:-1}" = 1 ] && [ -f "$work/profiles/$image.json" ] || return 0
+    digest=$(curl -sSfI -H 'Accept: application/vnd.oci.image.manifest.v1+json' "http://$registry/v2/$image/manifests/$1" |
+        tr -d '\r' | awk 'tolower($1) == "docker-content-digest:" { print $2 }')
+    [ -z "$digest" ] || towline images profile --import "$work/profiles/$image.json" "$digest" || die "importing a profile failed"
+}
+
+containerd_start() { # cold: pull, then run
+    local c=$bench/containerd
+    if [ ! -e "$c/pid" ]; then
+        mkdir -p "$c"
+        printf 'version = 2\nroot = "%s/root"\nstate = "%s/state"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\naddress = "%s/sock"\n' "$c" "$c" "$c" > "$c/config.toml"
+        containerd -c "$c/config.toml" > "$c/log" 2>&1 &
+        echo $! > "$c/pid"
+        for _ in $(seq 100); do [ ! -S "$c/sock" ] || break; sleep 0.1; done
+    fi
+    local ctr=(ctr -a "$c/sock")
+    for ref in $("${ctr[@]}" image ls -q); do "${ctr[@]}" image rm --sync "$ref" > "$c/rm.log" 2>&1; done
+    measure bash -c "ctr -a $c/sock image pull --plain-http $link/$image:gzip >$c/pull.log 2>&1 && exec ctr -a $c/sock run --rm $link/$image:gzip bench$RANDOM$RANDOM /app/start.sh"
+}
+
+podman_start() {
+    local p=(podman --root "$bench/podman/root" --runroot "$bench/podman/run" --storage-driver overlay --cgroup-manager cgroupfs)
+    "${p[@]}" rmi -af > "$bench/podman.log" 2>&1
+    rm -rf /var/lib/containers/cache
+    measure "${p[@]}" run --rm --net none --tls-verify=false "$link/$image:gzip"
+}
+
+# --- preparation, once for each image
+
+has_tag() { curl -sSf -o "$bench/tag" -H 'Accept: application/vnd.oci.image.manifest.v1+json' "http://$registry/v2/$image/manifests/$1" 2> "$bench/curl.log"; }
+
+prepare() {
+    local profile=$work/profiles/$image.json
+    if [ ! -s "$profile" ]; then
+        drop_store prepare
+        towline run --rm --plain-http --record-profile="$profile" "$registry/$image:zstd" > "$bench/record.log" 2>&1 ||
+            { tail -n 3 "$bench/record.log" >&2; return 1; }
+    fi
+    use_store prepare
+    has_tag opt || towline images optimize --plain-http --profile "$profile" "$registry/$image:zstd" "$registry/$image:opt" > "$bench/optimize.log" 2>&1 ||
+        tail -n 3 "$bench/optimize.log" >&2
+    has_tag esgz || towline images optimize --plain-http --compression estargz --profile "$profile" "$registry/$image:gzip" "$registry/$image:esgz" > "$bench/estargz.log" 2>&1 ||
+        tail -n 3 "$bench/estargz.log" >&2
+    drop_store prepare
+}
+
+# --- the table
+
+row() { # NAME SECONDS_FILE BYTES_FILE PEER_RATIO
+    local s b
+    s=$(median < "$2") b=$(median < "$3")
+    if [ -z "$s" ]; then
+        printf '  %-34s not measured: %s\n' "$1" "$(cat "$2.why" 2> "$bench/why.log")"
+        return
+    fi
+    printf '  %-34s %7.2f s  %6.1f MB  %5.2f x limit  %5.2f x containerd  %6s x needed\n' "$1" "$s" "$(mb "$b")" \
+        "$(calc "$s / $limit")" "$(calc "$s / ${eager:-$s}")" "$(calc "$b / $needed")"
+}
+
+sample() { # NAME COMMAND...
+    local name=$1 f=$bench/figures/$image
+    shift
+    mkdir -p "$f"
+    touch "$f/$name.s" "$f/$name.b"
+    if "$@"; then
+        echo "$seconds" >> "$f/$name.s"
+        echo "$got" >> "$f/$name.b"
+        printf '    %s %s: %.2f s, %s MB\n' "$image" "$name" "$seconds" "$(mb "$got")" >&2
+    else
+        echo "$why" > "$f/$name.s.why"
+        printf '    %s %s: %s\n' "$image" "$name" "$why" >&2
+    fi
+}
+
+daemon_costs() { # waits for the background fetch of the store `lazy`; peak memory and CPU time of its daemon
+    local pid line rss=0 ticks=0
+    for _ in $(seq 3000); do
+        pid=$(cat /proc/[0-9]*/comm 2> "$bench/comm.log" | grep -c '^towlined$')
+        [ "$pid" != 0 ] || break
+        for pid in /proc/[0-9]*; do
+            [ "$(cat "$pid/comm" 2> "$bench/comm.log")" = towlined ] || continue
+            line=$(awk '/^VmHWM/ { print $2 }' "$pid/status" 2> "$bench/comm.log")
+            [ "${line:-0}" -le "$rss" ] || rss=$line
+            line=$(awk '{ print $14 + $15 }' "$pid/stat" 2> "$bench/comm.log")
+            [ "${line:-0}" -le "$ticks" ] || ticks=$line
+        done
+        sleep 0.1
+    done
+    echo "towlined until complete: $(calc "$rss / 1000" 1) MB resident at most, $(calc "$ticks / $(getconf CLK_TCK)") s of CPU"
+}
+
+crowd() { # many containers of the optimized image at once
+    local before begin n
+    drop_store lazy
+    before=$(received) begin=$(now)
+    for n in $(seq "$CROWD"); do
+        { timeout 300 towline run --rm --plain-http "$link/$image:$base" 2> "$bench/crowd.$n" | grep -m1 -q '^READY' && now > "$bench/crowd.$n.ready"; } &
+        crowd_pids[n]=$!
+    done
+    wait "${crowd_pids[@]}"
+    local last=0 ready=0
+    for n in $(seq "$CROWD"); do
+        [ -s "$bench/crowd.$n.ready" ] || continue
+        ready=$((ready + 1))
+        last=$(calc "($(cat "$bench/crowd.$n.ready") > $last) ? $(cat "$bench/crowd.$n.ready") : $last" 6)
+    done
+    echo "$CROWD at once: $ready ready, the last after $(calc "$last - $begin") s, $(mb $(($(received) - before))) MB"
+    rm -f "$bench"/crowd.*
+}
+
+inside() { # ROOT COMMAND: seconds, best of 3, of a command in a root
+    local begin best=
+    for _ in 1 2 3; do
+        begin=$(now)
+        chroot "$1" /bin/sh -c "$2" > "$bench/inside.log" 2>&1
+        best=$(calc "(\"$best\" == \"\" || $(now) - $begin < ${best:-0}) ? $(now) - $begin : ${best:-0}" 4)
+    done
+    echo "$best"
+}
+
+steady() { # all local: towline's root against plain overlayfs on extracted layers
+    local id ours plain root=$bench/plain n=0 lowers= layer a b
+    id=$(towline run -d --plain-http --name steady "$link/$image:$base" /app/start.sh hold 2> "$bench/steady.log") || { tail -n 1 "$bench/steady.log"; return; }
+    ours=$TOWLINE_STATE/containers/$id/rootfs
+    [ -d "$ours/usr" ] || ours=$(findmnt -rno TARGET | grep -F "$id" | head -n 1)
+    while read -r layer; do
+        mkdir -p "$root/$n"
+        tar -xzf "$work/oci/$image/blobs/sha256/${layer#sha256:}" --exclude='.wh.*' -C "$root/$n" 2> "$bench/tar.log"
+        lowers=$root/$n${lowers:+:$lowers}
+        n=$((n + 1))
+    done < <(jq -r '.manifests[] | select(.annotations["org.opencontainers.image.ref.name"] == "gzip").digest' "$work/oci/$image/index.json" |
+        sed 's/sha256://' | xargs -I{} jq -r '.layers[].digest' "$work/oci/$image/blobs/sha256/{}")
+    mkdir -p "$root/merged" "$root/upper" "$root/work"
+    mount -t overlay plain -o "lowerdir=$lowers,upperdir=$root/upper,workdir=$root/work" "$root/merged" || return
+    plain=$root/merged
+    while IFS='|' read -r name command; do
+        inside "$ours" "$command" > "$bench/first.log"
+        b=$(inside "$plain" "$command") a=$(inside "$ours" "$command")
+        echo "steady, $name: $a s, plain overlayfs $b s, $(calc "$a / $b") x"
+    done << 'C'
+stat walk|find / -xdev -printf '%s\n' | tail -n 1
+small reads|find /usr -xdev -type f -size -64k | head -n 4000 | tr '\n' '\0' | xargs -0 cat > /dev/null
+sequential, 10 x the largest file|f=$(find /usr -xdev -type f -printf '%s %p\n' | sort -rn | head -n 1 | cut -d' ' -f2); for i in 1 2 3 4 5 6 7 8 9 10; do cat "$f" > /dev/null; done
+C
+    towline rm -f steady > "$bench/steady.log" 2>&1
+    umount "$plain"
+    rm -rf "$root"
+}
+
+bench_image() {
+    image=$1
+    prepare || { echo "$image: not measured: its start could not be recorded"; return; }
+    local run form limit needed warm eager f=$bench/figures/$image
+    # As optimized where that could be made, else as it was built.
+    local base=opt
+    has_tag opt || base=zstd
+    start_link 0 0
+    towline_start $base TOWLINE_FETCH=readahead=0,readbehind=0,read_window=0,ahead=0,prefetch=0,background=off || { echo "$image: not measured: $why"; return; }
+    needed=$got
+    # Everything local: pulled, and started once before.
+    drop_store lazy
+    towline images pull --plain-http "$link/$image:$base" > "$bench/pull.log" 2>&1
+    for run in 1 2 3 4; do measure towline run --rm --plain-http "$link/$image:$base" && [ "$run" = 1 ] || echo "$seconds"; done > "$bench/warm"
+    warm=$(median < "$bench/warm")
+    local steadiness
+    steadiness=$(steady)
+    start_link "$RATE" "$RTT"
+    limit=$(calc "$needed * 8 / ($RATE * 1e6) + 3 * $RTT / 1000 + $warm" 3)
+    for run in $(seq "$RUNS"); do
+        sample containerd containerd_start
+        sample podman podman_start
+        for form in opt esgz gzip zstd; do sample "$form" towline_start "$form"; done
+    done
+    local costs crowded=
+    sample costs towline_start $base
+    costs=$(daemon_costs)
+    [ "$CROWD" = 0 ] || crowded=$(crowd)
+    eager=$(median < "$f/containerd.s")
+    {
+        printf '%s: needed %s MB, warm start %.2f s, limit %.2f s\n' "$image" "$(mb "$needed")" "$warm" "$limit"
+        row 'containerd, pull and run (gzip)' "$f/containerd.s" "$f/containerd.b"
+        row 'podman run (gzip)' "$f/podman.s" "$f/podman.b"
+        row 'towline, optimized' "$f/opt.s" "$f/opt.b"
+        row 'towline, eStargz' "$f/esgz.s" "$f/esgz.b"
+        row 'towline, plain gzip' "$f/gzip.s" "$f/gzip.b"
+        row 'towline, zstd:chunked as built' "$f/zstd.s" "$f/zstd.b"
+        peers
+        printf '  %s\n' "$costs"
+        [ -z "$crowded" ] || printf '  %s\n' "$crowded"
+        sed 's/^/  /' <<< "$steadiness"
+        echo
+    } | tee -a "$report"
+}
+
+# Published by nobody, measured once on such images: seconds at 100 Mbit/s of containerd, the best lazy puller, stargz.
+peers() {
+    local best
+    case $image in
+        redis) best='1.21 6.8' ;; nginx) best='1.31 6.9' ;; node) best='4.3 16.8' ;;
+        python) best='5.2 17.9' ;; java) best='4.6 22.4' ;; postgres) best='4.4 19.1' ;; *) return ;;
+    esac
+    read -r best full <<< "$best"
+    [ "$RATE" = 100 ] || return 0
+    printf '  best lazy peer is %s x containerd: %.2f s here; towline optimized is %s x that\n' "$(calc "$best / $full")" \
+        "$(calc "$best / $full * ${eager:-0}")" "$(calc "$(median < "$bench/figures/$image/opt.s") / ($best / $full * ${eager:-1})")"
+}
+
+line() { # what a plain download gets of the rate
+    local begin digest
+    image=${images[0]}
+    has_tag gzip || die "image $image is not in $work/registry: make bench-images-$image"
+    digest=$(jq -r '.layers | max_by(.size).digest' "$bench/tag")
+    begin=$(now)
+    local size
+    size=$(curl -sSf -o "$bench/blob" -w '%{size_download}' "http://$link/v2/$image/blobs/$digest")
+    calc "$size * 8 / ($(now) - $begin) / ($RATE * 1e6)"
+    rm -f "$bench/blob"
+}
+
+mkdir -p /var/lib/containers
+mount -t tmpfs containers /var/lib/containers # the peers' memory of registries is not for these
+start_registry
+start_link "$RATE" "$RTT"
+{
+    echo "First useful output from an empty store, $RATE Mbit/s, $RTT ms round trip, medians of $RUNS ($(date -u +%F), $(nproc) cores, Linux $(uname -r))"
+    echo "line: $(line) of the rate for one download; load $(cut -d' ' -f1-3 /proc/loadavg)"
+    echo
+} | tee "$report"
+for image in "${images[@]}"; do bench_image "$image"; done
+echo "the report is $report"
