@@ -6,6 +6,7 @@ mod engine;
 mod failure;
 mod image;
 mod monitor;
+mod patch;
 mod relay;
 mod spec;
 mod timeline;

@@ -7,6 +7,7 @@ mod kill;
 mod lazy;
 mod logs;
 mod monitor;
+mod patch;
 mod ps;
 mod rm;
 mod run;
@@ -68,6 +69,8 @@ enum Verb {
     Version,
     /// Show where everything is, and what this machine can do
     Info(info::Args),
+    /// Put files of another image into a running container
+    Patch(Box<patch::Args>),
     /// See what containers waited for while their images were fetched
     #[command(subcommand)]
     Lazy(lazy::Verb),
@@ -103,6 +106,7 @@ pub fn run(cli: Cli, begin: Instant) -> Outcome {
         Verb::Rm(args) => rm::run(&engine, &args),
         Verb::Version => version::run(&engine),
         Verb::Info(args) => info::run(&engine, &args),
+        Verb::Patch(args) => patch::run(&engine, &args),
         Verb::Lazy(verb) => lazy::run(&engine, verb),
         Verb::System(verb) => system::run(&engine, verb),
         Verb::Monitor(args) => monitor::run(&engine, &args),
@@ -175,7 +179,7 @@ fn for_each(names: &[String], mut action: impl FnMut(&str) -> Result<(), Failure
 }
 
 /// Tells the user something that does not end the command.
-fn warn(line: &str) {
+pub fn warn(line: &str) {
     use std::io::Write;
     // Standard error may be closed.
     writeln!(std::io::stderr(), "towline: {line}").unwrap_or_default();

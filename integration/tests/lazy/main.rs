@@ -30,6 +30,8 @@ mod observe;
 #[cfg(test)]
 mod outage;
 #[cfg(test)]
+mod patch;
+#[cfg(test)]
 mod profile;
 #[cfg(test)]
 mod rig;
