@@ -279,7 +279,10 @@ impl<'a> OpenPiece<'a> {
                 self.damage("the decompressor does not go on".to_owned(), events);
                 return Ok(());
             }
-            self.may_end = step.ended;
+            // A step behind the end of a frame, which only looks whether there is more output, speaks of the next frame.
+            if (step.taken, step.made) != (0, 0) {
+                self.may_end = step.ended;
+            }
             bytes = &bytes[step.taken..];
             if self.produced + step.made as u64 > wanted {
                 self.damage(format!("it decompresses to more than {wanted} bytes"), events);

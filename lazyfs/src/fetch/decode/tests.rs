@@ -85,6 +85,31 @@ fn store() -> (tempfile::TempDir, Store) {
     (dir, store)
 }
 
+/// The output of a frame that fills the decoder's buffer to the last byte: there may be more of it, but there is not.
+#[test]
+fn chunks_as_long_as_the_output_buffer_are_complete() {
+    let (_dir, store) = store();
+    for len in [OUT - 1, OUT, OUT + 1, 2 * OUT] {
+        let content = noise(len, 3);
+        // With its length in the header and in one go, as writers of small chunks make them.
+        let frame = zstd::bulk::compress(&content, 3).unwrap();
+        let chunk = Chunk {
+            file_offset: 0,
+            len: len as u64,
+            blob_offset: 0,
+            blob_len: frame.len() as u64,
+            digest: Digest::of(&content),
+            zeros: false,
+        };
+        let segments = vec![Segment::Piece(plan(&content, vec![chunk]))];
+        let blob = Blob { bytes: frame, segments };
+        for step in [7, blob.bytes.len()] {
+            let events = blob.decode(&store, step);
+            assert!(matches!(events.as_slice(), [Event::Stored(_)]), "{len} bytes, {step} at a time: {events:?}");
+        }
+    }
+}
+
 #[test]
 fn files_gaps_and_holes_come_out_for_any_size_of_piece() {
     let (large, compressible) = (noise(300_000, 1), vec![7; 1_000_000]);
