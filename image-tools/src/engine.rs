@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use towline_lazyfs::daemon::client::{Client, Paths};
+use towline_lazyfs::daemon::protocol::ClientSettings;
 use towline_lazyfs::error::{Error, Outcome, Result};
+use towline_lazyfs::pull::sources::Settings;
+use towline_lazyfs::registry::config::Places;
 use towline_lazyfs::store::create_private_dir;
 use towline_lazyfs::store::db::Db;
 use towline_runtime::client::Runtime;
@@ -17,6 +20,8 @@ pub struct Engine {
     pub runtime: PathBuf,
     /// The daemon of the store.
     pub towlined: PathBuf,
+    /// How a daemon that is started now reaches registries.
+    pub settings: ClientSettings,
 }
 
 impl Engine {
@@ -27,7 +32,17 @@ impl Engine {
 
     /// A connection to the daemon, which is started where none runs.
     pub fn daemon(&self) -> Result<Client> {
-        Client::connect_or_start(&self.paths, &self.towlined)
+        Client::connect_or_start(&self.paths, &self.towlined, self.settings.registry_config.as_deref())
+    }
+
+    /// Where configuration of registries is looked for.
+    pub fn registries(&self) -> Places {
+        Places::system(self.settings.registry_config.as_deref())
+    }
+
+    /// How this command itself reaches registries.
+    pub fn sources(&self) -> Settings {
+        Settings { places: self.registries(), proxies: self.settings.proxies.clone() }
     }
 
     /// The database of the store.

@@ -2,6 +2,7 @@
 
 mod cli;
 mod container;
+mod credentials;
 mod engine;
 mod failure;
 mod image;

@@ -16,6 +16,9 @@ use towline_lazyfs::fetch::FetchConfig;
 use towline_lazyfs::holder::systemd::Environment;
 use towline_lazyfs::holder::{Keeper, process};
 use towline_lazyfs::observe::serve::Place;
+use towline_lazyfs::pull::sources::Settings;
+use towline_lazyfs::registry::Proxies;
+use towline_lazyfs::registry::config::Places;
 
 /// Serves one store: fetches content on demand and in the background, and leaves when nothing is lazy any more.
 #[derive(Parser)]
@@ -27,6 +30,9 @@ struct Arguments {
     /// State that does not outlive a reboot: socket, lock, log, FUSE trigger.
     #[arg(long, env = "TOWLINE_STATE", default_value = "/run/towline")]
     state: PathBuf,
+    /// Directory with HOST/hosts.toml, asked before containerd's and registries.conf.
+    #[arg(long, env = "TOWLINE_REGISTRY_CONFIG", default_value = "/etc/towline/hosts.d")]
+    registry_config: PathBuf,
     #[command(subcommand)]
     command: Command,
 }
@@ -53,10 +59,14 @@ fn main() -> ExitCode {
     if arguments.next().is_some_and(|verb| verb == "hold") {
         return hold(arguments.next().map(PathBuf::from), arguments.next());
     }
-    let Arguments { root, state, command: Command::Serve { fetch, replace, metrics } } = Arguments::parse();
+    let Arguments { root, state, registry_config, command: Command::Serve { fetch, replace, metrics } } = Arguments::parse();
+    let settings = Settings {
+        places: Places::system(Some(&registry_config)),
+        proxies: Proxies::from_variables(|name| std::env::var(name).ok()),
+    };
     let filter = tracing_subscriber::EnvFilter::try_from_env("TOWLINE_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
-    match serve(Paths { root, state }, &fetch, replace, metrics) {
+    match serve(Paths { root, state }, &fetch, settings, replace, metrics) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{}", error.one_line());
@@ -103,7 +113,7 @@ fn keeper(paths: &Paths) -> Keeper {
     }
 }
 
-fn serve(paths: Paths, fetch: &str, replace: bool, metrics: Option<Place>) -> Result<()> {
+fn serve(paths: Paths, fetch: &str, settings: Settings, replace: bool, metrics: Option<Place>) -> Result<()> {
     // First: nothing may be opened before the descriptors of the service manager are taken.
     let keeper = keeper(&paths);
     leave_session()?;
@@ -116,7 +126,7 @@ fn serve(paths: Paths, fetch: &str, replace: bool, metrics: Option<Place>) -> Re
         .map_err(|e| Error::new(Outcome::Io, "starting threads").because(e))?;
     runtime.block_on(async {
         let ready = match FetchConfig::parse(fetch) {
-            Ok(config) => Ready::prepare(paths, Start { config, keeper, replace, metrics }).await,
+            Ok(config) => Ready::prepare(paths, Start { config, settings, keeper, replace, metrics }).await,
             Err(error) => Err(error),
         };
         match ready {

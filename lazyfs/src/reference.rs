@@ -98,6 +98,12 @@ impl Reference {
         }
     }
 
+    /// Whether a text names an image in a registry without saying in which one.
+    pub fn is_short(text: &str) -> bool {
+        let local = ["oci:", "oci-archive:", "docker-archive:"].iter().any(|prefix| text.starts_with(prefix));
+        !local && !text.split_once('/').is_some_and(|(first, _)| is_host(first))
+    }
+
     /// The digest that pins the image, where the reference has one.
     pub fn digest(&self) -> Option<Digest> {
         match self {
@@ -142,6 +148,11 @@ impl RegistryReference {
     /// The tag; absent only where there is a digest.
     pub fn tag(&self) -> Option<&str> {
         self.tag.as_deref()
+    }
+
+    /// The digest that pins the image, where there is one.
+    pub fn digest(&self) -> Option<Digest> {
+        self.digest
     }
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -422,6 +433,8 @@ mod tests {
         ] {
             let reference: Reference = text.parse().unwrap();
             assert_eq!(reference.to_string(), canonical, "{text}");
+            let short = canonical.starts_with("docker.io/") && !text.starts_with("docker.io/") && !text.starts_with("index.");
+            assert_eq!(Reference::is_short(text), short, "{text}");
             assert_eq!(canonical.parse::<Reference>().unwrap(), reference, "{text}");
         }
     }

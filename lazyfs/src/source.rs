@@ -73,6 +73,9 @@ pub trait Source: Send + Sync {
     /// Opens bytes `range` of the blob. One request per call; the caller retries.
     fn open(&self, blob: Digest, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream>>;
 
+    /// Says that what was last read of a blob was damaged: a source with several places asks another one from now on.
+    fn distrust(&self, _blob: &Digest) {}
+
     /// What refers to the manifest `subject` (image-spec, "subject"), such as indexes and signatures; `artifact_type` leaves out all
     /// others. Most sources have nothing of the kind.
     fn referrers<'a>(&'a self, _subject: Digest, _artifact_type: Option<&'a str>) -> BoxFuture<'a, Result<Vec<Referrer>>> {

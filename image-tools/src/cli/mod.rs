@@ -9,6 +9,7 @@ mod logs;
 mod monitor;
 mod patch;
 mod ps;
+mod registries;
 mod rm;
 mod run;
 mod stop;
@@ -21,7 +22,9 @@ use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 use towline_lazyfs::daemon::client::Paths;
+use towline_lazyfs::daemon::protocol::ClientSettings;
 use towline_lazyfs::error::{Error, Outcome as Kind};
+use towline_lazyfs::registry::Proxies;
 
 use crate::engine::{self, Engine};
 use crate::failure::{Failure, Outcome};
@@ -42,6 +45,9 @@ pub struct Cli {
     /// The daemon [default: towlined beside this program, else in PATH]
     #[arg(long, env = "TOWLINE_TOWLINED", value_name = "PATH", hide = true)]
     towlined: Option<PathBuf>,
+    /// Directory with HOST/hosts.toml, asked before containerd's and registries.conf [default: /etc/towline/hosts.d]
+    #[arg(long, env = "TOWLINE_REGISTRY_CONFIG", value_name = "DIR")]
+    registry_config: Option<PathBuf>,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -67,6 +73,8 @@ enum Verb {
     Rm(rm::Args),
     /// Show versions
     Version,
+    /// Show which hosts are asked for an image, and why
+    Registries(registries::Args),
     /// Show where everything is, and what this machine can do
     Info(info::Args),
     /// Put files of another image into a running container
@@ -88,6 +96,10 @@ pub fn run(cli: Cli, begin: Instant) -> Outcome {
         paths: paths(cli.root, cli.state)?,
         runtime: cli.runtime.unwrap_or_else(|| beside("towline-oci")),
         towlined: cli.towlined.unwrap_or_else(|| beside("towlined")),
+        settings: ClientSettings {
+            registry_config: cli.registry_config.map(absolute).transpose()?,
+            proxies: Proxies::from_variables(|name| std::env::var(name).ok()),
+        },
     };
     if matches!(cli.verb, Verb::Version) {
         return version::run(&engine);
@@ -105,6 +117,7 @@ pub fn run(cli: Cli, begin: Instant) -> Outcome {
         Verb::Stop(args) => stop::run(&engine, &args),
         Verb::Rm(args) => rm::run(&engine, &args),
         Verb::Version => version::run(&engine),
+        Verb::Registries(args) => registries::run(&engine, &args),
         Verb::Info(args) => info::run(&engine, &args),
         Verb::Patch(args) => patch::run(&engine, &args),
         Verb::Lazy(verb) => lazy::run(&engine, verb),
@@ -116,7 +129,7 @@ pub fn run(cli: Cli, begin: Instant) -> Outcome {
 impl Verb {
     /// Whether it has to do with containers. Any user can pull and mount images, into a store of their own.
     fn is_for_root(&self) -> bool {
-        !matches!(self, Self::Images(_) | Self::Info(_) | Self::Version)
+        !matches!(self, Self::Images(_) | Self::Info(_) | Self::Registries(_) | Self::Version)
     }
 }
 

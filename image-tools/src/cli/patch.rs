@@ -80,7 +80,7 @@ fn patch(engine: &Engine, args: &Args, record: &Record, dirs: &Dirs, from: &str)
     for path in &paths {
         check_unchanged(&root, dirs, &patches, path, args.force)?;
     }
-    let request = args.source.request(from, PullUntil::Startable, PullPolicy::Missing)?;
+    let request = args.source.request(engine, from, PullUntil::Startable, PullPolicy::Missing)?;
     let (name, image) = match engine.daemon()?.pull(request, &mut |_| {})? {
         Reply::Pulled { name, image, .. } => (name, image),
         other => return Err(unexpected(from, &other)),

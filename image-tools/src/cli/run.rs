@@ -165,7 +165,7 @@ fn pull(engine: &Engine, args: &Args, timeline: &Shared) -> Result<String, Failu
         }
     }
     let policy = if args.pull == Pull::Always { PullPolicy::Always } else { PullPolicy::Missing };
-    let request = args.source.request(&args.image, PullUntil::Startable, policy)?;
+    let request = args.source.request(engine, &args.image, PullUntil::Startable, policy)?;
     match engine.daemon()?.pull(request, &mut |event| lock(timeline).event(event))? {
         Reply::Pulled { image, complete, fetched, .. } => {
             if !fetched {

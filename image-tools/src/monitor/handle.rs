@@ -35,9 +35,11 @@ impl<'a> Monitor<'a> {
         let log = Dirs::of(&engine.paths, &record.id).monitor_log();
         let stderr = std::fs::File::options().create(true).append(true).open(&log).map_err(|e| Error::io("opening", &log, e))?;
         // This very program, even when its file was replaced meanwhile.
+        let config = engine.settings.registry_config.as_deref();
         let child = Command::new("/proc/self/exe")
             .arg0("towline")
             .args(["--root".as_ref(), engine.paths.root.as_os_str(), "--state".as_ref(), engine.paths.state.as_os_str()])
+            .args(config.map(|dir| ["--registry-config".as_ref(), dir.as_os_str()]).into_iter().flatten())
             .args(["--runtime".as_ref(), engine.runtime.as_os_str(), "--towlined".as_ref(), engine.towlined.as_os_str()])
             .args(["monitor", &record.id])
             .current_dir("/")

@@ -107,7 +107,8 @@ impl Client {
     }
 
     /// Connects to the daemon, and starts `towlined` where none runs. Of several processes that do this at once one starts it.
-    pub fn connect_or_start(paths: &Paths, towlined: &Path) -> Result<Self> {
+    /// `registry_config` is where the new one looks for configuration of registries first.
+    pub fn connect_or_start(paths: &Paths, towlined: &Path, registry_config: Option<&Path>) -> Result<Self> {
         if let Some(client) = Self::connect(paths)? {
             return Ok(client);
         }
@@ -122,7 +123,7 @@ impl Client {
                     .because(format!("it did not serve {} within {START_DEADLINE:?}", paths.socket().display()))
                     .advise(format!("see {}", paths.log().display())));
             }
-            match start(paths, towlined, &[]) {
+            match start(paths, towlined, registry_config, &[]) {
                 // One that somebody else started was there first, or is about to leave.
                 Err(e) if e.outcome() == Outcome::Busy && Instant::now() < deadline => {}
                 started => started?,
@@ -131,9 +132,9 @@ impl Client {
     }
 
     /// Starts `towlined` in place of the one that runs; containers wait meanwhile. Where none runs it is only started.
-    pub fn upgrade(paths: &Paths, towlined: &Path) -> Result<Self> {
+    pub fn upgrade(paths: &Paths, towlined: &Path, registry_config: Option<&Path>) -> Result<Self> {
         let _starting = start_lock(paths, Instant::now() + START_DEADLINE)?;
-        start(paths, towlined, &["--replace"])?;
+        start(paths, towlined, registry_config, &["--replace"])?;
         Self::connect(paths)?.ok_or_else(|| {
             Error::new(Outcome::Unavailable, format!("connecting to the new {}", towlined.display()))
                 .because("it has left already")
@@ -317,7 +318,7 @@ fn start_lock(paths: &Paths, deadline: Instant) -> Result<std::fs::File> {
 }
 
 /// Starts `towlined` and waits until it serves or says why it cannot: it writes one line to its standard output and closes it.
-fn start(paths: &Paths, towlined: &Path, flags: &[&str]) -> Result<()> {
+fn start(paths: &Paths, towlined: &Path, registry_config: Option<&Path>, flags: &[&str]) -> Result<()> {
     let tried = || format!("starting {}", towlined.display());
     create_private_dir(&paths.state)?;
     let log = std::fs::OpenOptions::new().create(true).append(true).open(paths.log());
@@ -327,6 +328,7 @@ fn start(paths: &Paths, towlined: &Path, flags: &[&str]) -> Result<()> {
         .arg(&paths.root)
         .arg("--state")
         .arg(&paths.state)
+        .args(registry_config.map(|dir| ["--registry-config".as_ref(), dir.as_os_str()]).into_iter().flatten())
         .arg("serve")
         .args(flags)
         .current_dir("/")

@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use super::protocol::Credentials;
 use crate::error::{Error, Result};
 
-/// Credentials by registry host.
+/// Credentials by `HOST[:PORT][/PATH]`.
 pub struct CredentialStore {
     path: PathBuf,
     known: Mutex<HashMap<String, Credentials>>,
@@ -34,15 +34,23 @@ impl CredentialStore {
         Ok(Self { path, known: Mutex::new(known) })
     }
 
-    /// What is known for a registry host.
-    pub fn get(&self, host: &str) -> Option<Credentials> {
-        self.known.lock().expect("no holder of this lock panics").get(host).cloned()
+    /// What is known for a repository: that of the longest path.
+    pub fn get(&self, host: &str, repository: &str) -> Option<Credentials> {
+        let known = self.known.lock().expect("no holder of this lock panics");
+        let full = format!("{host}/{repository}");
+        let mut scope = full.as_str();
+        loop {
+            if let Some(credentials) = known.get(scope) {
+                return Some(credentials.clone());
+            }
+            scope = &scope[..scope.rfind('/')?];
+        }
     }
 
-    /// Keeps credentials for a registry host.
-    pub fn keep(&self, host: &str, credentials: Credentials) -> Result<()> {
+    /// Keeps credentials for a host or a part of it.
+    pub fn keep(&self, scope: &str, credentials: Credentials) -> Result<()> {
         let mut known = self.known.lock().expect("no holder of this lock panics");
-        known.insert(host.to_owned(), credentials);
+        known.insert(scope.to_owned(), credentials);
         let dir = self.path.parent().expect("the file is in the state directory");
         // Temporary files are made with mode 0600.
         let mut new = tempfile::NamedTempFile::new_in(dir).map_err(|e| Error::io("creating a file in", dir, e))?;
@@ -64,8 +72,17 @@ mod tests {
         let credentials = Credentials { username: "u".into(), secret: "s3cret".into() };
         CredentialStore::open(state.path()).unwrap().keep("localhost:5000", credentials.clone()).unwrap();
         let again = CredentialStore::open(state.path()).unwrap();
-        assert_eq!(again.get("localhost:5000").unwrap().secret, "s3cret");
-        assert!(again.get("localhost:5001").is_none());
+        let narrow = Credentials { username: "u".into(), secret: "other".into() };
+        again.keep("localhost:5000/team/a", narrow).unwrap();
+        for (host, repository, wanted) in [
+            ("localhost:5000", "x", Some("s3cret")),
+            ("localhost:5000", "team/b", Some("s3cret")),
+            ("localhost:5000", "team/a", Some("other")),
+            ("localhost:5000", "team/a/b", Some("other")),
+            ("localhost:5001", "x", None),
+        ] {
+            assert_eq!(again.get(host, repository).map(|found| found.secret).as_deref(), wanted, "{host}/{repository}");
+        }
         let mode = std::fs::metadata(state.path().join("credentials.json")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert!(!format!("{credentials:?} {again:?}").contains("s3cret"));

@@ -18,6 +18,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Outcome};
 use crate::layer::LayerKind;
 use crate::observe::Wait;
+use crate::registry::Proxies;
 
 /// Version of this protocol; both sides must have the same, since they are installed together.
 pub const VERSION: u32 = 2;
@@ -104,8 +105,10 @@ pub struct PullRequest {
     pub policy: PullPolicy,
     /// `os/architecture[/variant]`; `None` means this machine's.
     pub platform: Option<String>,
-    /// User name and password or token for the registry.
-    pub credentials: Option<Credentials>,
+    /// Credentials for the hosts that may be asked.
+    pub credentials: Vec<Login>,
+    /// What the client would have started the daemon with.
+    pub settings: ClientSettings,
     /// Talk plain HTTP to the registry even if it is not on this machine.
     pub plain_http: bool,
 }
@@ -140,6 +143,26 @@ pub enum PullPolicy {
     Missing,
     /// Always; content that is there already is not fetched again.
     Always,
+}
+
+/// What a client would start the daemon with, so that a running one can say where it differs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClientSettings {
+    /// Directory with registry configuration.
+    pub registry_config: Option<PathBuf>,
+    /// Proxies.
+    pub proxies: Proxies,
+}
+
+/// Credentials and where they are good for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Login {
+    /// `HOST[:PORT][/PATH]`; all repositories below.
+    pub scope: String,
+    /// What to say there.
+    pub credentials: Credentials,
 }
 
 /// Credentials for a registry. Not shown by `Debug`.

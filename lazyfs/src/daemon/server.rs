@@ -36,6 +36,7 @@ use crate::error::{Error, Outcome, Result};
 use crate::fetch::{FetchConfig, Fetcher};
 use crate::holder::Keeper;
 use crate::observe::serve::Place;
+use crate::pull::sources::Settings;
 use crate::pull::{self, LayerLocks, Sources};
 use crate::rootfs::probe::{self, Features, Mode};
 use crate::store::db::{Db, ImageRow, ImageState};
@@ -78,6 +79,8 @@ pub struct Daemon {
 pub struct Start {
     /// How to fetch.
     pub config: FetchConfig,
+    /// How registries are reached.
+    pub settings: Settings,
     /// Who keeps the trigger's device.
     pub keeper: Keeper,
     /// Takes the place of a daemon that runs.
@@ -97,7 +100,7 @@ pub struct Ready {
 impl Ready {
     /// Makes everything that can fail: after this, clients can connect.
     pub async fn prepare(paths: Paths, start: Start) -> Result<Self> {
-        let Start { config, keeper, replace, metrics } = start;
+        let Start { config, settings, keeper, replace, metrics } = start;
         create_private_dir(&paths.state)?;
         create_private_dir(&paths.root)?;
         let contender = if replace { ask_to_leave(&paths).await? } else { Contender::Plain };
@@ -118,7 +121,7 @@ impl Ready {
         let daemon = Arc::new(Daemon {
             ahead: Ahead::new(fetcher.clone(), store.clone()),
             active: Active::new(store.clone(), database.clone(), fetcher.clone()),
-            sources: Sources::open(&paths.state)?,
+            sources: Sources::open(&paths.state, settings)?,
             store,
             database,
             fetcher,

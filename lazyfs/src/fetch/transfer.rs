@@ -97,7 +97,14 @@ impl Fetcher {
         };
         // The local failure is the cause where there is one: it ends the reading too.
         match decoded.and(fetched) {
-            Ok(()) => Ok(Report { damaged: arrivals.take_damaged(), yielded: course.yielded }),
+            Ok(()) => {
+                let damaged = arrivals.take_damaged();
+                if !damaged.is_empty() {
+                    let image = &transfer.image;
+                    image.content.source.distrust(&image.layers[transfer.layer].record.digest);
+                }
+                Ok(Report { damaged, yielded: course.yielded })
+            }
             Err(error) => Err(arrivals.fail(&transfer, error)),
         }
     }

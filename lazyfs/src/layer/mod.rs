@@ -6,7 +6,7 @@
 
 pub mod estargz;
 pub mod name;
-mod rfc3339;
+pub(crate) mod rfc3339;
 #[cfg(test)]
 pub(crate) mod sample;
 pub mod saved;

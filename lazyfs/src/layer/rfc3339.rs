@@ -1,7 +1,7 @@
 //! Times as Go writes them into JSON: RFC 3339 with up to nine decimals and a zone.
 
 /// Seconds since the epoch and nanoseconds, `None` where the text is not a time.
-pub(super) fn parse(text: &str) -> Option<(i64, u32)> {
+pub(crate) fn parse(text: &str) -> Option<(i64, u32)> {
     let bytes = text.as_bytes();
     let (fixed, rest) = bytes.split_at_checked(19)?;
     let separators = [(4, b'-'), (7, b'-'), (10, b'T'), (13, b':'), (16, b':')];

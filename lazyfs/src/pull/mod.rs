@@ -84,9 +84,10 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
         let profile = tokio::spawn(profiles::find(daemon.clone(), None, row.digest));
         return finish(daemon, row, name, request.until, None, profile, &events).await;
     }
-    if let (Some(credentials), Reference::Registry(registry)) = (&request.credentials, &reference) {
-        daemon.sources.keep(registry, credentials.clone())?;
+    if let Some(text) = daemon.sources.differs(&request.settings) {
+        send(&events, Event::Warning { text });
     }
+    daemon.sources.keep(&request.credentials)?;
     let source = daemon.sources.source(&reference, request.plain_http)?;
     let platform = match &request.platform {
         Some(text) => text.parse()?,

@@ -5,33 +5,59 @@ use std::sync::Arc;
 
 use crate::archive::{DockerArchive, OciArchive, OciArchiveWriter};
 use crate::daemon::credentials::CredentialStore;
-use crate::daemon::protocol::Credentials;
+use crate::daemon::protocol::{ClientSettings, Credentials, Login};
 use crate::error::{Error, Outcome, Result};
 use crate::layout::Layout;
 use crate::reference::{ArchiveKind, Reference, RegistryReference};
-use crate::registry::{Credential, Options, Registry, Repository};
+use crate::registry::config::Places;
+use crate::registry::{Credential, Endpoint, Mirrors, Options, Proxies, Registry, Repository};
 use crate::sink::Sink;
 use crate::source::Source;
 
 /// User name that says that the secret is an identity token (containers-auth.json(5), docker login).
 const TOKEN_USER: &str = "<token>";
 
-/// The registry client and the credentials of a daemon.
+/// How sources are reached: what the command line of the daemon says.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Where configuration of registries is looked for.
+    pub places: Places,
+    /// Through whom registries are reached.
+    pub proxies: Proxies,
+}
+
+/// The registry client, its configuration, and the credentials of a daemon.
 #[derive(Debug)]
 pub struct Sources {
     registry: Registry,
+    settings: Settings,
     credentials: CredentialStore,
 }
 
 impl Sources {
     /// With the credentials that an earlier daemon kept below `state`.
-    pub fn open(state: &Path) -> Result<Self> {
-        Ok(Self { registry: Registry::new(Options::default())?, credentials: CredentialStore::open(state)? })
+    pub fn open(state: &Path, settings: Settings) -> Result<Self> {
+        let registry = Registry::new(Options { proxies: settings.proxies.clone(), ..Options::default() })?;
+        Ok(Self { registry, settings, credentials: CredentialStore::open(state)? })
     }
 
-    /// Keeps credentials for the registry of a reference.
-    pub fn keep(&self, reference: &RegistryReference, credentials: Credentials) -> Result<()> {
-        self.credentials.keep(reference.host(), credentials)
+    /// Keeps the credentials that came with a request.
+    pub fn keep(&self, logins: &[Login]) -> Result<()> {
+        logins.iter().try_for_each(|login| self.credentials.keep(&login.scope, login.credentials.clone()))
+    }
+
+    /// What differs between these settings and a client's, in words; the daemon goes on with its own.
+    pub fn differs(&self, client: &ClientSettings) -> Option<String> {
+        let Settings { places, proxies } = &self.settings;
+        let (own, theirs) = (places.hosts.first(), client.registry_config.as_ref());
+        let what = match () {
+            () if *proxies != client.proxies => format!("{proxies}, not {}", client.proxies),
+            () if theirs.is_some_and(|theirs| Some(theirs) != own) => {
+                format!("registry configuration of {}", own.map(|own| own.display().to_string()).unwrap_or_default())
+            }
+            () => return None,
+        };
+        Some(format!("the running towlined works with {what}; it takes new settings when it is started again"))
     }
 
     /// Opens the repository or directory of a reference. Nothing is asked yet.
@@ -46,11 +72,16 @@ impl Sources {
             }
             Reference::Registry(registry) => registry,
         };
-        Ok(Arc::new(Repository::new(&self.client(registry, plain_http)?, registry, self.credential(registry))))
+        let endpoints = self.settings.places.endpoints(registry, plain_http)?;
+        let mut members = endpoints.into_iter().map(|endpoint| self.member(endpoint, false)).collect::<Result<Vec<_>>>()?;
+        if members.len() == 1 && members[0].endpoint().host == registry.host() {
+            return Ok(Arc::new(members.remove(0)));
+        }
+        Ok(Arc::new(Mirrors::new(format!("{}/{}", registry.host(), registry.repository()), members)))
     }
 
     /// Opens what a reference names to write into it. A docker-archive is none: it cannot keep a manifest
-    /// ([`crate::archive::write_docker`]).
+    /// ([`crate::archive::write_docker`]). Nobody pushes to mirrors.
     pub fn sink(&self, reference: &Reference, plain_http: bool) -> Result<Arc<dyn Sink>> {
         let registry = match reference {
             Reference::Layout(layout) => return Ok(Arc::new(Layout::create(layout.dir())?)),
@@ -63,20 +94,25 @@ impl Sources {
             }
             Reference::Registry(registry) => registry,
         };
-        Ok(Arc::new(Repository::to_push(&self.client(registry, plain_http)?, registry, self.credential(registry))))
+        let own = self.own(registry, plain_http)?;
+        Ok(Arc::new(self.member(own, true)?))
     }
 
-    fn client(&self, registry: &RegistryReference, plain_http: bool) -> Result<Registry> {
-        match plain_http {
-            false => Ok(self.registry.clone()),
-            true => Registry::new(Options { plain_http: vec![registry.host().to_owned()], ..Options::default() }),
-        }
+    /// The registry itself, which is asked last.
+    fn own(&self, registry: &RegistryReference, plain_http: bool) -> Result<Endpoint> {
+        let own = self.settings.places.endpoints(registry, plain_http)?.pop();
+        Ok(own.unwrap_or_else(|| Endpoint::of(registry)))
     }
 
-    fn credential(&self, registry: &RegistryReference) -> Option<Credential> {
-        self.credentials.get(registry.host()).map(|known| match known.username.as_str() {
-            TOKEN_USER => Credential::IdentityToken(known.secret),
-            _ => Credential::Password { user: known.username, password: known.secret },
-        })
+    fn member(&self, endpoint: Endpoint, push: bool) -> Result<Repository> {
+        let credential = self.credentials.get(&endpoint.host, &endpoint.repository).map(credential);
+        Repository::at(&self.registry, endpoint, credential, push)
+    }
+}
+
+fn credential(known: Credentials) -> Credential {
+    match known.username.as_str() {
+        TOKEN_USER => Credential::IdentityToken(known.secret),
+        _ => Credential::Password { user: known.username, password: known.secret },
     }
 }

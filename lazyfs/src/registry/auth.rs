@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderValue};
 use reqwest::{Response, StatusCode, Url};
 use serde::Deserialize;
 
@@ -180,8 +180,10 @@ impl Authenticator {
             let error = Error::new(outcome, tried()).because(format!("the token service answered {status}"));
             return Err(if denied { error.advise("are user and password right? `podman login` checks them") } else { error });
         }
+        // The server's own clock: ours may be wrong, or be set meanwhile.
+        let date = response.headers().get(DATE).and_then(|date| super::date::parse(date.to_str().ok()?));
         let body = registry.deadline(tried, read_limited(response, MAX_TOKEN)).await?;
-        Token::parse(&body).map_err(|e| e.during(tried()))
+        Token::parse(&body, date).map_err(|e| e.during(tried()))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -208,18 +210,23 @@ struct Token {
 }
 
 impl Token {
-    fn parse(body: &[u8]) -> Result<Self> {
+    /// `date` is when the answer was sent, in seconds since the epoch: a token from a cache has lived for a while.
+    fn parse(body: &[u8], date: Option<i64>) -> Result<Self> {
         #[derive(Deserialize)]
         struct Raw {
             token: Option<String>,
             access_token: Option<String>,
             expires_in: Option<f64>,
+            issued_at: Option<String>,
         }
         // The parser's message could quote the token.
         let bad = |why: &'static str| Error::new(Outcome::BadInput, "reading the token service's answer").because(why);
         let raw: Raw = serde_json::from_slice(body).map_err(|_| bad("it is not a token response"))?;
         let text = raw.token.or(raw.access_token).filter(|t| !t.is_empty()).ok_or_else(|| bad("it has no token"))?;
         let life = raw.expires_in.filter(|s| *s > 0.0 && *s < 1e9).map_or(DEFAULT_LIFE, Duration::from_secs_f64);
+        let issued = raw.issued_at.and_then(|text| crate::layer::rfc3339::parse(&text)).map(|(seconds, _)| seconds);
+        let age = date.zip(issued).map_or(0, |(date, issued)| u64::try_from(date.saturating_sub(issued)).unwrap_or(0));
+        let life = life.saturating_sub(Duration::from_secs(age));
         Ok(Self { text, life })
     }
 }
@@ -314,11 +321,15 @@ mod tests {
             (r#"{"token":"t","expires_in":300}"#, Some(("t", 300))),
             (r#"{"access_token":"a"}"#, Some(("a", 60))),
             (r#"{"token":"t","access_token":"a","expires_in":0}"#, Some(("t", 60))),
+            (r#"{"token":"t","expires_in":300,"issued_at":"1970-01-01T00:15:00Z"}"#, Some(("t", 200))),
+            (r#"{"token":"t","expires_in":300,"issued_at":"1970-01-01T00:00:00Z"}"#, Some(("t", 0))),
+            (r#"{"token":"t","expires_in":300,"issued_at":"2030-01-01T00:00:00Z"}"#, Some(("t", 300))),
+            (r#"{"token":"t","expires_in":300,"issued_at":"now"}"#, Some(("t", 300))),
             (r#"{"token":""}"#, None),
             ("{}", None),
             ("<html>", None),
         ] {
-            let token = Token::parse(body.as_bytes()).ok();
+            let token = Token::parse(body.as_bytes(), Some(1000)).ok();
             assert_eq!(token.map(|t| (t.text, t.life.as_secs())), wanted.map(|(t, l)| (t.to_owned(), l)), "{body}");
         }
         assert_eq!(form(&[("scope", "repository:a/b:pull"), ("x", "&=")]), "scope=repository%3Aa%2Fb%3Apull&x=%26%3D");

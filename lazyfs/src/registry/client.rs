@@ -1,19 +1,26 @@
 //! The HTTP client that all repositories share: TLS, deadlines, redirects, patience.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
-use reqwest::header::RETRY_AFTER;
+use reqwest::header::{DATE, RETRY_AFTER};
 use reqwest::redirect::Policy;
-use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
+use reqwest::{Client, ClientBuilder, RequestBuilder, Response, StatusCode, Url};
 
+use super::date;
+use super::endpoint::{Endpoint, Transport};
+use super::host::{Host, Hosts};
+use super::proxies::Proxies;
+use super::tls::Pem;
+use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 
 /// How many hops a redirect may take.
-const MAX_REDIRECTS: usize = 10;
+pub(super) const MAX_REDIRECTS: usize = 10;
 /// How often a manifest or token is asked for.
 const TRIES: u32 = 3;
 /// The longest `Retry-After` that is waited for while a user looks on.
@@ -34,6 +41,8 @@ pub struct Options {
     /// How many bytes of a blob one request of a push carries: what a broken connection costs at most, and what registries behind
     /// proxies still take.
     pub piece: u64,
+    /// Through whom hosts are reached.
+    pub proxies: Proxies,
 }
 
 impl Default for Options {
@@ -44,20 +53,25 @@ impl Default for Options {
             idle: Duration::from_secs(15),
             plain_http: Vec::new(),
             piece: 32 << 20,
+            proxies: Proxies::default(),
         }
     }
 }
 
-/// The HTTP client. Cheap to clone; one a process, so that connections are shared.
+/// The HTTP client for one host. Cheap to clone; all that come from one [`Registry::new`] share connections and what is known of
+/// hosts.
 #[derive(Clone, Debug)]
 pub struct Registry {
-    inner: Arc<Inner>,
+    http: Client,
+    options: Arc<Options>,
+    shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
-struct Inner {
-    http: Client,
-    options: Options,
+#[derive(Debug, Default)]
+struct Shared {
+    /// By what tells them apart: trust, identity, deadline.
+    clients: Mutex<HashMap<Digest, Client>>,
+    hosts: Hosts,
 }
 
 impl Registry {
@@ -69,36 +83,58 @@ impl Registry {
         {
             tracing::debug!("another thread has installed a TLS provider");
         }
-        let follow = Policy::custom(|attempt| {
-            let came_from_tls = attempt.previous().last().is_some_and(|url| url.scheme() == "https");
-            match () {
-                () if attempt.previous().len() > MAX_REDIRECTS => attempt.error("more than 10 redirects"),
-                () if came_from_tls && attempt.url().scheme() != "https" => attempt.error("redirected from https to plain http"),
-                () => attempt.follow(),
+        let http = built(builder(&options)?)?;
+        Ok(Self { http, options: Arc::new(options), shared: Arc::default() })
+    }
+
+    /// The client for an endpoint, with its trust, identity and deadline. Reads the files that the endpoint names.
+    pub fn at(&self, endpoint: &Endpoint) -> Result<Self> {
+        let mut options = Options::clone(&self.options);
+        if matches!(endpoint.transport, Transport::Plain | Transport::TlsThenPlain) {
+            options.plain_http.push(endpoint.host.clone());
+        }
+        options.connect = endpoint.connect.unwrap_or(options.connect);
+        let tls = Pem::read(&endpoint.tls)?;
+        let http = if tls.is_ordinary() && endpoint.connect.is_none() && endpoint.headers.is_empty() {
+            self.http.clone()
+        } else {
+            // Headers of an endpoint are for its host alone, so whoever sends them follows redirects by himself.
+            let follows = endpoint.headers.is_empty();
+            let key = tls.key(&format!("{:?} {follows}", options.connect));
+            let known = self.clients().get(&key).cloned();
+            match known {
+                Some(http) => http,
+                None => {
+                    let builder = tls.apply(builder(&options)?)?;
+                    let http = built(if follows { builder } else { builder.redirect(Policy::none()) })?;
+                    self.clients().insert(key, http.clone());
+                    http
+                }
             }
-        });
-        let http = Client::builder()
-            .user_agent(concat!("towline/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(options.connect)
-            .redirect(follow)
-            .tcp_nodelay(true)
-            .pool_max_idle_per_host(16)
-            .build()
-            .map_err(|e| Error::new(Outcome::Io, "setting up the HTTP client").because(e))?;
-        Ok(Self { inner: Arc::new(Inner { http, options }) })
+        };
+        Ok(Self { http, options: Arc::new(options), shared: Arc::clone(&self.shared) })
+    }
+
+    fn clients(&self) -> MutexGuard<'_, HashMap<Digest, Client>> {
+        self.shared.clients.lock().expect("no holder of this lock panics")
+    }
+
+    /// What is known of a host: whether it is to be left alone, and how fast it answers.
+    pub(super) fn host(&self, name: &str) -> Arc<Host> {
+        self.shared.hosts.get(name)
     }
 
     pub(super) fn http(&self) -> &Client {
-        &self.inner.http
+        &self.http
     }
 
     pub(super) fn options(&self) -> &Options {
-        &self.inner.options
+        &self.options
     }
 
     /// Whether a host as in a reference is to be asked without TLS only.
     pub(super) fn is_plain(&self, host: &str) -> bool {
-        self.inner.options.plain_http.iter().any(|plain| plain == host)
+        self.options.plain_http.iter().any(|plain| plain == host)
     }
 
     /// Whether a secret may go there: over TLS, or where the user allowed plain HTTP, or within this machine.
@@ -108,15 +144,40 @@ impl Registry {
         url.scheme() == "https" || is_loopback(host) || self.is_plain(host) || self.is_plain(&with_port)
     }
 
-    /// Sends one request and waits for the headers of the response.
+    /// Sends one request and waits for the headers of the response. Waits before where the host is to be left alone for a moment, and
+    /// fails at once where that would be long.
     pub(super) async fn send(&self, tried: impl Fn() -> String, request: RequestBuilder) -> Result<Response> {
-        match tokio::time::timeout(self.inner.options.headers, request.send()).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(e)) => Err(transport(tried(), e)),
-            Err(_) => Err(Error::new(Outcome::Unavailable, tried())
-                .because(format!("no answer for {} s", self.inner.options.headers.as_secs_f32()))
-                .advise("is the registry overloaded, or a proxy in the way?")),
+        let (client, request) = request.build_split();
+        let request = request.map_err(|e| Error::new(Outcome::BadInput, tried()).because(e.without_url()))?;
+        let host = self.host(&authority(request.url()));
+        let pass = host.pass(self.options.headers).await.map_err(|e| e.during(tried()))?;
+        let began = Instant::now();
+        let failure = match tokio::time::timeout(self.options.headers, client.execute(request)).await {
+            Ok(Ok(response)) if says_later(response.status()) => {
+                let last = authority(response.url());
+                let asked = retry_after(&response);
+                if last == *host.name() {
+                    pass.failed(asked);
+                } else {
+                    pass.worked(None);
+                    self.host(&last).failed(asked);
+                }
+                return Ok(response);
+            }
+            Ok(Ok(response)) => {
+                pass.worked(Some(began.elapsed()));
+                return Ok(response);
+            }
+            Ok(Err(e)) => transport(tried(), e),
+            Err(_) => Error::new(Outcome::Unavailable, tried())
+                .because(format!("no answer for {} s", self.options.headers.as_secs_f32()))
+                .advise("is the registry overloaded, or a proxy in the way?"),
+        };
+        match failure.outcome() {
+            Outcome::Unavailable => pass.failed(None),
+            _ => pass.worked(None),
         }
+        Err(failure)
     }
 
     /// Sends a request that a user waits for, again where the failure looks passing: no connection, 429, 5xx. Other statuses are
@@ -148,10 +209,10 @@ impl Registry {
 
     /// Bounds reading a small body.
     pub(super) async fn deadline<T>(&self, tried: impl Fn() -> String, work: impl Future<Output = Result<T>>) -> Result<T> {
-        match tokio::time::timeout(self.inner.options.headers, work).await {
+        match tokio::time::timeout(self.options.headers, work).await {
             Ok(result) => result.map_err(|e| e.during(tried())),
             Err(_) => Err(Error::new(Outcome::Unavailable, tried())
-                .because(format!("the answer was not complete after {} s", self.inner.options.headers.as_secs_f32()))),
+                .because(format!("the answer was not complete after {} s", self.options.headers.as_secs_f32()))),
         }
     }
 }
@@ -162,9 +223,47 @@ pub(super) fn is_passing(status: StatusCode) -> bool {
         || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
 }
 
-/// `Retry-After` in seconds (RFC 9110 section 10.2.3). The form with a date is rare and left out: backoff serves as well.
+/// Whether a status says that the host is to be left alone for a while.
+fn says_later(status: StatusCode) -> bool {
+    is_passing(status) && status != StatusCode::REQUEST_TIMEOUT
+}
+
+/// `Retry-After` (RFC 9110 section 10.2.3): seconds, or a time, which is compared with the server's own clock where it says it.
 pub(super) fn retry_after(response: &Response) -> Option<Duration> {
-    response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+    let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+    let now = text(DATE).and_then(date::parse).or_else(|| {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?;
+        i64::try_from(since.as_secs()).ok()
+    });
+    date::wait(text(RETRY_AFTER)?, now?)
+}
+
+/// Host and port of an address.
+pub(super) fn authority(url: &Url) -> String {
+    let port = url.port_or_known_default().map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{}{port}", url.host_str().unwrap_or_default())
+}
+
+fn builder(options: &Options) -> Result<ClientBuilder> {
+    let follow = Policy::custom(|attempt| {
+        let came_from_tls = attempt.previous().last().is_some_and(|url| url.scheme() == "https");
+        match () {
+            () if attempt.previous().len() > MAX_REDIRECTS => attempt.error("more than 10 redirects"),
+            () if came_from_tls && attempt.url().scheme() != "https" => attempt.error("redirected from https to plain http"),
+            () => attempt.follow(),
+        }
+    });
+    let builder = Client::builder()
+        .user_agent(concat!("towline/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(options.connect)
+        .redirect(follow)
+        .tcp_nodelay(true)
+        .pool_max_idle_per_host(16);
+    options.proxies.apply(builder)
+}
+
+fn built(builder: ClientBuilder) -> Result<Client> {
+    builder.build().map_err(|e| Error::new(Outcome::Io, "setting up the HTTP client").because(e))
 }
 
 /// Reads a body of at most `limit` bytes.

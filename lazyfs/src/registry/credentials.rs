@@ -80,9 +80,14 @@ impl AuthFile {
         }
     }
 
-    /// The credential helper that the file names for a host (`docker-credential-NAME`), where it has no credential itself.
-    pub fn helper(&self, host: &str) -> Option<&str> {
-        self.helpers.get(&normal_key(host)).or(self.store.as_ref()).map(String::as_str)
+    /// The credential helper that the file names for a host (`docker-credential-NAME`); it comes before what the file has itself.
+    pub fn helper_of(&self, host: &str) -> Option<&str> {
+        self.helpers.get(&normal_key(host)).map(String::as_str)
+    }
+
+    /// The credential helper for everything else.
+    pub fn store(&self) -> Option<&str> {
+        self.store.as_deref()
     }
 }
 
@@ -171,7 +176,7 @@ mod tests {
         ] {
             assert_eq!(file.credential(host, repository), wanted.as_ref(), "{host}/{repository}");
         }
-        assert_eq!((file.helper("gcr.io"), file.helper("a.io")), (Some("gcloud"), Some("desktop")));
+        assert_eq!((file.helper_of("gcr.io"), file.helper_of("a.io"), file.store()), (Some("gcloud"), None, Some("desktop")));
     }
 
     #[test]

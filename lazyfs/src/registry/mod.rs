@@ -7,13 +7,23 @@
 mod auth;
 mod body;
 mod client;
+pub mod config;
 mod credentials;
+mod date;
+mod endpoint;
+mod host;
+mod mirrors;
+mod proxies;
 mod push;
 mod referrers;
 mod repository;
+mod tls;
 
 pub use client::{Options, Registry};
 pub use credentials::{AuthFile, Credential};
+pub use endpoint::{Endpoint, Transport};
+pub use mirrors::Mirrors;
+pub use proxies::Proxies;
 pub use repository::Repository;
 
 #[cfg(test)]

@@ -6,13 +6,14 @@ use std::sync::{Mutex, OnceLock};
 
 use bytes::Bytes;
 use futures_util::stream;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 
 use super::auth::Authenticator;
 use super::body::stream_exactly;
-use super::client::{Registry, is_loopback, is_passing, read_limited, retry_after};
+use super::client::{MAX_REDIRECTS, Registry, authority, is_passing, read_limited, retry_after};
 use super::credentials::Credential;
+use super::endpoint::{Endpoint, Transport};
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::manifest::{ACCEPTED, MAX_MANIFEST};
@@ -30,6 +31,9 @@ pub struct Repository {
     pub(super) host: String,
     pub(super) name: String,
     pub(super) auth: Authenticator,
+    endpoint: Endpoint,
+    /// For requests to the endpoint's host only.
+    headers: HeaderMap,
     /// `http` or `https`, known after the first answer.
     scheme: OnceLock<&'static str>,
     /// Where the registry redirected a blob to (object storage, mostly): asking there directly saves a round trip per range.
@@ -39,43 +43,79 @@ pub struct Repository {
 impl Repository {
     /// The repository of a reference; tag and digest in it are ignored.
     pub fn new(registry: &Registry, reference: &RegistryReference, credential: Option<Credential>) -> Self {
-        Self::with_actions(registry, reference, credential, "pull")
+        Self::with(registry.clone(), unconfigured(registry, reference), HeaderMap::new(), credential, "pull")
     }
 
     /// The repository of a reference as a [`crate::sink::Sink`]: tokens are asked for that allow to push.
     pub fn to_push(registry: &Registry, reference: &RegistryReference, credential: Option<Credential>) -> Self {
-        Self::with_actions(registry, reference, credential, "pull,push")
+        Self::with(registry.clone(), unconfigured(registry, reference), HeaderMap::new(), credential, "pull,push")
     }
 
-    fn with_actions(registry: &Registry, reference: &RegistryReference, credential: Option<Credential>, actions: &str) -> Self {
+    /// The repository at an endpoint. Reads the certificates that it names.
+    pub fn at(registry: &Registry, endpoint: Endpoint, credential: Option<Credential>, push: bool) -> Result<Self> {
+        let bad = |name: &str| {
+            Error::new(Outcome::BadInput, format!("asking {endpoint}"))
+                .because(format!("`{name}` is configured as a header and cannot be one, or its value cannot"))
+                .advise("correct hosts.toml")
+        };
+        let mut headers = HeaderMap::new();
+        for (name, value) in &endpoint.headers {
+            let value = HeaderValue::from_str(value).map(|mut value| {
+                value.set_sensitive(true);
+                value
+            });
+            headers.append(HeaderName::from_bytes(name.as_bytes()).map_err(|_| bad(name))?, value.map_err(|_| bad(name))?);
+        }
+        let registry = registry.at(&endpoint)?;
+        Ok(Self::with(registry, endpoint, headers, credential, if push { "pull,push" } else { "pull" }))
+    }
+
+    fn with(registry: Registry, endpoint: Endpoint, headers: HeaderMap, credential: Option<Credential>, actions: &str) -> Self {
         Self {
-            registry: registry.clone(),
-            host: reference.host().to_owned(),
-            name: reference.repository().to_owned(),
-            auth: Authenticator::new(reference.repository(), actions, credential),
+            registry,
+            host: endpoint.host.clone(),
+            name: endpoint.repository.clone(),
+            auth: Authenticator::new(&endpoint.repository, actions, credential),
+            endpoint,
+            headers,
             scheme: OnceLock::new(),
             places: Mutex::default(),
         }
     }
 
-    /// The schemes to try, best first. TLS is not an option on a host that the user named as plain, and the only one elsewhere. On
-    /// loopback plain HTTP comes first: it saves a failed handshake, and nothing secret is sent before the registry asked for it.
+    /// Where it is asked.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// The schemes to try, best first.
     fn schemes(&self) -> &'static [&'static str] {
-        let bare =
-            self.host.rsplit_once(':').filter(|(_, port)| !port.contains(']')).map_or(self.host.as_str(), |(host, _)| host);
         match self.scheme.get() {
             Some(&"http") => &["http"],
             Some(_) => &["https"],
-            None if self.registry.is_plain(&self.host) => &["http"],
-            None if is_loopback(bare) => &["http", "https"],
-            None => &["https"],
+            None => self.endpoint.schemes(),
         }
     }
 
+    /// The host's part of an address.
+    fn authority(&self) -> &str {
+        if self.host == "docker.io" { "registry-1.docker.io" } else { &self.host }
+    }
+
     pub(super) fn url(&self, scheme: &str, path: &str) -> Result<Url> {
-        let host = if self.host == "docker.io" { "registry-1.docker.io" } else { &self.host };
-        let text = format!("{scheme}://{host}/v2/{}/{path}", self.name);
-        Url::parse(&text).map_err(|e| Error::new(Outcome::BadInput, format!("asking {text}")).because(e))
+        let text = format!("{scheme}://{}{}/{}/{path}", self.authority(), self.endpoint.path, self.name);
+        let mut url = Url::parse(&text).map_err(|e| Error::new(Outcome::BadInput, format!("asking {text}")).because(e))?;
+        if let Some(namespace) = &self.endpoint.namespace {
+            url.query_pairs_mut().append_pair("ns", namespace);
+        }
+        Ok(url)
+    }
+
+    /// What is known of its host.
+    pub(super) fn known_host(&self) -> std::sync::Arc<super::host::Host> {
+        let scheme = self.schemes()[0];
+        let name = self.url(scheme, "").map(|url| authority(&url)).unwrap_or_default();
+        self.registry.host(&name)
     }
 
     /// Sends a GET below the repository, logging in where the registry wants it. `patient` retries passing failures.
@@ -96,7 +136,8 @@ impl Repository {
         for scheme in self.schemes() {
             let url = self.url(scheme, path)?;
             let request = || {
-                let request = self.registry.http().request(method.clone(), url.clone()).headers(headers.clone());
+                let request = self.registry.http().request(method.clone(), url.clone());
+                let request = request.headers(self.headers.clone()).headers(headers.clone());
                 match body {
                     Some(body) => request.body(body.clone()),
                     None => request,
@@ -108,7 +149,10 @@ impl Repository {
                 }
                 Ok(response) => {
                     self.scheme.get_or_init(|| scheme);
-                    return Ok(response);
+                    return match method {
+                        Method::GET => self.follow(response, headers).await,
+                        _ => Ok(response),
+                    };
                 }
                 Err(e) if e.outcome() != Outcome::Unavailable => return Err(e),
                 Err(e) => {
@@ -117,6 +161,25 @@ impl Repository {
             }
         }
         Err(first_failure.expect("there is at least one scheme"))
+    }
+
+    /// Follows redirects where the client does not, since there are headers that are for the endpoint's host alone.
+    async fn follow(&self, mut response: Response, headers: &HeaderMap) -> Result<Response> {
+        for _ in 0..MAX_REDIRECTS {
+            let from = response.url().clone();
+            let place = response.headers().get(LOCATION).and_then(|place| place.to_str().ok());
+            let Some(place) = place.filter(|_| !self.headers.is_empty() && response.status().is_redirection()) else {
+                return Ok(response);
+            };
+            let tried = || format!("following {} to its content", without_query(&from));
+            let place = from.join(place).map_err(|e| Error::new(Outcome::BadInput, tried()).because(e))?;
+            if from.scheme() == "https" && place.scheme() != "https" {
+                return Err(Error::new(Outcome::Denied, tried()).because("it redirects from https to plain http"));
+            }
+            response = self.registry.send(tried, self.registry.http().get(place).headers(headers.clone())).await?;
+        }
+        let tried = format!("following {}", without_query(response.url()));
+        Err(Error::new(Outcome::Denied, tried).because(format!("more than {MAX_REDIRECTS} redirects")))
     }
 
     /// Sends a request, again with authorisation where the registry wants it.
@@ -221,6 +284,8 @@ impl Repository {
             let request = self.registry.http().get(place.clone()).headers(headers.clone());
             match self.registry.send(|| format!("GET {}", without_query(&place)), request).await {
                 Ok(response) if response.status().is_success() => return self.check_range(response, &range),
+                // It is overloaded; the registry would only send us there again.
+                Ok(response) if is_passing(response.status()) => return Err(self.failure(response).await),
                 // The place was lent for a while; only the registry knows the next one.
                 Ok(_) | Err(_) => self.places().remove(&blob),
             };
@@ -229,7 +294,7 @@ impl Repository {
         if !response.status().is_success() {
             return Err(self.failure(response).await);
         }
-        let elsewhere = response.url().path() != format!("/v2/{}/blobs/{blob}", self.name);
+        let elsewhere = response.url().path() != format!("{}/{}/blobs/{blob}", self.endpoint.path, self.name);
         if elsewhere {
             self.places().insert(blob, response.url().clone());
         }
@@ -263,6 +328,15 @@ impl Repository {
     fn places(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Url>> {
         self.places.lock().expect("no holder of this lock panics")
     }
+}
+
+/// The registry that a reference names, where nothing but the client's options is known of it.
+fn unconfigured(registry: &Registry, reference: &RegistryReference) -> Endpoint {
+    let mut endpoint = Endpoint::of(reference);
+    if registry.is_plain(reference.host()) {
+        endpoint.transport = Transport::Plain;
+    }
+    endpoint
 }
 
 impl Source for Repository {

@@ -1,6 +1,7 @@
 //! The client against a server of a few lines, which answers by a script that sees the request's head; and against Debian's
 //! docker-registry where that is installed.
 
+mod hosts;
 mod push;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -393,12 +394,19 @@ impl Drop for RealRegistry {
 
 impl RealRegistry {
     async fn start(blob: &[u8], manifest: &str) -> Self {
+        let real = Self::spawn("").await;
+        real.push(blob, manifest).await;
+        real
+    }
+
+    /// `http` is added to that part of its configuration.
+    async fn spawn(http: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join("config.yml");
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let storage = dir.path().display();
         let text = format!(
-            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {storage}}}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\n"
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {storage}}}}}\nhttp:\n  addr: \"127.0.0.1:{port}\"\n{http}"
         );
         std::fs::write(&config, text).unwrap();
         let process = std::process::Command::new("docker-registry").arg("serve").arg(&config).spawn().unwrap();
@@ -408,7 +416,6 @@ impl RealRegistry {
             assert!(Instant::now() < deadline, "docker-registry does not listen after 10 s");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        real.push(blob, manifest).await;
         real
     }
 

@@ -95,16 +95,15 @@ impl WritingArgs {
 
     /// Reads both references.
     pub fn open(&self, engine: &Engine, source: &str, destination: &str) -> Result<Ends, Failure> {
-        let sources = Sources::open(&engine.paths.state)?;
+        let sources = Sources::open(&engine.paths.state, engine.sources())?;
         let (from, to) = (reference(source)?, reference(destination)?);
         if to.digest().is_some() {
             return Err(crate::cli::bad_flag("DST", destination, "what the image will be cannot be known before"));
         }
-        if let Some(credentials) = self.remote.credentials()? {
-            for end in [&from, &to] {
-                if let Reference::Registry(registry) = end {
-                    sources.keep(registry, credentials.clone())?;
-                }
+        let given = self.remote.credentials()?;
+        for (text, end) in [(source, &from), (destination, &to)] {
+            if let Reference::Registry(registry) = end {
+                sources.keep(&self.remote.logins(engine, given.as_ref(), text, registry)?)?;
             }
         }
         Ok(Ends { sources, from, to, plain_http: self.remote.plain_http() })

@@ -51,7 +51,7 @@ pub fn run(engine: &Engine, args: &Args, begin: Instant) -> Outcome {
         _ => return Err(crate::cli::bad_flag("NAME", &args.name, "a name is [HOST/]NAME[:TAG]")),
     };
     let from = source_of(engine, args, &name)?;
-    let request = args.source.request(&from, PullUntil::Complete, PullPolicy::Always)?;
+    let request = args.source.request(engine, &from, PullUntil::Complete, PullPolicy::Always)?;
     let mut timeline = Timeline::new(begin, View::new(args.progress, true));
     timeline.step(Step::Begin { what: format!("import {from}") });
     let pulled = engine.daemon()?.pull(request, &mut |event| timeline.event(event));

@@ -30,12 +30,13 @@ pub struct Args {
 
 /// Makes indexes of the layers of an image that have no table of contents.
 pub fn run(engine: &Engine, args: &Args) -> Outcome {
-    let sources = Sources::open(&engine.paths.state)?;
+    let sources = Sources::open(&engine.paths.state, engine.sources())?;
     let reference: Reference = super::pull::canonical(&args.reference)?
         .parse()
         .map_err(|e| Error::new(Kind::BadInput, format!("reading image reference {}", args.reference)).because(e))?;
-    if let (Some(credentials), Reference::Registry(registry)) = (args.remote.credentials()?, &reference) {
-        sources.keep(registry, credentials)?;
+    if let Reference::Registry(registry) = &reference {
+        let given = args.remote.credentials()?;
+        sources.keep(&args.remote.logins(engine, given.as_ref(), &args.reference, registry)?)?;
     }
     let platform = args.remote.platform()?.unwrap_or_else(Platform::host);
     let made = crate::engine::block_on(async {

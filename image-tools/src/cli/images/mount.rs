@@ -72,7 +72,7 @@ pub fn run(engine: &Engine, args: &Args, begin: Instant) -> Outcome {
     let dir = directory(dir)?;
     let mut timeline = Timeline::new(begin, View::new(args.progress, false));
     timeline.step(Step::Begin { what: format!("mount {reference}") });
-    let request = args.source.request(reference, PullUntil::Startable, PullPolicy::Missing)?;
+    let request = args.source.request(engine, reference, PullUntil::Startable, PullPolicy::Missing)?;
     let pulled = engine.daemon()?.pull(request, &mut |event| timeline.event(event));
     timeline.finish();
     let image = match pulled? {

@@ -4,12 +4,13 @@ use std::io::Read;
 use std::path::Path;
 use std::time::Instant;
 
-use towline_lazyfs::daemon::protocol::{Credentials, PullPolicy, PullRequest, PullUntil, Reply};
+use towline_lazyfs::daemon::protocol::{Credentials, Login, PullPolicy, PullRequest, PullUntil, Reply};
 use towline_lazyfs::error::{Error, Outcome as Kind};
 use towline_lazyfs::manifest::Platform;
-use towline_lazyfs::reference::Reference;
+use towline_lazyfs::reference::{Reference, RegistryReference};
 
 use crate::cli::ps::Format;
+use crate::credentials::Files;
 use crate::engine::Engine;
 use crate::failure::{Failure, Outcome};
 use crate::timeline::Timeline;
@@ -58,7 +59,7 @@ pub struct SourceArgs {
 /// Pulls an image and prints its name.
 pub fn run(engine: &Engine, args: Args, begin: Instant) -> Outcome {
     let until = if args.lazy { PullUntil::Startable } else { PullUntil::Complete };
-    let request = args.source.request(&args.reference, until, PullPolicy::Always)?;
+    let request = args.source.request(engine, &args.reference, until, PullPolicy::Always)?;
     let mut timeline = Timeline::new(begin, View::new(args.progress, true));
     timeline.step(Step::Begin { what: format!("pull {}", args.reference) });
     let pulled = engine.daemon()?.pull(request, &mut |event| timeline.event(event));
@@ -97,13 +98,19 @@ pub fn unexpected(reference: &str, reply: &Reply) -> Failure {
 
 impl SourceArgs {
     /// The daemon's request for an image.
-    pub fn request(&self, reference: &str, until: PullUntil, policy: PullPolicy) -> Result<PullRequest, Failure> {
+    pub fn request(&self, engine: &Engine, text: &str, until: PullUntil, policy: PullPolicy) -> Result<PullRequest, Failure> {
+        let reference = canonical(text)?;
+        let credentials = match reference.parse() {
+            Ok(Reference::Registry(registry)) => self.logins(engine, self.credentials()?.as_ref(), text, &registry)?,
+            _ => Vec::new(),
+        };
         Ok(PullRequest {
-            reference: canonical(reference)?,
+            reference,
             until,
             policy,
             platform: self.platform.clone(),
-            credentials: self.credentials()?,
+            credentials,
+            settings: engine.settings.clone(),
             plain_http: self.plain_http,
         })
     }
@@ -116,6 +123,39 @@ impl SourceArgs {
     /// Whether registries are talked to without TLS.
     pub fn plain_http(&self) -> bool {
         self.plain_http
+    }
+
+    /// Credentials for the hosts that may be asked: those that the user gives are for the registry itself, others are read from where
+    /// login tools keep them.
+    pub fn logins(
+        &self,
+        engine: &Engine,
+        given: Option<&Credentials>,
+        text: &str,
+        reference: &RegistryReference,
+    ) -> Result<Vec<Login>, Failure> {
+        let places = engine.registries();
+        let searched = places.searched()?;
+        if Reference::is_short(text) && !searched.is_empty() {
+            return Err(Error::new(Kind::BadInput, format!("reading image reference {text}"))
+                .because(format!("it names no registry, and registries.conf has other tools search {}", searched.join(", ")))
+                .advise(format!("write {}/{text}, or docker.io/… for the Hub: towline does not guess", searched[0]))
+                .into());
+        }
+        let files = Files::read(|name| std::env::var_os(name))?;
+        let mut logins = Vec::new();
+        let endpoints = places.endpoints(reference, self.plain_http)?;
+        // The registry itself is asked last.
+        let own = endpoints.len().saturating_sub(1);
+        for (n, endpoint) in endpoints.into_iter().enumerate() {
+            let credentials = match given {
+                Some(given) if n == own => Some(given.clone()),
+                _ => files.find(&endpoint.host, &endpoint.repository)?.map(|found| found.credentials),
+            };
+            let scope = format!("{}/{}", endpoint.host, endpoint.repository);
+            logins.extend(credentials.map(|credentials| Login { scope, credentials }));
+        }
+        Ok(logins)
     }
 
     /// The credentials that were given.

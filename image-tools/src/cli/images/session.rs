@@ -55,7 +55,7 @@ pub enum Place {
 impl<'a> Session<'a> {
     /// Opens the store; no registry is asked yet.
     pub fn open(engine: &'a Engine, remote: &'a SourceArgs) -> Result<Self, Failure> {
-        let (sources, store) = (Sources::open(&engine.paths.state)?, Store::open(&engine.paths.root)?);
+        let (sources, store) = (Sources::open(&engine.paths.state, engine.sources())?, Store::open(&engine.paths.root)?);
         Ok(Self { engine, remote, sources, store })
     }
 
@@ -85,7 +85,7 @@ impl<'a> Session<'a> {
                 .into());
         }
         let reference = reference(text)?;
-        self.log_in(&reference)?;
+        self.log_in(text, &reference)?;
         let source = self.sources.source(&reference, self.remote.plain_http())?;
         Ok(Origin { name: reference.to_string(), source, selector: reference.selector(), row: None })
     }
@@ -100,7 +100,7 @@ impl<'a> Session<'a> {
 
     /// Opens a destination.
     pub fn sink(&self, reference: &Reference) -> Result<Arc<dyn Sink>, Failure> {
-        self.log_in(reference)?;
+        self.log_in(&reference.to_string(), reference)?;
         Ok(self.sources.sink(reference, self.remote.plain_http())?)
     }
 
@@ -118,9 +118,11 @@ impl<'a> Session<'a> {
         Ok((platform.os == wanted.os && platform.architecture == wanted.architecture).then_some(row))
     }
 
-    fn log_in(&self, reference: &Reference) -> Result<(), Failure> {
-        if let (Reference::Registry(registry), Some(credentials)) = (reference, self.remote.credentials()?) {
-            self.sources.keep(registry, credentials)?;
+    /// Uses what the user gave, and what login tools keep.
+    fn log_in(&self, text: &str, reference: &Reference) -> Result<(), Failure> {
+        if let Reference::Registry(registry) = reference {
+            let given = self.remote.credentials()?;
+            self.sources.keep(&self.remote.logins(self.engine, given.as_ref(), text, registry)?)?;
         }
         Ok(())
     }

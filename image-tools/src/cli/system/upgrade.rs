@@ -11,7 +11,7 @@ pub struct Args {}
 
 /// Replaces the daemon. Where nothing needs one, the one that is started leaves again by itself.
 pub fn run(engine: &Engine, Args {}: &Args) -> Outcome {
-    let daemon = Client::upgrade(&engine.paths, &engine.towlined)?;
+    let daemon = Client::upgrade(&engine.paths, &engine.towlined, engine.settings.registry_config.as_deref())?;
     crate::cli::print(&format!("towlined {} serves (process {})\n", engine.towlined.display(), daemon.daemon_pid()))?;
     Ok(0)
 }

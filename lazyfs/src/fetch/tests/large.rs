@@ -85,6 +85,8 @@ async fn a_damaged_chunk_is_given_up_alone() {
         let read = rig.read(1, 690_000..750_000).await;
         if times == 1 {
             assert!(read.unwrap() == content()[690_000..750_000]);
+            // So that a source with mirrors asks another one.
+            assert_eq!(rig.fake.distrusted.load(std::sync::atomic::Ordering::Relaxed), 1);
             continue;
         }
         let error = read.unwrap_err();

@@ -37,6 +37,8 @@ pub(super) struct Fake {
     pub(super) flipped: Mutex<Option<(u64, u32)>>,
     pub(super) down: std::sync::atomic::AtomicBool,
     pub(super) requests: Mutex<Vec<Range<u64>>>,
+    /// How often it was told that what it sent was damaged.
+    pub(super) distrusted: std::sync::atomic::AtomicUsize,
 }
 
 impl Fake {
@@ -64,6 +66,10 @@ impl Fake {
 pub(super) struct Shared(pub(super) Arc<Fake>);
 
 impl Source for Shared {
+    fn distrust(&self, _: &Digest) {
+        self.0.distrusted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+
     fn name(&self) -> String {
         "fake/image".to_owned()
     }
@@ -163,6 +169,7 @@ pub(super) fn rig_with(lengths: &[usize], config: &str, adjust: impl FnOnce(&mut
         flipped: Mutex::default(),
         down: false.into(),
         requests: Mutex::default(),
+        distrusted: std::sync::atomic::AtomicUsize::default(),
     };
     adjust(&mut fake);
     let fetcher = Fetcher::new(Arc::clone(&store), FetchConfig::parse(config).unwrap());

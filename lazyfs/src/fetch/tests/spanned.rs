@@ -126,6 +126,7 @@ fn spanned_with(layer: Sample, config: &str, digests: Vec<Digest>) -> Rig {
         flipped: Mutex::default(),
         down: false.into(),
         requests: Mutex::default(),
+        distrusted: std::sync::atomic::AtomicUsize::default(),
     };
     let fetcher = Fetcher::new(Arc::clone(&store), FetchConfig::parse(config).unwrap());
     let image = Digest::of(&fake.manifest);
