@@ -1,4 +1,4 @@
-//! The FUSE trigger: a mount without any file, whose look-ups tell which object a container waits for.
+//! The FUSE trigger: look-ups in its mount tell which object a container waits for, and reads of its files which bytes of large files.
 //!
 //! ```text
 //! overlayfs: data layers   cas/ :: TRIGGER :: late/ :: poison/
@@ -16,7 +16,20 @@
 //!                     └── caller got SIGKILL      EINTR  ──► it dies; a ticket's answer goes nowhere
 //! ```
 //!
-//! Whatever the trigger answers, overlayfs goes on to the next layer, and a file that was opened once is never looked up again. So
+//! Large files are read through `<layer digest>.data`, one file for each layer, as long as the tree says that their bytes are not here
+//! ([`crate::tree::erofs::devices`]):
+//!
+//! ```text
+//!   read, fault, exec ─ cluster of the trigger's device ─► READ ─► Resolver::read(layer, range, ticket)
+//!                                                           ├── ticket.arrived(bytes)   the bytes, all of them
+//!                                                           ├── anything else           EIO, SIGBUS; tried again with the next read
+//!                                                           └── caller got SIGKILL      it dies; the answer fills the page cache
+//! ```
+//!
+//! An answer is never shorter than what was asked for: EROFS would take what is missing for zeros. The kernel caches nothing of these
+//! files; their bytes are in the page cache of the tree's mount.
+//!
+//! Whatever the trigger answers to a look-up, overlayfs goes on to the next layer, and a file that was opened once is never looked up again. So
 //! nothing of a container depends on the trigger but the first open of files that are not here yet, and it can go at any time.
 //! Look-ups are answered without any lifetime: an object that is here costs none since `cas/` comes first, and one that is removed
 //! from the store later has to be asked for again.
@@ -25,6 +38,7 @@
 //! |-------------|-------------------------------------------------------------|
 //! | `wire`      | the bytes of requests and replies                           |
 //! | `session`   | device, threads, unanswered look-ups                        |
+//! | `data`      | names and numbers of the files that large files are read through |
 //! | `interrupt` | the rule for callers that get signals                       |
 //! | `kept`      | what another process needs to go on with a mounted trigger  |
 //! | here        | the mount, and the seam to whoever fetches                  |
@@ -32,11 +46,13 @@
 //! There is one lock, on the table of unanswered look-ups; it is held for no system call and no call of the resolver. Whoever takes a
 //! look-up out of the table writes its reply, so each gets exactly one.
 
+mod data;
 mod interrupt;
 mod kept;
 mod session;
 mod wire;
 
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -64,6 +80,17 @@ pub trait Resolver: Send + Sync + 'static {
     /// A container waits for the object `digest`. Called on a thread that reads requests: must not block, and passes the ticket on to
     /// where the object is fetched. The same digest may be asked for several times at once.
     fn resolve(&self, digest: Digest, ticket: Ticket);
+
+    /// Bytes of the large files of a layer are waited for, at most to the end of its data file. As [`Resolver::resolve`]: must not block.
+    fn read(&self, layer: Digest, range: Range<u64>, ticket: ReadTicket) {
+        tracing::warn!("bytes {range:?} of layer {layer} are asked for, but no large files are served");
+        ticket.failed(Errno::IO);
+    }
+
+    /// The layers whose large files can be read, and the lengths of their data files. Must not block.
+    fn data(&self) -> Vec<(Digest, u64)> {
+        Vec::new()
+    }
 }
 
 /// A caller that sleeps in `open` until this is used up. Dropping it fails the look-up.
@@ -111,6 +138,49 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.answer(Errno::IO);
+    }
+}
+
+/// A read that sleeps until this is used up. Dropping it fails the read.
+#[derive(Debug)]
+#[must_use = "dropping a ticket fails the read that waits for it"]
+pub struct ReadTicket {
+    len: u64,
+    unique: u64,
+    session: WeakSession,
+    answered: bool,
+}
+
+impl ReadTicket {
+    /// Answers with all bytes that were asked for, which the caller has verified.
+    pub fn arrived(mut self, bytes: &[u8]) {
+        if bytes.len() as u64 != self.len {
+            tracing::error!("a read of {} bytes was to be answered with {}", self.len, bytes.len());
+            return;
+        }
+        self.answered = true;
+        if let Some(session) = self.session.upgrade() {
+            session.answer_read(self.unique, bytes);
+        }
+    }
+
+    /// The bytes cannot be had.
+    pub fn failed(mut self, errno: Errno) {
+        self.fail(errno);
+    }
+
+    fn fail(&mut self, errno: Errno) {
+        if !std::mem::replace(&mut self.answered, true)
+            && let Some(session) = self.session.upgrade()
+        {
+            session.answer(self.unique, errno);
+        }
+    }
+}
+
+impl Drop for ReadTicket {
+    fn drop(&mut self) {
+        self.fail(Errno::IO);
     }
 }
 
@@ -226,6 +296,11 @@ impl Trigger {
     /// Where it is mounted: the data layer between `cas/` and `late/`.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The file through which the large files of a layer are read, below where a trigger is mounted.
+    pub fn data_path(dir: &Path, layer: &Digest) -> PathBuf {
+        dir.join(data::name(layer))
     }
 
     /// How many callers wait for their ticket.

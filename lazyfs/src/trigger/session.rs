@@ -4,6 +4,7 @@
 //! descriptor that somebody else kept open.
 
 use std::collections::HashMap;
+use std::io::IoSlice;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -12,9 +13,10 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use super::data::{self, DataFile, DataFiles};
 use super::interrupt::{WATCH_INTERVAL, is_killed};
 use super::wire::{self, Operation};
-use super::{Resolver, Ticket};
+use super::{ReadTicket, Resolver, Ticket};
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 
@@ -43,7 +45,7 @@ pub(super) struct Session {
 
 #[derive(Default)]
 struct State {
-    /// Look-ups that have a ticket, by `unique`. Whoever removes one writes its reply.
+    /// Look-ups and reads that have a ticket, by `unique`. Whoever removes one writes its reply.
     waiting: HashMap<u64, Waiting>,
     /// Set once: no more tickets.
     closed: bool,
@@ -51,10 +53,12 @@ struct State {
     left: bool,
     /// Threads that have not ended.
     threads: usize,
+    data: DataFiles,
 }
 
 struct Waiting {
     pid: u32,
+    /// An object, or the layer of a read.
     digest: Digest,
     /// Its caller got a signal.
     watched: bool,
@@ -106,7 +110,11 @@ impl Session {
             let kernel = format!("the kernel speaks {}.{}", offer.major, offer.minor);
             return Err(failed(&kernel).advise("a kernel of 6.12 or later is needed"));
         }
-        let flags = offer.flags & (wire::PARALLEL_DIROPS | wire::INIT_EXT | wire::HAS_RESEND);
+        if offer.flags & wire::ASYNC_DIO == 0 {
+            return Err(failed(&"the kernel has no asynchronous direct reads").advise("a kernel of 6.12 or later is needed"));
+        }
+        let wanted = wire::ASYNC_DIO | wire::MAX_PAGES | wire::PARALLEL_DIROPS | wire::INIT_EXT | wire::HAS_RESEND;
+        let flags = offer.flags & wanted;
         rustix::io::write(&device, &wire::init_reply(request.unique, &offer, flags)).map_err(|e| failed(&e))?;
         Self::over(device, flags & wire::HAS_RESEND != 0, resolver)
     }
@@ -207,13 +215,25 @@ impl Session {
         }
     }
 
+    /// Answers a read, unless that has happened.
+    pub fn answer_read(&self, unique: u64, bytes: &[u8]) {
+        if self.lock().waiting.remove(&unique).is_some() {
+            let header = wire::read_header(unique, bytes.len());
+            self.sent(rustix::io::writev(&self.device, &[IoSlice::new(&header), IoSlice::new(bytes)]));
+        }
+    }
+
     /// The lock is never held over a system call or a call of the resolver, so a poisoned one guards consistent data.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn reply(&self, bytes: &[u8]) {
-        match rustix::io::write(&self.device, bytes) {
+        self.sent(rustix::io::write(&self.device, bytes));
+    }
+
+    fn sent(&self, written: rustix::io::Result<usize>) {
+        match written {
             // ENOENT: the request is gone, its caller was killed. ENODEV, EPERM: the connection is gone, and all requests with it.
             Ok(_) | Err(Errno::NOENT | Errno::NODEV | Errno::PERM) => {}
             Err(e) => tracing::warn!("cannot answer a FUSE request: {e}"),
@@ -260,7 +280,17 @@ impl Session {
         let unique = request.unique;
         match request.operation {
             Operation::Lookup(name) => self.look_up(unique, request.node, name, request.pid),
+            Operation::GetAttr if data::is_node(request.node) => self.reply(&match self.data_file(request.node) {
+                Some(file) => wire::file_attributes(unique, request.node, file.len),
+                None => wire::error(unique, Errno::IO.raw_os_error()),
+            }),
             Operation::GetAttr => self.reply(&wire::directory_attributes(unique, request.node)),
+            Operation::Open => self.reply(&match self.data_file(request.node) {
+                Some(_) => wire::opened(unique),
+                None => wire::error(unique, Errno::IO.raw_os_error()),
+            }),
+            Operation::Read { offset, size } => self.read(unique, request.node, offset, size, request.pid),
+            Operation::Close => self.reply(&wire::done(unique)),
             Operation::StatFs => self.reply(&wire::statistics(unique)),
             Operation::Interrupt(target) => self.interrupt(unique, target),
             Operation::Forget => {}
@@ -277,23 +307,58 @@ impl Session {
         match target(parent, name) {
             Target::Directory(node) => self.reply(&wire::directory_entry(unique, node)),
             Target::Nothing => self.reply(&wire::error(unique, Errno::NOENT.raw_os_error())),
+            Target::Data(node) => self.reply(&match self.served(node) {
+                Some(file) => wire::file_entry(unique, node, file.len),
+                None => wire::error(unique, Errno::NOENT.raw_os_error()),
+            }),
             Target::Object(digest) => {
-                let (closed, left) = {
-                    let mut state = self.lock();
-                    if !state.closed {
-                        state.waiting.insert(unique, Waiting { pid, digest, watched: false });
-                    }
-                    (state.closed, state.left)
-                };
-                if left {
-                    return;
+                if self.register(unique, pid, digest) {
+                    let session = Arc::downgrade(self);
+                    self.resolver.resolve(digest, Ticket { digest, unique, pid, session, answered: false });
                 }
-                if closed {
-                    return self.reply(&wire::error(unique, Errno::IO.raw_os_error()));
-                }
-                self.resolver.resolve(digest, Ticket { digest, unique, pid, session: Arc::downgrade(self), answered: false });
             }
         }
+    }
+
+    fn read(self: &Arc<Self>, unique: u64, node: u64, offset: u64, size: u32, pid: u32) {
+        let Some(file) = self.data_file(node).filter(|_| size <= wire::READ_MAX) else {
+            return self.reply(&wire::error(unique, Errno::IO.raw_os_error()));
+        };
+        let range = offset.min(file.len)..offset.saturating_add(u64::from(size)).min(file.len);
+        let len = range.end - range.start;
+        if len == 0 {
+            return self.reply(&wire::read_header(unique, 0));
+        }
+        if self.register(unique, pid, file.layer) {
+            self.resolver.read(file.layer, range, ReadTicket { len, unique, session: Arc::downgrade(self), answered: false });
+        }
+    }
+
+    /// Notes a request that gets a ticket. False where the session is closed: it was failed then, or is left to the next session.
+    fn register(&self, unique: u64, pid: u32, digest: Digest) -> bool {
+        let (closed, left) = {
+            let mut state = self.lock();
+            if !state.closed {
+                state.waiting.insert(unique, Waiting { pid, digest, watched: false });
+            }
+            (state.closed, state.left)
+        };
+        if closed && !left {
+            self.reply(&wire::error(unique, Errno::IO.raw_os_error()));
+        }
+        !closed
+    }
+
+    /// The file with this number, as the kernel knows it.
+    fn data_file(&self, node: u64) -> Option<DataFile> {
+        let known = self.lock().data.get(node);
+        known.or_else(|| self.served(node))
+    }
+
+    /// The file with this number, if it can be read now.
+    fn served(&self, node: u64) -> Option<DataFile> {
+        let served = self.resolver.data();
+        self.lock().data.find(node, &served)
     }
 
     /// The caller of `target` got a signal.
@@ -361,14 +426,19 @@ impl Drop for Ended {
 enum Target {
     Directory(u64),
     Object(Digest),
+    /// The file of a layer, by its number.
+    Data(u64),
     Nothing,
 }
 
-/// The root has the directories `00` to `ff`; these have every name that completes a digest.
+/// The root has the files of layers and the directories `00` to `ff`; these have every name that completes a digest.
 fn target(parent: u64, name: &[u8]) -> Target {
     let found = || {
         let name = str::from_utf8(name).ok()?;
         if parent == wire::ROOT {
+            if let Some(layer) = data::layer(name.as_bytes()) {
+                return Some(Target::Data(data::node(&layer)));
+            }
             let [_, _] = name.as_bytes() else { return None };
             let digest = Digest::from_hex(&format!("{name}{:062}", 0)).ok()?;
             return Some(Target::Directory(FIRST_DIRECTORY + u64::from(digest.as_bytes()[0])));

@@ -14,6 +14,11 @@ pub const OLDEST_MINOR: u32 = 38;
 /// Node id of the root directory (`FUSE_ROOT_ID`).
 pub const ROOT: u64 = 1;
 
+/// `FUSE_ASYNC_DIO`: when a read is sent in parts, one that fails makes all of it fail (Linux 3.13). Without it the read would end
+/// where the part that failed begins, and EROFS takes what is missing of a read for zeros.
+pub const ASYNC_DIO: u64 = 1 << 15;
+/// `FUSE_MAX_PAGES`: how long a read may be is agreed on (Linux 4.20).
+pub const MAX_PAGES: u64 = 1 << 22;
 /// `FUSE_PARALLEL_DIROPS`: look-ups in one directory may run at the same time (Linux 4.7).
 pub const PARALLEL_DIROPS: u64 = 1 << 18;
 /// `FUSE_HAS_RESEND`: the kernel sends requests again that were read and not answered, when it is told to ([`resend`]; Linux 6.9).
@@ -28,6 +33,13 @@ pub const HEADER_LEN: usize = 40;
 pub const BUFFER_LEN: usize = 32 * 1024;
 /// Longest name of a look-up: `FUSE_NAME_MAX`, 1024 bytes until Linux 6.14 and PATH_MAX - 1 since.
 const NAME_MAX: usize = 4095;
+
+/// The longest read that is asked for, in pages of 4096 bytes.
+const READ_PAGES: u16 = 256;
+/// The longest read in bytes: pages may be larger than 4096 bytes.
+pub const READ_MAX: u32 = READ_PAGES as u32 * 65536;
+/// Reads that may be on their way. They count as background requests, and one that would be more waits in the kernel.
+const READS: u16 = 4096;
 
 /// Seconds for which the kernel may keep what never changes: 34 years.
 const FOREVER: u64 = 1 << 30;
@@ -56,6 +68,17 @@ pub enum Operation<'a> {
     GetAttr,
     /// Statistics of the file system.
     StatFs,
+    /// Opens the file.
+    Open,
+    /// So many bytes of the file from this offset on.
+    Read {
+        /// Where they begin.
+        offset: u64,
+        /// How many.
+        size: u32,
+    },
+    /// A file is closed, once for each descriptor or for the last one.
+    Close,
     /// The caller of the request with this `unique` has a signal.
     Interrupt(u64),
     /// The kernel drops references to nodes; has no reply.
@@ -111,7 +134,10 @@ pub fn parse(bytes: &[u8]) -> Result<Request<'_>, Malformed> {
         1 => Operation::Lookup(name(body.0).map_err(wrong)?),
         2 | 42 => Operation::Forget,
         3 => Operation::GetAttr,
+        14 => Operation::Open,
+        15 => read(&mut body).ok_or_else(|| wrong("READ is too short"))?,
         17 => Operation::StatFs,
+        18 | 25 => Operation::Close,
         26 => Operation::Init(init(&mut body).ok_or_else(|| wrong("INIT is too short"))?),
         36 => Operation::Interrupt(body.u64().ok_or_else(|| wrong("INTERRUPT is too short"))?),
         38 => Operation::Destroy,
@@ -128,6 +154,12 @@ fn name(body: &[u8]) -> Result<&[u8], &'static str> {
         Some((0, name)) => Ok(name),
         _ => Err("LOOKUP without a terminated name"),
     }
+}
+
+/// `fuse_read_in`: handle, offset, size, and what matters only for locks and O_APPEND.
+fn read(body: &mut Fields<'_>) -> Option<Operation<'static>> {
+    body.u64()?;
+    Some(Operation::Read { offset: body.u64()?, size: body.u32()? })
 }
 
 fn init(body: &mut Fields<'_>) -> Option<Init> {
@@ -193,6 +225,13 @@ impl Reply {
         self.zeros(3 * 4).u32(4096).u32(0) // uid, gid, rdev; blksize, flags
     }
 
+    /// `fuse_attr` of a file of this length that only its owner, root, may read.
+    fn file(&mut self, node: u64, len: u64) -> &mut Self {
+        self.u64(node).u64(len).u64(len.div_ceil(512)).zeros(3 * 8); // ino, size, blocks; atime, mtime, ctime
+        self.zeros(3 * 4).u32(0o100_400).u32(1); // nanoseconds; mode, nlink
+        self.zeros(3 * 4).u32(4096).u32(0) // uid, gid, rdev; blksize, flags
+    }
+
     fn finish(&mut self) -> Vec<u8> {
         let mut bytes = std::mem::take(&mut self.0);
         let len = u32::try_from(bytes.len()).expect("replies are short");
@@ -224,8 +263,8 @@ pub fn init_reply(unique: u64, offer: &Init, flags: u64) -> Vec<u8> {
     let (low, high) = ((flags & u64::from(u32::MAX)) as u32, (flags >> 32) as u32);
     let mut reply = Reply::new(unique, 0);
     reply.u32(MAJOR).u32(offer.minor.min(MINOR)).u32(offer.max_readahead).u32(low);
-    // Background requests and writes never happen; 4096 is the least max_write that the kernel takes.
-    reply.u16(16).u16(12).u32(4096).u32(1).u16(1).u16(0).u32(high);
+    // Writes never happen; 4096 is the least max_write that the kernel takes.
+    reply.u16(READS).u16(READS / 4 * 3).u32(4096).u32(1).u16(READ_PAGES).u16(0).u32(high);
     reply.zeros(4 + 2 + 22).finish()
 }
 
@@ -241,6 +280,36 @@ pub fn directory_attributes(unique: u64, node: u64) -> Vec<u8> {
     let mut reply = Reply::new(unique, 0);
     reply.u64(FOREVER).zeros(8);
     reply.directory(node).finish()
+}
+
+/// The answer to LOOKUP: a file, which has to be looked up anew by whoever opens it again.
+pub fn file_entry(unique: u64, node: u64, len: u64) -> Vec<u8> {
+    let mut reply = Reply::new(unique, 0);
+    reply.u64(node).u64(0).u64(0).u64(FOREVER).zeros(8); // generation 0; no nanoseconds
+    reply.file(node, len).finish()
+}
+
+/// The answer to GETATTR of a file.
+pub fn file_attributes(unique: u64, node: u64, len: u64) -> Vec<u8> {
+    let mut reply = Reply::new(unique, 0);
+    reply.u64(FOREVER).zeros(8);
+    reply.file(node, len).finish()
+}
+
+/// The answer to OPEN: the kernel caches nothing of the file, and does not tell of each close. `fuse_open_out`, 16 bytes.
+pub fn opened(unique: u64) -> Vec<u8> {
+    const DIRECT_IO: u32 = 1;
+    const NOFLUSH: u32 = 1 << 5;
+    let mut reply = Reply::new(unique, 0);
+    reply.u64(0).u32(DIRECT_IO | NOFLUSH).zeros(4).finish()
+}
+
+/// What stands before the bytes in the answer to READ.
+pub fn read_header(unique: u64, len: usize) -> Vec<u8> {
+    let mut header = done(unique);
+    let all = u32::try_from(header.len() + len).expect("reads have a limit");
+    header[..4].copy_from_slice(&all.to_ne_bytes());
+    header
 }
 
 /// The answer to STATFS: nothing is stored here. `fuse_kstatfs`, 80 bytes.
@@ -282,12 +351,16 @@ mod tests {
             (2, vec![0; 8], Operation::Forget),
             (42, vec![0; 8], Operation::Forget),
             (3, vec![0; 16], Operation::GetAttr),
+            (14, vec![0; 8], Operation::Open),
+            (15, [&[9; 8][..], &7u64.to_ne_bytes(), &5u32.to_ne_bytes(), &[9; 20]].concat(), Operation::Read { offset: 7, size: 5 }),
             (17, vec![], Operation::StatFs),
+            (18, vec![0; 24], Operation::Close),
+            (25, vec![0; 24], Operation::Close),
             (26, init_body(45, INIT_EXT | 1 << 39), offer(45, INIT_EXT | 1 << 39)),
             (26, init_body(31, 1 << 39)[..16].to_vec(), offer(31, 0)),
             (36, 99u64.to_ne_bytes().to_vec(), Operation::Interrupt(99)),
             (38, vec![], Operation::Destroy),
-            (14, vec![0; 8], Operation::Other(14)),
+            (16, vec![0; 8], Operation::Other(16)),
             (u32::MAX, vec![], Operation::Other(u32::MAX)),
         ];
         for (opcode, body, operation) in cases {
@@ -308,6 +381,7 @@ mod tests {
             (1, b"a\0b\0"),
             (1, b"../x\0"),
             (1, &long),
+            (15, &[0; 19]),
             (26, &[0; 15]),
             (26, &init_body(45, INIT_EXT)[..16]),
             (36, &[0; 7]),
@@ -340,6 +414,9 @@ mod tests {
             (init_reply(7, &offer, PARALLEL_DIROPS | INIT_EXT), 64),
             (directory_entry(7, 0x100), 128),
             (directory_attributes(7, ROOT), 104),
+            (file_entry(7, 9, 5), 128),
+            (file_attributes(7, 9, 5), 104),
+            (opened(7), 16),
             (statistics(7), 80),
         ] {
             assert_eq!(reply.len(), 16 + body);
@@ -347,6 +424,8 @@ mod tests {
             assert_eq!(reply[8..16], 7u64.to_ne_bytes());
         }
         assert_eq!(resend(), [16u32, 7, 0, 0].map(u32::to_ne_bytes).concat());
+        assert_eq!(read_header(7, 100)[..8], [&116u32.to_ne_bytes()[..], &[0; 4]].concat());
+        assert_eq!(file_entry(7, 9, 5)[16 + 40..16 + 56], [9u64.to_ne_bytes(), 5u64.to_ne_bytes()].concat());
         assert_eq!(error(7, 40)[4..8], (-40i32).to_ne_bytes());
         for wild in [0, -1, 10, 116, 512, i32::MAX, i32::MIN] {
             assert_eq!(error(7, wild)[4..8], (-5i32).to_ne_bytes(), "errno {wild}");
