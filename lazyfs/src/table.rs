@@ -116,6 +116,11 @@ impl Table {
         Self::new(Bytes::Owned(bytes)).map_err(|problem| problem.into_error("reading a mapping table".into()))
     }
 
+    /// The file.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     fn new(bytes: Bytes) -> Result<Self, Malformed> {
         let (mut header, content) = wire::open(&bytes, MAGIC, VERSION, "mapping table", HEADER_EXTRA)?;
         let mut count = || header.u32().expect("wire::open has checked the header's length");

@@ -187,13 +187,13 @@ fn make(
     settings: crate::spec::settings::Settings,
 ) -> Result<(Record, Order), Failure> {
     let dirs = Dirs::of(&engine.paths, id);
-    let Prepared { image, name: image_name, tree, data, lazy, config } = image::prepare(engine, &image, id)?;
+    let Prepared { image, name: image_name, tree, devices, data, lazy, config } = image::prepare(engine, &image, id)?;
     let plan = Plan::new(&image_name, &config, changes)?;
     if lazy {
         engine.daemon()?.ahead(image, plan.command())?;
     }
     let writable = Writable { upper: dirs.home.join("upper"), work: dirs.home.join("work") };
-    let root = RootPlan { tree, data, writable: Some(writable) };
+    let root = RootPlan { tree, devices, data, writable: Some(writable) };
     let record = Record {
         version: record::VERSION,
         id: id.to_owned(),

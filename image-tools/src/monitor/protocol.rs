@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn an_order_arrives_with_the_streams() {
         let (mut here, there) = UnixStream::pair().unwrap();
-        let root = RootPlan { tree: "/t".into(), data: vec!["/d".into()], writable: None };
+        let root = RootPlan { tree: "/t".into(), devices: vec!["/a".into()], data: vec!["/d".into()], writable: None };
         let order = Order { root, lazy: true, record: Some(Recording::default()) };
         let (from, to) = rustix::pipe::pipe().unwrap();
         for with_streams in [true, false] {

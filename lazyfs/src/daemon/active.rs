@@ -21,6 +21,7 @@ use crate::error::{Error, Outcome, Result};
 use crate::fetch::{Fetcher, ImageContent, Obstacle};
 use crate::store::Store;
 use crate::store::db::ImageState;
+use crate::store::patch::TreePatcher;
 
 /// How often progress is recorded in the database, where `towline ps` reads it.
 const RECORD_EVERY: Duration = Duration::from_millis(500);
@@ -75,6 +76,7 @@ struct Attached {
     view: View,
     end: watch::Sender<Option<End>>,
     task: JoinHandle<()>,
+    patcher: Arc<TreePatcher>,
 }
 
 impl Active {
@@ -85,7 +87,7 @@ impl Active {
 
     /// Sees an image through, and keeps the daemon alive meanwhile. An image that is attached already stays as it is; if it rests after
     /// a failure, it is tried again.
-    pub fn attach(self: &Arc<Self>, content: ImageContent, stay: Stay) -> View {
+    pub fn attach(self: &Arc<Self>, content: ImageContent, patcher: Arc<TreePatcher>, stay: Stay) -> View {
         let mut images = self.lock();
         let image = content.image;
         if let Some(attached) = images.get(&image) {
@@ -97,8 +99,8 @@ impl Active {
         let end = watch::Sender::new(None);
         let (progress, obstacle) = (self.fetcher.progress(&image), self.fetcher.obstacle(&image));
         let view = View { progress, obstacle, end: end.subscribe(), told: None };
-        let task = tokio::spawn(self.clone().complete(image, name, view.progress.clone(), end.clone(), stay));
-        images.insert(image, Attached { view: view.clone(), end, task });
+        let task = tokio::spawn(self.clone().complete(image, name, view.progress.clone(), end.clone(), patcher.clone(), stay));
+        images.insert(image, Attached { view: view.clone(), end, task, patcher });
         view
     }
 
@@ -110,6 +112,11 @@ impl Active {
     /// How long whoever waits for the end bears failures that may pass.
     pub fn patience(&self) -> Duration {
         self.fetcher.patience()
+    }
+
+    /// What keeps the tree of an image in line while it is being completed.
+    pub fn patcher(&self, image: &Digest) -> Option<Arc<TreePatcher>> {
+        self.lock().get(image).map(|attached| attached.patcher.clone())
     }
 
     /// What is known of an image; `None` where it is not being completed.
@@ -133,6 +140,7 @@ impl Active {
         name: String,
         mut progress: watch::Receiver<Progress>,
         end: watch::Sender<Option<End>>,
+        patcher: Arc<TreePatcher>,
         stay: Stay,
     ) {
         let background = self.fetcher.background(&image);
@@ -151,7 +159,7 @@ impl Active {
             }
         };
         let how = match result {
-            Ok(()) => self.make_complete(image).await,
+            Ok(()) => self.make_complete(image, patcher).await,
             Err(error) => Err(error),
         };
         let how = match how {
@@ -167,9 +175,17 @@ impl Active {
         drop(stay);
     }
 
-    async fn make_complete(&self, image: Digest) -> Result<()> {
+    async fn make_complete(&self, image: Digest, patcher: Arc<TreePatcher>) -> Result<()> {
         let store = self.store.clone();
-        let synced = tokio::task::spawn_blocking(move || store.cas().sync()).await;
+        let synced = tokio::task::spawn_blocking(move || {
+            if !patcher.is_complete()? {
+                return Err(Error::new(Outcome::Io, "reading large files without the daemon")
+                    .because("every layer is verified, but some of their bytes are missing"));
+            }
+            // Objects, data, maps and trees: they are all in one file system.
+            store.cas().sync()
+        })
+        .await;
         synced.map_err(|e| Error::new(Outcome::Io, "making objects durable").because(e))??;
         self.database.with(move |db| db.set_state(&image, ImageState::Complete, "")).await
     }

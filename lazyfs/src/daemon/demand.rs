@@ -1,17 +1,20 @@
 //! From a program that waits in the FUSE trigger to the fetcher and back.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::io::Errno;
 use tokio::runtime::Handle;
 
+use super::large::Large;
 use crate::ahead::Ahead;
 use crate::digest::Digest;
+use crate::error::{Error, Outcome, Result};
 use crate::fetch::Fetcher;
 use crate::observe::What;
 use crate::store::Store;
-use crate::trigger::{Resolver, Ticket};
+use crate::trigger::{ReadTicket, Resolver, Ticket};
 
 /// How long the same failure of the same file is not logged again.
 const LOG_AGAIN: Duration = Duration::from_secs(10);
@@ -22,13 +25,14 @@ pub struct Demand {
     fetcher: Arc<Fetcher>,
     store: Arc<Store>,
     ahead: Arc<Ahead>,
+    large: Arc<Large>,
     logged: Mutex<Vec<(Digest, Instant)>>,
 }
 
 impl Demand {
     /// A resolver that fetches on `runtime`.
-    pub fn new(runtime: Handle, fetcher: Arc<Fetcher>, store: Arc<Store>, ahead: Arc<Ahead>) -> Arc<Self> {
-        Arc::new(Self { runtime, fetcher, store, ahead, logged: Mutex::default() })
+    pub fn new(runtime: Handle, fetcher: Arc<Fetcher>, store: Arc<Store>, ahead: Arc<Ahead>, large: Arc<Large>) -> Arc<Self> {
+        Arc::new(Self { runtime, fetcher, store, ahead, large, logged: Mutex::default() })
     }
 
     async fn answer(&self, digest: Digest, ticket: Ticket) {
@@ -53,6 +57,38 @@ impl Demand {
         }
     }
 
+    async fn answer_read(&self, layer: Digest, range: Range<u64>, ticket: ReadTicket) {
+        let begin = Instant::now();
+        match self.bytes(layer, range.clone()).await {
+            Ok(bytes) => {
+                ticket.arrived(&bytes);
+                tracing::debug!("a program has waited {:?} for bytes {range:?} of layer {layer}", begin.elapsed());
+            }
+            Err(error) => {
+                if self.is_news(layer) {
+                    tracing::error!(%layer, "the program gets EIO: {}", error.one_line());
+                }
+                ticket.failed(Errno::IO);
+            }
+        }
+    }
+
+    /// Bytes of the large files of a layer, verified.
+    async fn bytes(&self, layer: Digest, range: Range<u64>) -> Result<Vec<u8>> {
+        let tried = || format!("reading bytes {range:?} of the large files of layer {layer}");
+        let data = self.large.get(&layer).ok_or_else(|| Error::new(Outcome::NotFound, tried()).because("nobody serves them"))?;
+        // Whether or not an image with them is still being fetched.
+        if !data.has(range.clone()) {
+            self.fetcher.demand_data(&layer, range.clone()).await?;
+        }
+        let (offset, len) = (range.start, (range.end - range.start) as usize);
+        let read = tokio::task::spawn_blocking(move || {
+            let mut bytes = vec![0; len];
+            data.read(offset, &mut bytes).map(|()| bytes)
+        });
+        read.await.map_err(|e| Error::new(Outcome::Io, tried()).because(e))?
+    }
+
     /// Programs try again and again; one line per file and [`LOG_AGAIN`] is enough.
     fn is_news(&self, digest: Digest) -> bool {
         let mut logged = self.logged.lock().expect("no holder of this lock panics");
@@ -69,5 +105,14 @@ impl Resolver for Arc<Demand> {
     fn resolve(&self, digest: Digest, ticket: Ticket) {
         let this = self.clone();
         self.runtime.spawn(async move { this.answer(digest, ticket).await });
+    }
+
+    fn read(&self, layer: Digest, range: Range<u64>, ticket: ReadTicket) {
+        let this = self.clone();
+        self.runtime.spawn(async move { this.answer_read(layer, range, ticket).await });
+    }
+
+    fn data(&self) -> Vec<(Digest, u64)> {
+        self.large.list()
     }
 }

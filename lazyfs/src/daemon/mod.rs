@@ -22,6 +22,7 @@ pub mod credentials;
 pub mod custody;
 pub mod database;
 mod demand;
+mod large;
 pub mod life;
 pub mod lock;
 pub mod protocol;

@@ -343,6 +343,8 @@ pub struct Prepared {
     pub name: String,
     /// The EROFS image with all metadata.
     pub tree: PathBuf,
+    /// The devices that it names, in its order.
+    pub devices: Vec<PathBuf>,
     /// Data layers for overlayfs, first searched first.
     pub data: Vec<PathBuf>,
     /// Whether content may still be missing; then the data layers include the FUSE trigger.

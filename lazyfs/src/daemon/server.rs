@@ -26,6 +26,7 @@ use super::connection::Connection;
 use super::custody::Custody;
 use super::database::Database;
 use super::demand::Demand;
+use super::large::Large;
 use super::life::{Life, Stay};
 use super::lock::{Contender, lock};
 use super::protocol::{Event, Prepared, Reply};
@@ -40,6 +41,7 @@ use crate::pull::sources::Settings;
 use crate::pull::{self, LayerLocks, Sources};
 use crate::rootfs::probe::{self, Features, Mode};
 use crate::store::db::{Db, ImageRow, ImageState};
+use crate::store::patch::TreePatcher;
 use crate::store::{Store, boot, check_startable, create_private_dir};
 use crate::trigger::{Kept, Resolver, Trigger};
 
@@ -61,6 +63,8 @@ pub struct Daemon {
     pub(crate) fetcher: Arc<Fetcher>,
     pub(crate) active: Arc<Active>,
     pub(crate) ahead: Arc<Ahead>,
+    /// What can be read through the trigger.
+    large: Arc<Large>,
     pub(crate) sources: Sources,
     pub(crate) life: Life,
     pub(crate) layer_locks: LayerLocks,
@@ -119,6 +123,7 @@ impl Ready {
         let fetcher = Fetcher::new(store.clone(), config);
         let (life, beginning) = Life::begin();
         let daemon = Arc::new(Daemon {
+            large: Arc::default(),
             ahead: Ahead::new(fetcher.clone(), store.clone()),
             active: Active::new(store.clone(), database.clone(), fetcher.clone()),
             sources: Sources::open(&paths.state, settings)?,
@@ -207,7 +212,13 @@ impl Daemon {
             }
             let stay = self.life.stay().expect("a beginning daemon is not leaving");
             match pull::reopen(&self.store, &row, &self.sources) {
-                Ok(content) => drop(self.active.attach(content, stay)),
+                Ok(content) => match pull::patcher(self, &row, &content).await {
+                    Ok(patcher) => {
+                        self.large.serve(patcher.data());
+                        drop(self.active.attach(content, patcher, stay));
+                    }
+                    Err(error) => tracing::error!("cannot go on with {}: {}", row.reference, error.one_line()),
+                },
                 // One damaged image must not keep the others from being served.
                 Err(error) => tracing::error!("cannot go on with {}: {}", row.reference, error.one_line()),
             }
@@ -230,9 +241,24 @@ impl Daemon {
         if row.state == ImageState::Complete {
             return self.database.with(move |db| store.prepare_complete(db, &row, &container)).await;
         }
+        let patcher = match self.active.patcher(&row.digest) {
+            Some(patcher) => patcher,
+            None => self.attach_again(&row).await.map_err(|e| e.during(&tried))?,
+        };
+        self.large.serve(patcher.data());
         self.mount_trigger().await?;
         let trigger = self.paths.trigger();
         self.database.with(move |db| store.prepare_lazy(db, &row, &container, &trigger)).await
+    }
+
+    /// Goes on with an image that was given up, or has just become complete.
+    async fn attach_again(self: &Arc<Self>, row: &ImageRow) -> Result<Arc<TreePatcher>> {
+        let leaving = || Error::new(Outcome::Unavailable, "going on with an image").because("towlined is leaving");
+        let stay = self.life.stay().ok_or_else(leaving)?;
+        let content = pull::reopen(&self.store, row, &self.sources)?;
+        let patcher = pull::patcher(self, row, &content).await?;
+        drop(self.active.attach(content, patcher.clone(), stay));
+        Ok(patcher)
     }
 
     /// [`super::protocol::Request::RemoveImage`].
@@ -288,7 +314,7 @@ impl Daemon {
 
     fn resolver(&self) -> Arc<dyn Resolver> {
         let runtime = tokio::runtime::Handle::current();
-        Arc::new(Demand::new(runtime, self.fetcher.clone(), self.store.clone(), self.ahead.clone()))
+        Arc::new(Demand::new(runtime, self.fetcher.clone(), self.store.clone(), self.ahead.clone(), self.large.clone()))
     }
 
     /// Goes on with the trigger of an earlier daemon, or takes away what it has left.

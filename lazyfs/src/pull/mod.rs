@@ -35,7 +35,9 @@ use crate::source::{RawManifest, Source};
 use crate::store::Store;
 use crate::store::db::{ImageRow, ImageState, NewImage};
 use crate::store::image::ImageRecord;
+use crate::store::patch::TreePatcher;
 use crate::table::{self, Table};
+use crate::tree::erofs::devices::LargeFiles;
 use crate::tree::erofs::read::StoredTree;
 use crate::tree::{erofs, merge};
 
@@ -209,16 +211,17 @@ fn build(
     tracing::debug!("building tree and mapping table of {image} from {} layers", layers.len());
     // Both are made of the same indexes, and somebody waits.
     let (table, tree) = std::thread::scope(|scope| {
-        let table = scope.spawn(|| table::build(&layers));
-        let tree = merge::merge(indexed.iter().map(|layer| &layer.index)).and_then(|tree| {
-            tracing::debug!("writing the tree");
-            Ok((erofs::write(&tree)?, tree.counts()))
-        });
+        let table = scope.spawn(|| table::build(&layers).and_then(Table::from_bytes));
+        let tree = merge::merge(indexed.iter().map(|layer| &layer.index));
         (table.join().expect("building a table does not panic"), tree)
     });
-    let (table, (image_bytes, counts)) = (table?, tree?);
-    tracing::debug!("storing {} and {} bytes", image_bytes.len(), table.len());
-    store.image(&image).write(&image_bytes, &table, record)?;
+    let (table, tree) = (table?, tree?);
+    tracing::debug!("writing the tree");
+    // A large file that is here as a whole stays an object, with the page cache that it has.
+    let large = LargeFiles::of(&table, |file| store.cas().contains(file));
+    let (image_bytes, counts) = (erofs::write_with(&tree, &large)?, tree.counts());
+    tracing::debug!("storing {} and {} bytes", image_bytes.len(), table.as_bytes().len());
+    store.image(&image).write(&image_bytes, table.as_bytes(), record)?;
     tracing::debug!("{image} is built");
     Ok((counts.entries, counts.bytes))
 }
@@ -244,7 +247,8 @@ async fn finish(
         daemon.life.stay().ok_or_else(|| Error::new(Outcome::Unavailable, "serving a pull").because("towlined is leaving"))?;
     let content = ImageContent { index_bytes: received.unwrap_or(0), ..reopen(&daemon.store, &row, &daemon.sources)? };
     let begin = Instant::now();
-    let mut view = daemon.active.attach(content, stay);
+    let patcher = patcher(daemon, &row, &content).await?;
+    let mut view = daemon.active.attach(content, patcher, stay);
     if until == PullUntil::Startable {
         tokio::spawn(prefetch(daemon.fetcher.clone(), image, profile));
         return pulled(false);
@@ -296,6 +300,18 @@ pub fn reopen(store: &Store, row: &ImageRow, sources: &Sources) -> Result<ImageC
         source: sources.source(&reference, record.plain_http)?,
         index_bytes: 0,
     })
+}
+
+/// Brings the tree of an image in line with what is here, and keeps it so.
+pub async fn patcher(daemon: &Daemon, row: &ImageRow, content: &ImageContent) -> Result<Arc<TreePatcher>> {
+    if let Some(patcher) = daemon.active.patcher(&row.digest) {
+        return Ok(patcher);
+    }
+    let (store, tree, table) = (daemon.store.clone(), daemon.store.image(&row.digest).tree(), content.table.clone());
+    let length = move |layer: &Digest| table.layers().find(|known| known.digest == *layer).map(|known| known.data_len);
+    tokio::task::spawn_blocking(move || TreePatcher::attach(&store, &tree, length))
+        .await
+        .map_err(|e| Error::new(Outcome::Io, "preparing an image's large files").because(e))?
 }
 
 /// How an image is called in the database; text that is no reference (such as a digest) stays as it is.

@@ -7,7 +7,7 @@
 //! Kernels before 6.16 want three things differently, which is what [`Shape`] is about; which shape fits is found out by trying.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -61,7 +61,7 @@ enum Failure {
 }
 
 fn mount_as(shape: Shape, plan: &RootPlan, target: &Path) -> Result<(), Failure> {
-    let tree = mount_tree(&plan.tree).map_err(Failure::Other)?;
+    let tree = mount_tree(&plan.tree, &plan.devices).map_err(Failure::Other)?;
     let _attached = match shape {
         Shape::Current => None,
         Shape::Before616 => Some(Attached::at(&tree, target).map_err(Failure::Other)?),
@@ -72,13 +72,16 @@ fn mount_as(shape: Shape, plan: &RootPlan, target: &Path) -> Result<(), Failure>
     fscontext::attach(&overlay, target).map_err(Failure::Other)
 }
 
-/// Mounts an EROFS image from its file; the mount is attached nowhere.
-fn mount_tree(tree: &Path) -> Result<OwnedFd> {
+/// Mounts an EROFS image from its file and its devices; the mount is attached nowhere.
+fn mount_tree(tree: &Path, devices: &[PathBuf]) -> Result<OwnedFd> {
     let image = open(tree, OFlags::RDONLY | OFlags::CLOEXEC)?;
+    // Opened by the kernel once more, by these names.
+    let devices = devices.iter().map(|device| open(device, OFlags::PATH | OFlags::CLOEXEC)).collect::<Result<Vec<_>>>()?;
     let create = || {
         let context = FsContext::open("erofs")?;
         context.flag("ro")?;
         context.string("source", &descriptor_path(&image))?;
+        devices.iter().try_for_each(|device| context.string("device", &descriptor_path(device)))?;
         context.create(MountAttrFlags::MOUNT_ATTR_RDONLY)
     };
     create().map_err(|refused| {

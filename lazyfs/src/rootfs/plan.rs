@@ -12,6 +12,9 @@ use crate::store::cas::Cas;
 pub struct RootPlan {
     /// `tree.erofs` of the image.
     pub tree: PathBuf,
+    /// The devices that the tree names, in its order; for each layer with large files its data file and the trigger's file for it.
+    #[serde(default)]
+    pub devices: Vec<PathBuf>,
     /// The data layers in the order in which they are searched: `cas`, `trigger`, `late`, `poison`.
     pub data: Vec<PathBuf>,
     /// Where changes go; without it the root file system is read-only.
@@ -29,7 +32,7 @@ pub struct Writable {
 }
 
 impl RootPlan {
-    /// The plan for an image with its data in `cas`; without a `trigger` for one whose files are all local.
+    /// The plan for an image without large files with its data in `cas`; without a `trigger` for one whose files are all local.
     pub fn new(tree: &Path, cas: &Cas, trigger: Option<&Path>, writable: Option<Writable>) -> Self {
         let mut data = vec![cas.objects_dir()];
         if let Some(trigger) = trigger {
@@ -37,7 +40,7 @@ impl RootPlan {
         }
         // Last, so that an absent file is never taken for one that does not exist.
         data.push(cas.poison_dir());
-        Self { tree: tree.to_owned(), data, writable }
+        Self { tree: tree.to_owned(), devices: Vec::new(), data, writable }
     }
 }
 

@@ -135,6 +135,7 @@ impl Site {
         let trigger = Trigger::mount(&self.trigger(), resolver)?;
         let plan = RootPlan {
             tree: self.path("tree.erofs"),
+            devices: Vec::new(),
             data: vec![self.path("cas"), self.trigger(), self.path("late"), self.path("poison")],
             writable: Some(Writable { upper: self.path("upper"), work: self.path("work") }),
         };

@@ -17,10 +17,10 @@
 
 mod map;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::ops::Range;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 
@@ -258,6 +258,54 @@ impl BigData {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Forgets what of a layer's data was not made durable: all but these ranges. To be called while nobody has it open.
+pub(super) fn keep_durable(dir: &Path, layer: &Digest, durable: &[Range<u64>]) -> Result<()> {
+    let (path, data) = (map_path(dir, layer), data_path(dir, layer));
+    let len = match std::fs::metadata(&data) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
+        other => other.map_err(|e| Error::io("reading", &data, e))?.len(),
+    };
+    let known = if (1..=MAX_DATA).contains(&len) { Map::open(&path, len)? } else { None };
+    let Some(known) = known else { return remove_file(&path).map(drop) };
+    let mut kept = Map::create(&path, len)?;
+    for range in durable.iter().filter(|range| range.end <= len) {
+        // What follows the end of a file in its cluster belongs to nobody, and no two files share a cluster.
+        clusters_of(range).filter(|cluster| known.has(*cluster)).try_for_each(|cluster| kept.add(cluster..cluster + 1))?;
+    }
+    kept.sync()
+}
+
+/// The layers that have data in `dir`.
+pub(super) fn list(dir: &Path) -> Result<HashSet<Digest>> {
+    let names = std::fs::read_dir(dir).map_err(|e| Error::io("listing", dir, e))?;
+    let layer = |entry: std::io::Result<std::fs::DirEntry>| {
+        let name = entry.map_err(|e| Error::io("listing", dir, e))?.file_name();
+        let name = name.to_string_lossy().into_owned();
+        Ok(name.split_once('.').and_then(|(layer, _)| Digest::from_hex(layer).ok()))
+    };
+    names.map(layer).filter_map(Result::transpose).collect()
+}
+
+/// Removes the data of all layers but these; returns the bytes that became free.
+pub(super) fn remove_all_but(dir: &Path, keep: &HashSet<String>) -> Result<u64> {
+    let mut freed = 0;
+    for layer in list(dir)?.iter().filter(|layer| !keep.contains(&layer.hex())) {
+        // First the map: without it nothing is trusted that is left.
+        freed += remove_file(&map_path(dir, layer))? + remove_file(&data_path(dir, layer))?;
+    }
+    Ok(freed)
+}
+
+/// Removes a file, if there is one; returns the bytes that it had on disk.
+fn remove_file(path: &Path) -> Result<u64> {
+    let blocks = match std::fs::metadata(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        other => other.map_err(|e| Error::io("reading", path, e))?.blocks(),
+    };
+    std::fs::remove_file(path).map_err(|e| Error::io("removing", path, e))?;
+    Ok(blocks * 512)
 }
 
 /// The data file of a layer in the directory of big data.

@@ -2,12 +2,14 @@
 //!
 //! Nobody waits for the disk while a container starts: only when an image is complete is everything that belongs to it made durable, and
 //! then recorded as complete. So after a power cut what belongs to other images may have names without content. The first daemon
-//! after a boot reads all of that once and removes what is damaged; it is fetched again.
+//! after a boot reads all of that once and removes what is damaged; it is fetched again. Large files that are not
+//! durable are fetched again without a look.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
-use super::Store;
 use super::db::{Db, ImageState};
+use super::{Store, big};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::table::Table;
@@ -34,6 +36,8 @@ pub fn check(store: &Store, db: &mut Db) -> Result<Removed> {
     }
     let mut removed = Removed::default();
     let (mut durable, mut durable_layers) = (HashSet::new(), HashSet::new());
+    // Of a layer's large files what complete images have. Other images may have added to it since.
+    let mut large: HashMap<Digest, Vec<Range<u64>>> = HashMap::new();
     for row in db.images()? {
         let files = store.image(&row.digest);
         // What is complete was made durable; it is only looked at, since a disk may have lost it all the same.
@@ -43,6 +47,10 @@ pub fn check(store: &Store, db: &mut Db) -> Result<Removed> {
             Some(Ok(table)) => {
                 durable.extend(table.files().map(|file| file.digest));
                 durable_layers.extend(table.layers().map(|layer| layer.digest.hex()));
+                for (number, layer) in table.layers().enumerate() {
+                    let ranges = table.large_files(number as u32).filter_map(|file| file.data_range());
+                    large.entry(layer.digest).or_default().extend(ranges);
+                }
                 true
             }
             Some(Err(_)) => false,
@@ -56,6 +64,9 @@ pub fn check(store: &Store, db: &mut Db) -> Result<Removed> {
     }
     // Their maps may say that something is here of which only a hole has reached the disk.
     removed.layers = store.forget_large_files(&durable_layers)?;
+    for layer in big::list(&store.big_dir())? {
+        big::keep_durable(&store.big_dir(), &layer, large.get(&layer).map_or(&[], Vec::as_slice))?;
+    }
     for digest in store.cas().list()? {
         if !durable.contains(&digest) && !is_intact(store, &digest)? {
             store.cas().remove(&digest)?;

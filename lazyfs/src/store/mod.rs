@@ -32,6 +32,8 @@ use crate::daemon::protocol::Prepared;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::table::Table;
+use crate::tree::erofs::read::StoredTree;
+use crate::trigger::Trigger;
 use big::BigData;
 use cas::Cas;
 use db::{Db, ImageRow, ImageState};
@@ -127,6 +129,14 @@ impl Store {
         Ok(forgotten.len())
     }
 
+    /// Removes the large files of layers that are not in `keep`; returns how many bytes became free.
+    fn sweep_big(&self, keep: &HashSet<String>) -> Result<u64> {
+        // Whoever still has one open goes on with it, and the next one gets another.
+        let mut open = self.big.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|layer, _| keep.contains(&layer.hex()));
+        big::remove_all_but(&self.big_dir(), keep)
+    }
+
     fn big_dir(&self) -> PathBuf {
         self.root.join("big")
     }
@@ -134,21 +144,38 @@ impl Store {
     /// Pins an image that is complete and says what a container's root consists of.
     pub fn prepare_complete(&self, db: &mut Db, image: &ImageRow, container: &str) -> Result<Prepared> {
         let data = vec![self.cas.objects_dir(), self.cas.poison_dir()];
-        self.prepare(db, image, container, data, false)
+        // Nothing is asked of the trigger any more, and whoever mounts need not have one.
+        self.prepare(db, image, container, data, None)
     }
 
-    /// Pins an image whose content may be missing; files that are asked for come through the trigger mounted at `trigger`.
+    /// Pins an image whose content may be missing; files that are asked for come through the trigger mounted at `trigger`. The image's
+    /// tree has to be in line ([`patch::TreePatcher`]).
     pub fn prepare_lazy(&self, db: &mut Db, image: &ImageRow, container: &str, trigger: &Path) -> Result<Prepared> {
         let data = vec![self.cas.objects_dir(), trigger.to_owned(), self.cas.late_dir(), self.cas.poison_dir()];
-        self.prepare(db, image, container, data, true)
+        self.prepare(db, image, container, data, Some(trigger))
     }
 
-    fn prepare(&self, db: &mut Db, image: &ImageRow, container: &str, data: Vec<PathBuf>, lazy: bool) -> Result<Prepared> {
+    fn prepare(
+        &self,
+        db: &mut Db,
+        image: &ImageRow,
+        container: &str,
+        data: Vec<PathBuf>,
+        trigger: Option<&Path>,
+    ) -> Result<Prepared> {
         let files = self.image(&image.digest);
         let record = files.record()?;
+        let layers = StoredTree::open(&files.tree())?.large_layers()?;
+        let devices = layers.iter().flat_map(|layer| {
+            let here = big::data_path(&self.big_dir(), &layer.layer);
+            let absent = trigger.map_or_else(|| here.clone(), |trigger| Trigger::data_path(trigger, &layer.layer));
+            [here, absent]
+        });
+        let devices = devices.collect();
         db.pin(container, &image.digest)?;
         let name = image.names.first().cloned().unwrap_or_else(|| image.digest.to_string());
-        Ok(Prepared { image: image.digest, name, tree: files.tree(), data, lazy, config: record.config })
+        let (image, tree, config, lazy) = (image.digest, files.tree(), record.config, trigger.is_some());
+        Ok(Prepared { image, name, tree, devices, data, lazy, config })
     }
 
     /// What the images of the database name.
@@ -176,6 +203,7 @@ impl Store {
         for dir in [self.indexes_dir(), self.spans_dir(), self.gaps_dir()] {
             freed += remove_unnamed(&dir, layers)?;
         }
+        freed += self.sweep_big(layers)?;
         Ok(freed)
     }
 

@@ -69,7 +69,9 @@ mod tests {
         let digest = Digest::of(b"layer");
         assert_eq!(layer(name(&digest).as_bytes()), Some(digest));
         let hex = digest.hex();
-        for bad in [hex.clone(), format!("{hex}.map"), format!("x{hex}.data"), ".data".into(), format!("{}.data", hex.to_uppercase())] {
+        for bad in
+            [hex.clone(), format!("{hex}.map"), format!("x{hex}.data"), ".data".into(), format!("{}.data", hex.to_uppercase())]
+        {
             assert_eq!(layer(bad.as_bytes()), None, "{bad}");
         }
         assert!(is_node(node(&digest)) && !is_node(1) && !is_node(0x1ff));

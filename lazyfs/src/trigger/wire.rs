@@ -352,7 +352,11 @@ mod tests {
             (42, vec![0; 8], Operation::Forget),
             (3, vec![0; 16], Operation::GetAttr),
             (14, vec![0; 8], Operation::Open),
-            (15, [&[9; 8][..], &7u64.to_ne_bytes(), &5u32.to_ne_bytes(), &[9; 20]].concat(), Operation::Read { offset: 7, size: 5 }),
+            (
+                15,
+                [&[9; 8][..], &7u64.to_ne_bytes(), &5u32.to_ne_bytes(), &[9; 20]].concat(),
+                Operation::Read { offset: 7, size: 5 },
+            ),
             (17, vec![], Operation::StatFs),
             (18, vec![0; 24], Operation::Close),
             (25, vec![0; 24], Operation::Close),

@@ -217,7 +217,7 @@ impl DeviceMap {
 }
 
 /// The table of devices, which has each layer twice.
-fn layers(tree: &StoredTree) -> Option<Vec<LargeLayer>> {
+pub(super) fn layers(tree: &StoredTree) -> Option<Vec<LargeLayer>> {
     let (count, start) = tree.device_table();
     let mut records = Vec::new();
     for number in 0..count {

@@ -128,6 +128,13 @@ impl StoredTree {
         Ok(map.original_digest(&tree.bytes))
     }
 
+    /// The layers that have large files in the image, in the order of their devices.
+    pub fn large_layers(&self) -> Result<Vec<devices::LargeLayer>> {
+        devices::layers(self).ok_or_else(|| {
+            Error::new(Outcome::Integrity, "reading an image's table of devices").advise("remove the image and pull it again")
+        })
+    }
+
     /// How many devices there are, and where their table begins.
     pub(super) fn device_table(&self) -> (usize, usize) {
         let mut fields = Reader::new(self.bytes.get(SUPERBLOCK_OFFSET + DEVICE_FIELDS..).unwrap_or_default());
