@@ -22,6 +22,8 @@ mod hand_off;
 #[cfg(test)]
 mod hosts;
 #[cfg(test)]
+mod large;
+#[cfg(test)]
 mod metadata;
 #[cfg(test)]
 mod mount;
