@@ -94,7 +94,7 @@ pub fn run(engine: &Engine, args: &Args, begin: Instant) -> Outcome {
 fn mount(engine: &Engine, image: &str, dir: &Path) -> Result<(), Failure> {
     let pin = pin_name(dir);
     let prepared = image::prepare(engine, image, &pin)?;
-    let root = RootPlan { tree: prepared.tree, data: prepared.data, writable: None };
+    let root = RootPlan { tree: prepared.tree, devices: prepared.devices, data: prepared.data, writable: None };
     if let Err(error) = rootfs::mount::mount(&root, dir) {
         engine.db()?.unpin(&pin)?;
         return Err(error.into());
