@@ -24,7 +24,10 @@ impl<'a> MountedImage<'a> {
         let dir = made.map_err(|e| Error::io("creating a directory in", &engine.paths.state, e))?.keep();
         let mounted = Self { engine, dir };
         let prepared = image::prepare(engine, reference, &pin_name(&mounted.dir))?;
-        rootfs::mount::mount(&RootPlan { tree: prepared.tree, data: prepared.data, writable: None }, &mounted.dir)?;
+        rootfs::mount::mount(
+            &RootPlan { tree: prepared.tree, devices: prepared.devices, data: prepared.data, writable: None },
+            &mounted.dir,
+        )?;
         Ok(mounted)
     }
 
