@@ -42,4 +42,6 @@ mod signals;
 #[cfg(test)]
 mod start;
 #[cfg(test)]
+mod store;
+#[cfg(test)]
 mod truth;

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::protocol::{Command as Runs, Event, Hello, MAX_LINE, Message, Prepared, PullRequest, Reply, Request, VERSION};
+use super::protocol::{
+    Command as Runs, Event, Hello, MAX_LINE, Message, Prepared, PullRequest, Reply, Request, VERSION, Verified,
+};
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::observe::Wait;
@@ -211,6 +213,20 @@ impl Client {
     /// Reports progress of `image` until it is complete.
     pub fn watch(&mut self, image: Digest, on_event: &mut dyn FnMut(Event)) -> Result<()> {
         self.request(&Request::Watch { image }, on_event).map(drop)
+    }
+
+    /// Removes what no image names; the reply is [`Reply::Removed`].
+    pub fn prune(&mut self) -> Result<Reply> {
+        self.request(&Request::Prune, &mut |_| {})
+    }
+
+    /// Reads everything that is stored.
+    pub fn verify(&mut self, repair: bool) -> Result<Verified> {
+        let request = Request::Verify { repair };
+        match self.request(&request, &mut |_| {})? {
+            Reply::Verified(verified) => Ok(verified),
+            other => Err(unexpected(&request, &other)),
+        }
     }
 
     /// Removes an image name; the reply is [`Reply::Removed`].

@@ -98,6 +98,8 @@ impl Connection {
                 let (events, received) = mpsc::unbounded_channel();
                 self.while_sending(received, watch_image(&daemon, image, events)).await
             }
+            Request::Prune => Ok(daemon.prune().await),
+            Request::Verify { repair } => Ok(daemon.verify(repair).await.map(Reply::Verified)),
             Request::RemoveImage { image } => Ok(daemon.remove_image(image).await),
         }
     }

@@ -13,6 +13,7 @@
 //! | [`life`] | when to leave |
 //! | `sweep` | removing what no image names |
 //! | `visible` | what is seen of the daemon from outside: metrics, waits |
+//! | `upkeep` | looking after the store as a whole |
 //! | [`trees`] | whole trees served from user space |
 
 pub mod active;
@@ -29,4 +30,5 @@ pub mod protocol;
 pub mod server;
 mod sweep;
 pub mod trees;
+mod upkeep;
 mod visible;

@@ -86,6 +86,13 @@ pub enum Request {
         /// The image.
         image: Digest,
     },
+    /// Removes what no image names. [`Reply::Removed`].
+    Prune,
+    /// Reads everything that is stored. [`Reply::Verified`].
+    Verify {
+        /// Removes damaged objects and indexes, and fetches the former again.
+        repair: bool,
+    },
     /// Removes an image name, and the image with its content where this was its last name. [`Reply::Removed`].
     RemoveImage {
         /// Image name or digest.
@@ -325,13 +332,30 @@ pub enum Reply {
         /// For all images together.
         waits: Vec<Wait>,
     },
-    /// [`Request::RemoveImage`].
+    /// [`Request::Verify`].
+    Verified(Verified),
+    /// [`Request::RemoveImage`], [`Request::Prune`].
     Removed {
         /// Whether the image itself went with its last name.
         image_removed: bool,
         /// Bytes that became free.
         bytes_freed: u64,
     },
+}
+
+/// What a look at everything has found.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Verified {
+    /// Objects that were read.
+    pub objects: u64,
+    /// Images whose files were read.
+    pub images: u64,
+    /// Layer indexes that were read.
+    pub indexes: u64,
+    /// What is damaged, one line each.
+    pub damage: Vec<String>,
+    /// Of these, what was removed, and is fetched again.
+    pub repaired: usize,
 }
 
 /// What a container's root consists of.

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{RwLock, watch};
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock, watch};
 use tokio::task::JoinSet;
 
 use super::active::Active;
@@ -64,7 +64,7 @@ pub struct Daemon {
     pub(crate) active: Arc<Active>,
     pub(crate) ahead: Arc<Ahead>,
     /// What can be read through the trigger.
-    large: Arc<Large>,
+    pub(super) large: Arc<Large>,
     pub(crate) sources: Sources,
     pub(crate) life: Life,
     pub(crate) layer_locks: LayerLocks,
@@ -252,7 +252,7 @@ impl Daemon {
     }
 
     /// Goes on with an image that was given up, or has just become complete.
-    async fn attach_again(self: &Arc<Self>, row: &ImageRow) -> Result<Arc<TreePatcher>> {
+    pub(super) async fn attach_again(self: &Arc<Self>, row: &ImageRow) -> Result<Arc<TreePatcher>> {
         let leaving = || Error::new(Outcome::Unavailable, "going on with an image").because("towlined is leaving");
         let stay = self.life.stay().ok_or_else(leaving)?;
         let content = pull::reopen(&self.store, row, &self.sources)?;
@@ -263,12 +263,7 @@ impl Daemon {
 
     /// [`super::protocol::Request::RemoveImage`].
     pub(crate) async fn remove_image(&self, image: String) -> Result<Reply> {
-        let tried = format!("removing image {image}");
-        let alone = tokio::time::timeout(REMOVE_DEADLINE, self.pulls.clone().write_owned()).await.map_err(|_| {
-            Error::new(Outcome::Busy, tried.clone())
-                .because(format!("a pull is under way for longer than {REMOVE_DEADLINE:?}"))
-                .advise("try again when it has ended")
-        })?;
+        let alone = self.alone(&format!("removing image {image}")).await?;
         let (digest, image_removed) = self.database.with(move |db| db.remove_name(&image)).await?;
         let mut bytes_freed = 0;
         if image_removed {
@@ -276,6 +271,15 @@ impl Daemon {
             bytes_freed = sweep(alone, self.database.clone(), self.store.clone()).await?;
         }
         Ok(Reply::Removed { image_removed, bytes_freed })
+    }
+
+    /// Keeps pulls away.
+    pub(super) async fn alone(&self, tried: &str) -> Result<OwnedRwLockWriteGuard<()>> {
+        tokio::time::timeout(REMOVE_DEADLINE, self.pulls.clone().write_owned()).await.map_err(|_| {
+            Error::new(Outcome::Busy, tried)
+                .because(format!("a pull is under way for longer than {REMOVE_DEADLINE:?}"))
+                .advise("try again when it has ended")
+        })
     }
 
     /// Keeps garbage collection away while content is stored that no image names yet.

@@ -266,6 +266,25 @@ impl Db {
         rows.collect::<rusqlite::Result<_>>().map_err(|e| failed(tried, e))
     }
 
+    /// Fails with [`Outcome::Integrity`] where the database itself is damaged.
+    pub fn check(&self) -> Result<()> {
+        let tried = "checking";
+        let said = self.connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get::<_, String>(0));
+        match said.map_err(|e| failed(tried, e))?.as_str() {
+            "ok" => Ok(()),
+            wrong => Err(Error::new(Outcome::Integrity, "checking the store's database").because(wrong.to_owned())),
+        }
+    }
+
+    /// All images, the one first that was not used for the longest time.
+    pub fn by_last_use(&self) -> Result<Vec<Digest>> {
+        let tried = "listing images by their last use";
+        let query = "SELECT digest FROM image ORDER BY last_used, created, digest";
+        let mut statement = self.connection.prepare(query).map_err(|e| failed(tried, e))?;
+        let rows = statement.query_map([], |row| digest_column(row, 0)).map_err(|e| failed(tried, e))?;
+        rows.collect::<rusqlite::Result<_>>().map_err(|e| failed(tried, e))
+    }
+
     /// The containers that pin an image.
     pub fn pins(&self, image: &Digest) -> Result<Vec<String>> {
         let tried = "listing what uses an image";

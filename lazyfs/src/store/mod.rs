@@ -22,6 +22,8 @@ pub mod db;
 pub mod image;
 pub mod patch;
 pub mod profiles;
+pub mod usage;
+pub mod verify;
 
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::DirBuilderExt as _;
@@ -112,8 +114,8 @@ impl Store {
         Ok(big)
     }
 
-    /// Removes the large files of all layers but these, which are named as in file names; of how many layers. Only while nothing is
-    /// mounted that has them as a device.
+    /// Removes the large files of all layers but these, which are named as in file names; of how many layers. The kernel goes on with
+    /// those that are a device of a mounted image.
     pub fn forget_large_files(&self, keep: &HashSet<String>) -> Result<usize> {
         let mut forgotten = HashSet::new();
         let dir = self.big_dir();

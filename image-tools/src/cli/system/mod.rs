@@ -1,6 +1,9 @@
 //! `towline system …`
 
+mod df;
+mod prune;
 mod upgrade;
+mod verify;
 
 use crate::engine::Engine;
 use crate::failure::Outcome;
@@ -8,6 +11,12 @@ use crate::failure::Outcome;
 /// The verbs about the store as a whole, and its daemon.
 #[derive(Debug, clap::Subcommand)]
 pub enum Verb {
+    /// Show what takes how much room
+    Df(df::Args),
+    /// Remove what no image names, and on request images that no container uses
+    Prune(prune::Args),
+    /// Read everything that is stored and say what is damaged
+    Verify(verify::Args),
     /// Replace the running towlined by the installed one; containers go on
     Upgrade(upgrade::Args),
 }
@@ -15,6 +24,9 @@ pub enum Verb {
 /// Runs one of them.
 pub fn run(engine: &Engine, verb: Verb) -> Outcome {
     match verb {
+        Verb::Df(args) => df::run(engine, &args),
+        Verb::Prune(args) => prune::run(engine, &args),
+        Verb::Verify(args) => verify::run(engine, &args),
         Verb::Upgrade(args) => upgrade::run(engine, &args),
     }
 }

@@ -1,0 +1,98 @@
+//! `towline system prune`
+
+use towline_lazyfs::daemon::client::Client;
+use towline_lazyfs::daemon::protocol::Reply;
+use towline_lazyfs::error::{Error, Outcome as Kind};
+use towline_lazyfs::store::Store;
+use towline_lazyfs::store::usage;
+
+use crate::engine::Engine;
+use crate::failure::{Failure, Outcome};
+use crate::timeline::step::size;
+
+/// Flags of `system prune`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Also remove images that no container uses
+    #[arg(long)]
+    all: bool,
+    /// Remove images that no container uses, those first that were not used for the longest time, until the store has no more than this
+    /// many bytes (K, M, G, T: powers of 1000)
+    #[arg(long, value_name = "BYTES", conflicts_with = "all", value_parser = bytes)]
+    to: Option<u64>,
+}
+
+/// Removes what nobody needs.
+pub fn run(engine: &Engine, args: &Args) -> Outcome {
+    let mut daemon = engine.daemon()?;
+    let mut freed = freed(daemon.prune()?)?;
+    let mut images = 0;
+    if args.all || args.to.is_some() {
+        let store = Store::open(&engine.paths.root)?;
+        for image in engine.db()?.by_last_use()? {
+            let db = engine.db()?;
+            if let Some(most) = args.to
+                && usage::usage(&store, &db)?.total() <= most
+            {
+                break;
+            }
+            // Asked again by whoever removes it: a container may be started meanwhile.
+            if db.pins(&image)?.is_empty()
+                && let Some(bytes) = remove(&mut daemon, &image.to_string())?
+            {
+                images += 1;
+                freed += bytes;
+            }
+        }
+    }
+    crate::cli::print(&format!("{images} images removed, {} became free\n", size(freed)))?;
+    Ok(0)
+}
+
+/// Removes an image; `None` where somebody began to use it.
+fn remove(daemon: &mut Client, image: &str) -> Result<Option<u64>, Failure> {
+    match daemon.remove_image(image) {
+        Ok(reply) => freed(reply).map(Some),
+        Err(e) if matches!(e.outcome(), Kind::Busy | Kind::NotFound) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn freed(reply: Reply) -> Result<u64, Failure> {
+    match reply {
+        Reply::Removed { bytes_freed, .. } => Ok(bytes_freed),
+        other => Err(Error::new(Kind::BadInput, "pruning the store").because(format!("towlined answered {other:?}")).into()),
+    }
+}
+
+/// Reads a number of bytes.
+fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(['K', 'M', 'G', 'T']);
+    let unit = match &text[digits.len()..] {
+        "" => 1,
+        "K" => 1000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        "T" => 1_000_000_000_000,
+        _ => return Err("one unit of K, M, G, T at most".to_owned()),
+    };
+    let number: u64 = digits.parse().map_err(|_| "a number such as 500M or 20G is expected".to_owned())?;
+    number.checked_mul(unit).ok_or_else(|| "that is more than any disk has".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_have_units() {
+        for (text, value) in
+            [("0", 0), ("12", 12), ("3K", 3000), ("500M", 500_000_000), ("20G", 20_000_000_000), ("1T", 1_000_000_000_000)]
+        {
+            assert_eq!(bytes(text), Ok(value));
+        }
+        for bad in ["", "K", "-1", "1.5G", "1GG", "1g", "99999999999T", "20 G"] {
+            assert!(bytes(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! What takes how much room in a store.
+
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::Store;
+use super::db::Db;
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::table::Table;
+
+/// One kind of things.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Part {
+    /// How many there are.
+    pub count: u64,
+    /// Bytes on the disk.
+    pub bytes: u64,
+    /// Of these, what no image names: a sweep frees it.
+    pub unnamed: u64,
+    /// Of these, what only images name that no container uses.
+    pub unused: u64,
+}
+
+/// The whole store.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Usage {
+    /// Trees, tables and records.
+    pub images: Part,
+    /// Files by their digest.
+    pub objects: Part,
+    /// Bytes of objects that several images name.
+    pub shared_bytes: u64,
+    /// Large files that are here in part or whole, one for each layer.
+    pub large_files: Part,
+    /// What layers contain, and parts of blobs that belong to no file.
+    pub indexes: Part,
+    /// Records, writable layers and logs.
+    pub containers: Part,
+    /// The database.
+    pub database_bytes: u64,
+}
+
+impl Usage {
+    /// Bytes of everything that a quota counts: not what containers wrote.
+    pub fn total(&self) -> u64 {
+        [self.images, self.objects, self.large_files, self.indexes].iter().map(|part| part.bytes).sum::<u64>()
+            + self.database_bytes
+    }
+}
+
+/// Who names something.
+#[derive(Clone, Copy, Default)]
+struct Namers {
+    images: u32,
+    pinned: u32,
+}
+
+impl Part {
+    fn add(&mut self, bytes: u64, namers: Option<&Namers>) {
+        self.count += 1;
+        self.bytes += bytes;
+        match namers {
+            None => self.unnamed += bytes,
+            Some(Namers { pinned: 0, .. }) => self.unused += bytes,
+            Some(_) => {}
+        }
+    }
+}
+
+/// Looks at everything. Only reads, so it may run beside a daemon; what comes and goes meanwhile is counted or not.
+pub fn usage(store: &Store, db: &Db) -> Result<Usage> {
+    let mut objects: HashMap<Digest, Namers> = HashMap::new();
+    let mut layers: HashMap<String, Namers> = HashMap::new();
+    let mut images: HashMap<String, Namers> = HashMap::new();
+    for row in db.images()? {
+        let table = Table::open(&store.image(&row.digest).table())?;
+        let pinned = u32::from(!db.pins(&row.digest)?.is_empty());
+        let name = |namers: &mut Namers| (namers.images, namers.pinned) = (namers.images + 1, namers.pinned + pinned);
+        name(images.entry(row.digest.hex()).or_default());
+        table.files().for_each(|file| name(objects.entry(file.digest).or_default()));
+        table.layers().for_each(|layer| name(layers.entry(layer.digest.hex()).or_default()));
+    }
+    let mut usage = Usage::default();
+    for digest in store.cas().list()? {
+        // One that went meanwhile takes no room.
+        let Some(bytes) = store.cas().size(&digest) else { continue };
+        let namers = objects.get(&digest);
+        usage.objects.add(bytes, namers);
+        if namers.is_some_and(|namers| namers.images > 1) {
+            usage.shared_bytes += bytes;
+        }
+    }
+    let by_name = |part: &mut Part, dir: &str, names: &HashMap<String, Namers>| {
+        each(&store.root().join(dir), &mut |name, path| {
+            part.add(tree_bytes(path)?, names.get(name.split('.').next().unwrap_or_default()));
+            Ok(())
+        })
+    };
+    by_name(&mut usage.images, "images", &images)?;
+    by_name(&mut usage.indexes, "indexes", &layers)?;
+    by_name(&mut usage.indexes, "gaps", &layers)?;
+    // The map of large files counts with them.
+    let mut maps = Part::default();
+    each(&store.root().join("big"), &mut |name, path| {
+        let part = if name.ends_with(".data") { &mut usage.large_files } else { &mut maps };
+        part.add(tree_bytes(path)?, layers.get(name.split('.').next().unwrap_or_default()));
+        Ok(())
+    })?;
+    usage.large_files.bytes += maps.bytes;
+    usage.large_files.unnamed += maps.unnamed;
+    usage.large_files.unused += maps.unused;
+    each(&store.root().join("containers"), &mut |name, path| {
+        if name.len() == 64 {
+            usage.containers.count += 1;
+            usage.containers.bytes += tree_bytes(path)?;
+        }
+        Ok(())
+    })?;
+    for name in ["db", "db-wal", "db-shm"] {
+        usage.database_bytes += tree_bytes(&store.root().join(name))?;
+    }
+    Ok(usage)
+}
+
+fn each(dir: &Path, work: &mut dyn FnMut(&str, &Path) -> Result<()>) -> Result<()> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(|e| Error::io("listing", dir, e))?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(|e| Error::io("listing", dir, e))?;
+        work(&entry.file_name().to_string_lossy(), &entry.path())?;
+    }
+    Ok(())
+}
+
+/// Bytes on the disk of a file, or of a directory with all that is in it; 0 for what has gone meanwhile.
+fn tree_bytes(path: &Path) -> Result<u64> {
+    let metadata = match std::fs::symlink_metadata(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        metadata => metadata.map_err(|e| Error::io("looking at", path, e))?,
+    };
+    let mut bytes = metadata.blocks() * 512;
+    if metadata.is_dir() {
+        each(path, &mut |_, entry| tree_bytes(entry).map(|more| bytes += more))?;
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::db::{ImageState, NewImage};
+    use super::super::image::ImageRecord;
+    use super::*;
+    use crate::layer::sample::{file, layer};
+    use crate::layer::{Chunk, Entry, EntryKind, LayerKind};
+    use crate::table::{LayerSource, build};
+
+    /// A file that is one chunk of its layer.
+    fn whole(name: &str, content: &[u8], at: u64) -> Entry {
+        let mut entry = file(name, content);
+        if let EntryKind::File(file) = &mut entry.kind {
+            let (len, digest) = (file.size, file.digest);
+            file.chunks = vec![Chunk { file_offset: 0, len, blob_offset: 100 * at, blob_len: 50, digest, zeros: false }];
+        }
+        entry
+    }
+
+    #[test]
+    fn what_is_shared_unused_and_unnamed_is_told_apart_and_only_the_latter_is_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, mut db) = (Store::open(dir.path()).unwrap(), Db::open(dir.path()).unwrap());
+        let contents: [&[u8]; 4] = [b"of both", b"of the pinned", b"of the unpinned", b"of nobody"];
+        for content in contents {
+            let mut writer = store.cas().writer().unwrap();
+            writer.write(content).unwrap();
+            writer.finish().unwrap();
+        }
+        for (name, files) in [("pinned", [0, 1]), ("unpinned", [0, 2])] {
+            let index = layer(files.map(|at| whole(&format!("f{at}"), contents[at], at as u64)));
+            let blob = Digest::of(name.as_bytes());
+            let source = LayerSource { digest: blob, diff_id: blob, size: 1000, kind: LayerKind::ZstdChunked, index: &index };
+            let record = ImageRecord::new(name.into(), false, "{}".into());
+            store.image(&blob).write(b"tree", &build(&[source]).unwrap(), record).unwrap();
+            let state = ImageState::Complete;
+            let new = NewImage { digest: blob, name, reference: name, state, bytes_total: 1, content_bytes: 1, entries: 1 };
+            db.add_image(&new).unwrap();
+            store.big(&blob, 1 << 20).unwrap().write(0, &[7; 1 << 15]).unwrap();
+        }
+        store.big(&Digest::of(b"no image"), 1 << 20).unwrap().write(0, &[7; 1 << 15]).unwrap();
+        db.pin("container", &Digest::of(b"pinned")).unwrap();
+
+        let before = usage(&store, &db).unwrap();
+        let len = |at: usize| contents[at].len() as u64;
+        let all = contents.iter().map(|content| content.len() as u64).sum();
+        assert_eq!(before.objects, Part { count: 4, bytes: all, unnamed: len(3), unused: len(2) });
+        assert_eq!((before.shared_bytes, before.images.count, before.images.unnamed), (len(0), 2, 0));
+        assert!(before.images.unused > 0 && before.images.unused < before.images.bytes);
+        let large = before.large_files;
+        assert!(
+            large.count == 3 && large.unnamed > 0 && large.unused > 0 && large.unnamed + large.unused < large.bytes,
+            "{large:?}"
+        );
+
+        assert!(store.sweep(&store.named(&db).unwrap()).unwrap() > len(3));
+        let after = usage(&store, &db).unwrap();
+        assert_eq!(
+            (after.objects.count, after.objects.unnamed, after.large_files.count, after.large_files.unnamed),
+            (3, 0, 2, 0)
+        );
+        assert_eq!((after.objects.unused, after.large_files.unused), (before.objects.unused, large.unused));
+    }
+}
