@@ -46,6 +46,8 @@ def walk():
             os.access(path, os.X_OK)
             count += 1
     return count
+# Pages of the program itself that a walk needs are content, and come now.
+walk()
 print('ready', flush=True)
 while not os.path.exists('/sync/go'):
     time.sleep(0.05)

@@ -42,6 +42,9 @@ use crate::tree::erofs::read::{FoundFile, StoredTree};
 /// How many files one program or library may bring along.
 const MAX_FILES: usize = 256;
 
+/// Up to this length a large program or library is fetched as a whole: bytes of content. It is some seconds of round trips otherwise.
+const WHOLE: u64 = 8 << 20;
+
 /// How often something is fetched to learn what one large file needs.
 const MAX_READS: usize = 64;
 
@@ -103,6 +106,10 @@ impl Ahead {
         tokio::spawn(async move {
             let Some(large) = this.fetcher.large_file(&file) else { return };
             let Some(Looked { needs: Some(needs), .. }) = look(&large).await else { return };
+            let len = large.size();
+            if len <= WHOLE {
+                tokio::spawn(async move { large.bring(0, len as usize).await });
+            }
             let found = this.needs_of(&file, &needs);
             this.bring_found(found).await;
         });
@@ -149,7 +156,13 @@ impl Ahead {
     async fn bring(self: Arc<Self>, case: Arc<Case>, file: FoundFile) -> Vec<FoundFile> {
         if file.large {
             let Some(large) = self.fetcher.large_file(&file.digest) else { return Vec::new() };
-            return look(&large).await.map_or_else(Vec::new, |looked| case.places(&file, &looked));
+            let Some(looked) = look(&large).await else { return Vec::new() };
+            let needed = case.places(&file, &looked);
+            if looked.needs.is_some() && file.size <= WHOLE {
+                // Beside what it needs. A program's pages are touched all over: each of them would cost a round trip.
+                tokio::spawn(async move { large.bring(0, file.size as usize).await });
+            }
+            return needed;
         }
         if !self.fetcher.ahead(&file.digest).await {
             return Vec::new();

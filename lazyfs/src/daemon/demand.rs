@@ -58,11 +58,15 @@ impl Demand {
     }
 
     async fn answer_read(&self, layer: Digest, range: Range<u64>, ticket: ReadTicket) {
-        let begin = Instant::now();
-        match self.bytes(layer, range.clone()).await {
+        let (begin, at, pid) = (Instant::now(), SystemTime::now(), ticket.caller());
+        let bytes = self.bytes(layer, range.clone()).await;
+        let what = What::Data { layer, range: range.clone() };
+        self.fetcher.observer().waited(at, begin.elapsed(), pid, what, bytes.as_ref().err());
+        match bytes {
             Ok(bytes) => {
                 ticket.arrived(&bytes);
                 tracing::debug!("a program has waited {:?} for bytes {range:?} of layer {layer}", begin.elapsed());
+                self.ahead.touched(&layer, range.start);
             }
             Err(error) => {
                 if self.is_news(layer) {

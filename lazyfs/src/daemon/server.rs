@@ -73,7 +73,7 @@ pub struct Daemon {
     pulls: Arc<RwLock<()>>,
     pub(super) custody: Custody,
     pub(super) trees: Trees,
-    features: Features,
+    features: std::sync::Mutex<Features>,
     /// Whether the trigger is left to a successor.
     hands_over: AtomicBool,
 }
@@ -136,7 +136,7 @@ impl Ready {
             pulls: Arc::default(),
             custody,
             trees: Trees::default(),
-            features,
+            features: std::sync::Mutex::new(features),
             hands_over: AtomicBool::new(false),
             paths,
         });
@@ -231,8 +231,9 @@ impl Daemon {
         let tried = format!("preparing a root from {image}");
         let row = self.find(&image).await.map_err(|e| e.during(&tried))?;
         check_startable(&row)?;
-        if self.features.mode == Mode::Tree {
-            let why = self.features.why.clone();
+        let features = self.features().await?;
+        if features.mode == Mode::Tree {
+            let why = features.why;
             return Err(Error::new(Outcome::Unsupported, tried)
                 .because(why)
                 .advise("`towline info` says what this machine can do"));
@@ -259,6 +260,22 @@ impl Daemon {
         let patcher = pull::patcher(self, row, &content).await?;
         drop(self.active.attach(content, patcher.clone(), stay));
         Ok(patcher)
+    }
+
+    /// How images can be mounted. What was missing may be there by now, such as a module that was loaded.
+    async fn features(&self) -> Result<Features> {
+        let known = self.features.lock().expect("no holder of this lock panics").clone();
+        if known.mode == Mode::Overlay {
+            return Ok(known);
+        }
+        let paths = self.paths.clone();
+        let found = tokio::task::spawn_blocking(move || {
+            let found = probe::choose(&paths.root, &paths.state)?;
+            found.write(&paths.state).map(|()| found)
+        });
+        let found = found.await.map_err(|e| Error::new(Outcome::Io, "looking at what this machine can do").because(e))??;
+        *self.features.lock().expect("no holder of this lock panics") = found.clone();
+        Ok(found)
     }
 
     /// [`super::protocol::Request::RemoveImage`].

@@ -230,6 +230,11 @@ impl LargeFile {
         self.content.read_exact_at(range.start, &mut bytes).ok().map(|()| bytes)
     }
 
+    /// Its length, bytes.
+    pub fn size(&self) -> u64 {
+        self.content.size()
+    }
+
     /// Brings those bytes as urgently as for a program that waits; whether they are here then.
     pub async fn bring(&self, offset: u64, len: usize) -> bool {
         let range = self.range(offset, len);

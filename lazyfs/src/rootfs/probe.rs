@@ -76,12 +76,17 @@ impl Features {
 pub fn choose(store: &Path, scratch: &Path) -> Result<Features> {
     match probe(store, scratch) {
         Ok(kernel) => Ok(Features { kernel, mode: Mode::Overlay, why: String::new() }),
-        Err(error) if matches!(error.outcome(), Outcome::Unsupported | Outcome::Denied) => {
+        Err(error) if matches!(error.outcome(), Outcome::Unsupported | Outcome::Denied) && may_have_fuse() => {
             let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
             Ok(Features { kernel, mode: Mode::Tree, why: error.one_line() })
         }
         Err(error) => Err(error),
     }
+}
+
+/// Without FUSE there is no other mode to choose. Others than root get the device from fusermount3.
+fn may_have_fuse() -> bool {
+    !rustix::process::geteuid().is_root() || crate::trigger::has_device()
 }
 
 /// Mounts a tiny lazy root from `store/.probe` at `scratch/.probe`, checks what its files read as, and takes all of it away again, also

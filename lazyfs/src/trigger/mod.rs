@@ -145,6 +145,7 @@ impl Drop for Ticket {
 #[derive(Debug)]
 #[must_use = "dropping a ticket fails the read that waits for it"]
 pub struct ReadTicket {
+    pid: u32,
     len: u64,
     unique: u64,
     session: WeakSession,
@@ -152,6 +153,11 @@ pub struct ReadTicket {
 }
 
 impl ReadTicket {
+    /// The thread that waits, as [`Ticket::caller`].
+    pub fn caller(&self) -> u32 {
+        self.pid
+    }
+
     /// Answers with all bytes that were asked for, which the caller has verified.
     pub fn arrived(mut self, bytes: &[u8]) {
         if bytes.len() as u64 != self.len {
@@ -182,6 +188,11 @@ impl Drop for ReadTicket {
     fn drop(&mut self) {
         self.fail(Errno::IO);
     }
+}
+
+/// Whether this process can open the FUSE device.
+pub fn has_device() -> bool {
+    session::open_device().is_ok()
 }
 
 /// A mounted trigger. Dropping it unmounts it.

@@ -330,7 +330,11 @@ impl Session {
             return self.reply(&wire::read_header(unique, 0));
         }
         if self.register(unique, pid, file.layer) {
-            self.resolver.read(file.layer, range, ReadTicket { len, unique, session: Arc::downgrade(self), answered: false });
+            self.resolver.read(
+                file.layer,
+                range,
+                ReadTicket { pid, len, unique, session: Arc::downgrade(self), answered: false },
+            );
         }
     }
 
