@@ -57,7 +57,7 @@ if stage 'build' 1500 "$cargo" build --workspace --bins && stage 'build tests' 1
     [ "$(id -u)" != 0 ] || stage 'test machine' 600 bash integration/testbed/build.sh
     # Container tests share the machine's mounts, cgroups and its two or so cores: one at a time.
     [ "$images" != 0 ] ||
-        stage 'end-to-end tests' 2400 "$cargo" test -p towline-integration --no-fail-fast -- --show-output --test-threads=1
+        stage 'end-to-end tests' 3300 "$cargo" test -p towline-integration --no-fail-fast -- --show-output --test-threads=1
 fi
 
 summary
