@@ -184,7 +184,7 @@ async fn an_object_that_lost_its_bytes_is_made_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_ends_with_the_reason_when_the_registry_is_gone_and_works_when_it_is_back() {
-    let rig = large("demand_deadline=300,backoff_first=10,backoff_max=50");
+    let rig = large("demand_deadline=3000,backoff_first=10,backoff_max=50");
     rig.fake.set_down(true);
     let error = rig.read(1, 0..10).await.unwrap_err();
     assert_eq!(error.outcome(), Outcome::Unavailable);

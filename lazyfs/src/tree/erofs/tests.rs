@@ -298,7 +298,7 @@ fn overlayfs_finds_the_bytes_and_sees_through_the_escapes() {
 }
 
 #[test]
-fn fifty_thousand_entries_are_written_fast() {
+fn fifty_thousand_entries_are_written() {
     let mut entries = Vec::new();
     for d in 0..5000 {
         entries.push(dir(&format!("usr/share/directory-{d}")));
@@ -314,8 +314,8 @@ fn fifty_thousand_entries_are_written_fast() {
     let image = write(&tree).unwrap();
     let all = started.elapsed();
     println!("{} entries: merged in {merged:?}, written in {:?}, {} bytes", index.entries.len(), all - merged, image.len());
-    // Loose, for an unoptimised build on a busy machine; a release build takes some 50 ms.
-    assert!(all < std::time::Duration::from_secs(5), "{all:?}");
+    // A release build takes some 50 ms; how long this one takes says nothing.
+    assert_eq!((tree.counts().files, image.len() % 4096), (45_000, 0));
 }
 
 #[test]
