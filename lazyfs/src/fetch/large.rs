@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::Fetcher;
+use super::backoff::may_pass;
 use super::image::{Image, Place};
 use super::inflight::{Claim, Claimed, Control, Flight, Landing, Origin};
 use super::schedule::Take;
@@ -75,9 +76,12 @@ impl Fetcher {
                 let why = format!("{} has no file there", image.content.name);
                 return Err(Error::new(Outcome::NotFound, tried(&layer, &range)).because(why));
             }
-            for flight in flights {
-                if let Landing::Failed(error) = flight.landed().await {
-                    return Err(Error::shared(tried(&layer, &range), &error));
+            for (flight, is_ours) in flights {
+                match flight.landed().await {
+                    // The patience of whoever began it is at its end, not that of whoever waits here.
+                    Landing::Failed(error) if !is_ours && may_pass(&error) => {}
+                    Landing::Failed(error) => return Err(Error::shared(tried(&layer, &range), &error)),
+                    _ => {}
                 }
             }
         }
@@ -104,14 +108,14 @@ impl Fetcher {
         }
     }
 
-    /// Sees to it that what is missing of the range is brought. The flights to wait for.
+    /// Sees to it that what is missing of the range is brought. The flights to wait for, and which of them are this request's own.
     fn request(
         self: &Arc<Self>,
         image: &Arc<Image>,
         number: usize,
         range: &Range<u64>,
         origin: Origin,
-    ) -> Result<Vec<Arc<Flight>>> {
+    ) -> Result<Vec<(Arc<Flight>, bool)>> {
         let layer = &image.layers[number];
         let missing = layer.data(&self.store)?.missing(range.clone());
         let control: Arc<Control> = Arc::default();
@@ -126,12 +130,12 @@ impl Fetcher {
             match self.inflight.claim(layer.pieces[nth].id(&layer.record.digest), &control) {
                 Claimed::Theirs(flight) => {
                     flight.control.urge();
-                    flights.push(flight);
+                    flights.push((flight, false));
                 }
                 // Whoever brought it a moment ago has stored it before letting go.
                 Claimed::Mine(_) if layer.data(&self.store)?.has(data) => image.mark_local(number, nth),
                 Claimed::Mine(claim) => {
-                    flights.push(Arc::clone(claim.flight()));
+                    flights.push((Arc::clone(claim.flight()), true));
                     claims.insert(nth, claim);
                 }
             }

@@ -45,21 +45,23 @@ impl Fetcher {
                 (image, Place::Data(layer, range)) => return self.bring_object(image, layer, range, file).await,
             };
             let control = Arc::default();
-            let flight = match self.inflight.claim(PieceId::Object(file), &control) {
+            let (flight, is_ours) = match self.inflight.claim(PieceId::Object(file), &control) {
                 Claimed::Theirs(flight) => {
                     flight.control.urge();
-                    flight
+                    (flight, false)
                 }
                 Claimed::Mine(claim) => {
                     let flight = Arc::clone(claim.flight());
                     image.progress.send_modify(|progress| progress.demanded_files += 1);
                     // A task of its own: the program may die, but others may wait for the same file by then.
                     tokio::spawn(Arc::clone(self).demanded(image, layer, nth, claim, control));
-                    flight
+                    (flight, true)
                 }
             };
             match flight.landed().await {
                 Landing::Stored => return Ok(()),
+                // The patience of whoever began it is at its end, not that of whoever waits here.
+                Landing::Failed(error) if !is_ours && may_pass(&error) => {}
                 Landing::Failed(error) => return Err(Error::shared(format!("fetching file {file}"), &error)),
                 Landing::Pending | Landing::Released => {}
             }
