@@ -45,3 +45,5 @@ mod start;
 mod store;
 #[cfg(test)]
 mod truth;
+#[cfg(test)]
+mod unconverted;
