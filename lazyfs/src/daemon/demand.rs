@@ -41,11 +41,12 @@ impl Demand {
             Ok(()) => self.store.cas().link_late(&digest),
             Err(error) => Err(error),
         };
-        self.fetcher.observer().waited(at, begin.elapsed(), pid, What::File(digest), local.as_ref().err());
-        match local {
+        let waited = begin.elapsed();
+        // The program goes on first; who looks on can wait.
+        match &local {
             Ok(()) => {
                 ticket.arrived();
-                tracing::debug!("a program has waited {:?} for {digest}", begin.elapsed());
+                tracing::debug!("a program has waited {waited:?} for {digest}");
                 self.ahead.arrived(digest);
             }
             Err(error) => {
@@ -55,17 +56,17 @@ impl Demand {
                 ticket.failed(Errno::IO);
             }
         }
+        self.fetcher.observer().waited(at, waited, pid, What::File(digest), local.as_ref().err());
     }
 
     async fn answer_read(&self, layer: Digest, range: Range<u64>, ticket: ReadTicket) {
         let (begin, at, pid) = (Instant::now(), SystemTime::now(), ticket.caller());
         let bytes = self.bytes(layer, range.clone()).await;
-        let what = What::Data { layer, range: range.clone() };
-        self.fetcher.observer().waited(at, begin.elapsed(), pid, what, bytes.as_ref().err());
-        match bytes {
+        let waited = begin.elapsed();
+        match &bytes {
             Ok(bytes) => {
-                ticket.arrived(&bytes);
-                tracing::debug!("a program has waited {:?} for bytes {range:?} of layer {layer}", begin.elapsed());
+                ticket.arrived(bytes);
+                tracing::debug!("a program has waited {waited:?} for bytes {range:?} of layer {layer}");
                 self.ahead.touched(&layer, range.start);
             }
             Err(error) => {
@@ -75,6 +76,7 @@ impl Demand {
                 ticket.failed(Errno::IO);
             }
         }
+        self.fetcher.observer().waited(at, waited, pid, What::Data { layer, range }, bytes.as_ref().err());
     }
 
     /// Bytes of the large files of a layer, verified.
