@@ -1,6 +1,7 @@
 //! Looking after the store as a whole: what takes room, what is damaged, what nobody needs.
 
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -74,6 +75,55 @@ fn damage_is_found_and_fetched_again_and_what_nobody_needs_goes() {
     let after = usage(&rig);
     for part in ["images", "objects", "large_files", "indexes"] {
         assert_eq!((&after[part]["count"], &after[part]["bytes"]), (&Value::from(0), &Value::from(0)), "{part}: {after}");
+    }
+}
+
+/// The data file of the only layer with large files.
+fn large_data(rig: &Rig) -> PathBuf {
+    let files = fs::read_dir(rig.towline.root().join("big")).unwrap().flatten().map(|entry| entry.path());
+    files.filter(|path| path.extension().is_some_and(|suffix| suffix == "data")).last().unwrap()
+}
+
+#[test]
+fn a_large_file_is_mended_under_containers() {
+    if !images::available("store::a_large_file_is_mended_under_containers") {
+        return;
+    }
+    // Complete, so that the second container is mounted without the trigger; and lazy for ever, with it.
+    for (complete, towline) in [(true, Towline::new()), (false, Towline::new().demand_only())] {
+        let rig = Rig::new(towline, Quality::LOOPBACK);
+        let script = "probe sum /data/large > /dev/null; echo ready; wait_for end";
+        let first = rig.script("first", "zstd", script);
+        first.wait_for("ready");
+        if complete {
+            rig.towline.wait_for_hand_off(PATIENCE);
+        }
+        let script = "echo ready; wait_for read; probe sum /data/large; echo done; wait_for end";
+        let second = rig.script("second", "zstd", script);
+        second.wait_for("ready");
+        let file = fs::File::options().read(true).write(true).open(large_data(&rig)).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, 3_000_000).unwrap();
+        file.write_all_at(&[byte[0] ^ 0x20], 3_000_000).unwrap();
+
+        let damaged = rig.towline.run(&["system", "verify"]);
+        assert!(damaged.code() == Some(1) && damaged.stdout.contains("1 chunks of large file"), "{}", damaged.stdout);
+        let repaired = rig.towline.run(&["system", "verify", "--repair"]);
+        assert!(
+            repaired.code() == Some(0) && repaired.stdout.contains("1 of them removed"),
+            "{}{}",
+            repaired.stdout,
+            repaired.stderr
+        );
+        let mut again = [0];
+        file.read_exact_at(&mut again, 3_000_000).unwrap();
+        assert_eq!(again, byte, "complete: {complete}");
+        second.go("read");
+        let output = second.wait_for("done");
+        assert_eq!(Truth::of("small").compare(&output), (1, Vec::new()), "complete: {complete}: {output}");
+        let whole = rig.towline.run(&["system", "verify"]);
+        assert!(whole.code() == Some(0), "{}{}", whole.stdout, whole.stderr);
+        second.go("end");
     }
 }
 

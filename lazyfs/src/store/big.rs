@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Kernels read the data file themselves: it is a device of the mounted trees of all images with the layer (ARCHITECTURE.md, "Large
-//! files"). So it is never replaced and never shrinks while it has a name, and bytes that are here never change.
+//! files"). So it is never replaced and never shrinks while it has a name, and bytes that are here never change, unless they were found to be
+//! damaged ([`BigData::forget`]).
 //!
 //! A cluster is recorded when all of its bytes were written: first its data, then the map, then the listeners, which let the kernel read it.
 //! Whoever is killed in between leaves a cluster that is written again. Parts of clusters are remembered in memory only. A map that is
@@ -134,6 +135,20 @@ impl BigData {
         // What nobody writes is a hole, and reads as the zeros that have to follow the end of a file.
         let range = self.checked(end..end.next_multiple_of(CLUSTER).min(self.len), "padding")?;
         self.record(range)
+    }
+
+    /// Forgets that a range is here, with the clusters that it touches: it is damaged, and has to be written once more. Its bytes stay as
+    /// they are until then, since a kernel may read them. Trees that name them are the caller's to bring in line afterwards
+    /// ([`super::patch::TreePatcher::attach`]), and so is the end of files in the last cluster ([`Self::pad`]).
+    pub fn forget(&self, range: Range<u64>) -> Result<()> {
+        let clusters = clusters_of(&self.checked(range, "forgetting")?);
+        let mut state = self.state();
+        clusters.clone().for_each(|cluster| drop(state.parts.remove(&cluster)));
+        if clusters.is_empty() {
+            return Ok(());
+        }
+        state.map.remove(clusters)?;
+        state.map.sync()
     }
 
     /// What of the range is not here, ascending.

@@ -1,6 +1,7 @@
 //! Reads everything that is kept and says what is not as it was written.
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use super::Store;
 use super::db::Db;
@@ -18,8 +19,17 @@ pub enum Damage {
     Image(Digest, String),
     /// What is kept of a layer's index.
     Index(Digest),
-    /// A large file of a layer has other content.
-    LargeFile(Digest, Digest),
+    /// Parts of a large file of a layer have other content.
+    LargeFile {
+        /// The layer.
+        layer: Digest,
+        /// The file.
+        file: Digest,
+        /// Length of the layer's data file, bytes.
+        data_len: u64,
+        /// Where in the data file chunks are damaged.
+        chunks: Vec<Range<u64>>,
+    },
 }
 
 impl std::fmt::Display for Damage {
@@ -28,7 +38,9 @@ impl std::fmt::Display for Damage {
             Self::Object(digest) => write!(f, "object {digest}"),
             Self::Image(digest, name) => write!(f, "tree, table or record of image {name} ({digest}): pull it again"),
             Self::Index(layer) => write!(f, "index of layer {layer}"),
-            Self::LargeFile(layer, file) => write!(f, "large file {file} of layer {layer}: remove the image and pull it again"),
+            Self::LargeFile { layer, file, chunks, .. } => {
+                write!(f, "{} chunks of large file {file} of layer {layer}", chunks.len())
+            }
         }
     }
 }
@@ -94,26 +106,35 @@ fn large_files(store: &Store, table: &Table, seen: &mut HashSet<Digest>, damage:
         let data = store.big(&layer.digest, layer.data_len)?;
         for file in table.large_files(number as u32) {
             let Some(range) = file.data_range() else { continue };
+            let mut chunks = Vec::new();
             for chunk in table.chunks(&file) {
                 let begin = range.start + chunk.file_offset;
-                if !data.has(begin..begin + chunk.len) {
+                let place = begin..begin + chunk.len;
+                if !data.has(place.clone()) {
                     continue;
                 }
                 let mut bytes = vec![0; usize::try_from(chunk.len).expect("chunks have a limit")];
-                data.read(begin, &mut bytes)?;
+                match data.read(begin, &mut bytes) {
+                    // Another repair has just forgotten it.
+                    Err(e) if e.outcome() == Outcome::NotFound => continue,
+                    read => read?,
+                }
                 let right = if chunk.zeros { bytes.iter().all(|&byte| byte == 0) } else { Digest::of(&bytes) == chunk.digest };
                 if !right {
-                    damage.push(Damage::LargeFile(layer.digest, file.digest));
-                    break;
+                    chunks.push(place);
                 }
+            }
+            if !chunks.is_empty() {
+                let (layer, file, data_len) = (layer.digest, file.digest, layer.data_len);
+                damage.push(Damage::LargeFile { layer, file, data_len, chunks });
             }
         }
     }
     Ok(())
 }
 
-/// Removes damaged objects and indexes, which are then fetched again; says of how many things. The state of images that name such
-/// an object is the caller's to change.
+/// Removes damaged objects and indexes, and forgets damaged parts of large files, all of which are then fetched again; says of how many
+/// things. Images that name any of it have to be recorded as lazy before, and to be attached afterwards.
 pub fn remove(store: &Store, damage: &[Damage]) -> Result<usize> {
     let mut removed = 0;
     for one in damage {
@@ -123,7 +144,11 @@ pub fn remove(store: &Store, damage: &[Damage]) -> Result<usize> {
                 let path = store.index_path(layer);
                 std::fs::remove_file(&path).map_err(|e| Error::io("removing", path, e))?;
             }
-            Damage::Image(..) | Damage::LargeFile(..) => continue,
+            Damage::LargeFile { layer, data_len, chunks, .. } => {
+                let data = store.big(layer, *data_len)?;
+                chunks.iter().try_for_each(|chunk| data.forget(chunk.clone()))?;
+            }
+            Damage::Image(..) => continue,
         }
         removed += 1;
     }
@@ -170,13 +195,19 @@ mod tests {
         big.write(0, &content).unwrap();
         assert_eq!(verify(&store, &db).unwrap(), Verified { objects: 1, images: 1, indexes: 1, damage: Vec::new() });
 
+        let damaged_part = Damage::LargeFile {
+            layer: blob,
+            file: large,
+            data_len: big.len(),
+            chunks: std::iter::once(0..CHUNKED_FROM + 5).collect(),
+        };
         let of_image = || Damage::Image(image, "a:1".into());
         let cases = [
             (store.cas().objects_dir().join(object.object_path()), 3, Damage::Object(object)),
             (files.tree(), 1, of_image()),
             (files.table(), 200, of_image()),
             (store.index_path(&blob), 50, Damage::Index(blob)),
-            (big.path().to_owned(), 70_000, Damage::LargeFile(blob, large)),
+            (big.path().to_owned(), 70_000, damaged_part.clone()),
         ];
         for (path, at, damage) in cases {
             let before = std::fs::read(&path).unwrap();
@@ -186,7 +217,8 @@ mod tests {
             assert_eq!(verify(&store, &db).unwrap().damage, [damage], "{}", path.display());
             std::fs::write(&path, &before).unwrap();
         }
-        assert_eq!(remove(&store, &[Damage::Object(object), Damage::Index(blob), of_image()]).unwrap(), 2);
+        assert_eq!(remove(&store, &[Damage::Object(object), Damage::Index(blob), of_image(), damaged_part]).unwrap(), 3);
         assert!(!store.cas().contains(&object) && !store.index_path(&blob).exists() && files.exist());
+        assert!(!big.has(0..1) && !big.has(CHUNKED_FROM..CHUNKED_FROM + 5));
     }
 }

@@ -79,24 +79,49 @@ impl Map {
 
     /// Records clusters. After an error none of them is recorded in memory, but some may be in the file.
     pub(super) fn add(&mut self, clusters: Range<u64>) -> Result<()> {
-        let first = clusters.start / GROUP_CLUSTERS;
-        let end = clusters.end.div_ceil(GROUP_CLUSTERS);
-        let with_new = |group: u64| {
-            let start = group * GROUP_CLUSTERS;
-            let bits = clusters.start.max(start)..clusters.end.min(start + GROUP_CLUSTERS);
-            bits.fold(self.groups[group as usize], |bits, cluster| bits | 1 << (cluster - start))
-        };
-        let new: Vec<u32> = (first..end).map(with_new).collect();
-        let bytes: Vec<u8> = (first..end).zip(&new).flat_map(|(group, bits)| encode_group(group, *bits)).collect();
-        let offset = (wire::HEADER + HEADER_EXTRA) as u64 + first * GROUP;
-        self.file.write_all_at(&bytes, offset).map_err(|e| Error::io("writing", &self.path, e))?;
-        self.groups[first as usize..end as usize].copy_from_slice(&new);
+        let new = self.changed(&clusters, |bits, bit| bits | bit);
+        self.write(&clusters, &new)?;
+        self.set(&clusters, &new);
         Ok(())
+    }
+
+    /// Forgets clusters. After an error none of them is recorded in memory, but some may be in the file.
+    pub(super) fn remove(&mut self, clusters: Range<u64>) -> Result<()> {
+        let new = self.changed(&clusters, |bits, bit| bits & !bit);
+        self.set(&clusters, &new);
+        self.write(&clusters, &new)
+    }
+
+    /// The groups of these clusters, with their bits changed.
+    fn changed(&self, clusters: &Range<u64>, change: impl Fn(u32, u32) -> u32) -> Vec<u32> {
+        let of_group = |group: u64| {
+            let start = group * GROUP_CLUSTERS;
+            let inside = clusters.start.max(start)..clusters.end.min(start + GROUP_CLUSTERS);
+            inside.fold(self.groups[group as usize], |bits, cluster| change(bits, 1 << (cluster - start)))
+        };
+        groups_of(clusters).map(of_group).collect()
+    }
+
+    fn set(&mut self, clusters: &Range<u64>, new: &[u32]) {
+        let groups = groups_of(clusters);
+        self.groups[groups.start as usize..groups.end as usize].copy_from_slice(new);
+    }
+
+    fn write(&self, clusters: &Range<u64>, new: &[u32]) -> Result<()> {
+        let groups = groups_of(clusters);
+        let offset = (wire::HEADER + HEADER_EXTRA) as u64 + groups.start * GROUP;
+        let bytes: Vec<u8> = groups.zip(new).flat_map(|(group, bits)| encode_group(group, *bits)).collect();
+        self.file.write_all_at(&bytes, offset).map_err(|e| Error::io("writing", &self.path, e))
     }
 
     pub(super) fn sync(&self) -> Result<()> {
         self.file.sync_data().map_err(|e| Error::io("syncing", &self.path, e))
     }
+}
+
+/// The groups that the clusters are in.
+fn groups_of(clusters: &Range<u64>) -> Range<u64> {
+    clusters.start / GROUP_CLUSTERS..clusters.end.div_ceil(GROUP_CLUSTERS)
 }
 
 fn group_count(len: u64) -> usize {
@@ -169,6 +194,9 @@ mod tests {
         for clusters in [0..1, 30..34, 64..70] {
             map.add(clusters).unwrap();
         }
+        // Without a trace: of two groups one bit each.
+        map.add(50..52).unwrap();
+        map.remove(50..52).unwrap();
         let written = std::fs::read(dir.path().join("map")).unwrap();
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/big-map-v1");
         if std::env::var_os("TOWLINE_WRITE_GOLDEN").is_some() {

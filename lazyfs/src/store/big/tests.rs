@@ -103,6 +103,25 @@ fn what_follows_a_file_in_its_last_cluster_is_nobodys() {
 }
 
 #[test]
+fn what_is_forgotten_is_written_once_more() {
+    let rig = Rig::new();
+    let (big, all) = (rig.open(), content(LEN));
+    big.write(0, &all).unwrap();
+    let told = Told::on(&big);
+    big.forget(CLUSTER + 5..2 * CLUSTER + 1).unwrap();
+    let gap = CLUSTER..3 * CLUSTER;
+    assert_eq!(big.missing(0..LEN), std::slice::from_ref(&gap));
+    assert_eq!(big.read(CLUSTER, &mut [0]).unwrap_err().outcome(), Outcome::NotFound);
+    // The kernel may still read them.
+    assert_eq!(std::fs::read(big.path()).unwrap(), all);
+    assert_eq!(rig.open().missing(0..LEN), [gap], "it comes back with the next start");
+    big.write(CLUSTER, &all[CLUSTER as usize..3 * CLUSTER as usize]).unwrap();
+    assert_eq!(told.take(), [1, 2]);
+    big.forget(3..3).unwrap();
+    assert!(big.has(0..LEN) && big.forget(LEN - 1..LEN + 1).is_err());
+}
+
+#[test]
 fn whole_clusters_survive_a_new_start_and_parts_do_not() {
     let rig = Rig::new();
     let all = content(LEN);
