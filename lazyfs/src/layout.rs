@@ -9,6 +9,7 @@
 //! The directory is input like any other: nothing outside of it is opened, whatever symbolic links it has.
 
 pub mod index;
+mod retain;
 mod write;
 
 use std::fs::File;

@@ -34,9 +34,18 @@ fn a_root_file_system_becomes_an_image_and_is_looked_into() {
     assert!(text(&["images", "verify", "second:1"]).contains("intact"));
     assert!(text(&["images", "tree"]).contains("└─"));
     assert_eq!(text(&["images", "ls", "-q", "--filter", "second"]), "docker.io/library/second:1\n");
+    let blobs = || fs::read_dir(towline.root().join("imported/blobs/sha256")).unwrap().count();
+    assert_eq!(blobs(), 6, "two manifests, configurations and layers");
     towline.run(&["images", "rm", "first:1"]).success();
+    assert_eq!(blobs(), 3, "what only the removed image needs goes with it");
+    assert!(text(&["images", "verify", "second:1"]).contains("intact"));
     assert_eq!(towline.run(&["images", "rm", "first:1"]).code(), Some(125));
     towline.run(&["images", "rm", "--force", "first:1"]).success();
+    towline.run(&["images", "rm", "second:1"]).success();
+    assert_eq!(blobs(), 0);
+    // The name and the file are as before, and so is the image.
+    towline.run(&["images", "import", &second, "second:1"]).success();
+    assert!(text(&["images", "verify", "second:1"]).contains("intact"));
 }
 
 #[test]

@@ -281,6 +281,7 @@ impl Daemon {
     /// [`super::protocol::Request::RemoveImage`].
     pub(crate) async fn remove_image(&self, image: String) -> Result<Reply> {
         let alone = self.alone(&format!("removing image {image}")).await?;
+        self.sweep_dead().await?;
         let (digest, image_removed) = self.database.with(move |db| db.remove_name(&image)).await?;
         let mut bytes_freed = 0;
         if image_removed {

@@ -18,23 +18,11 @@ use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::fetch::Fetcher;
 use crate::store::big::BigData;
+use crate::store::pins::{self, Holder};
 use crate::store::{Store, check_startable};
 use crate::table::Table;
 use crate::tree::erofs::read::StoredTree;
 use crate::treefs::{Contents, Open, Opened, Read, TreeMount};
-
-/// What the pins of mounted trees begin with; ids of containers have no spaces.
-const PIN: &str = "mount ";
-
-/// The name under which whoever mounts an image at `dir` pins it.
-pub fn pin_name(dir: &Path) -> String {
-    format!("{PIN}{}", dir.display())
-}
-
-/// Where a pin's image is mounted; `None` for a pin of a container.
-pub fn mounted_at(pin: &str) -> Option<PathBuf> {
-    pin.strip_prefix(PIN).map(PathBuf::from)
-}
 
 /// The trees that this daemon serves.
 #[derive(Debug, Default)]
@@ -114,7 +102,7 @@ impl Daemon {
             let error = Error::new(Outcome::Busy, tried).because("an image is mounted there");
             return Err(error.advise("take another directory, or unmount that: `towline images unmount`"));
         }
-        let (pin, digest) = (pin_name(&dir), row.digest);
+        let (pin, digest) = (Holder::Mount(dir.clone()).pin(), row.digest);
         self.database.with(move |db| db.pin(&pin, &digest)).await?;
         let mounted = self.serve_tree(&digest, &row.reference, &dir).await;
         if mounted.is_err() {
@@ -168,10 +156,21 @@ impl Daemon {
         unmounted
     }
 
+    /// Takes away what killed commands have left.
+    pub(crate) async fn sweep_dead(&self) -> Result<()> {
+        let state = self.paths.state.clone();
+        let swept = self.database.with(move |db| pins::sweep_dead(&state, db)).await?;
+        if swept > 0 {
+            tracing::info!("took away what {swept} killed commands have left mounted");
+        }
+        Ok(())
+    }
+
     /// Mounts again what a daemon that was killed has served, and forgets what is gone.
     pub(crate) async fn resume_trees(self: &Arc<Self>) -> Result<()> {
+        self.sweep_dead().await?;
         for (pin, image) in self.database.with(|db| db.all_pins()).await? {
-            let Some(dir) = mounted_at(&pin) else { continue };
+            let Holder::Mount(dir) = Holder::of(&pin) else { continue };
             match rustix::fs::statfs(&dir) {
                 Err(Errno::NOTCONN | Errno::CONNABORTED) => {
                     crate::treefs::detach(&dir)?;
@@ -202,7 +201,7 @@ impl Daemon {
     }
 
     async fn release_tree(&self, dir: &Path) {
-        let pin = pin_name(dir);
+        let pin = Holder::Mount(dir.to_owned()).pin();
         if let Err(error) = self.database.with(move |db| db.unpin(&pin)).await {
             tracing::error!("{}", error.one_line());
         }

@@ -16,6 +16,7 @@ impl Daemon {
     /// [`super::protocol::Request::Prune`].
     pub(super) async fn prune(&self) -> Result<Reply> {
         let alone = self.alone("removing what no image names").await?;
+        self.sweep_dead().await?;
         let bytes_freed = sweep(alone, self.database.clone(), self.store.clone()).await?;
         Ok(Reply::Removed { image_removed: false, bytes_freed })
     }

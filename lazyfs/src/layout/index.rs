@@ -104,9 +104,24 @@ impl IndexFile {
         }
     }
 
+    /// All manifests that it names.
+    pub fn digests(&self) -> impl Iterator<Item = Digest> + '_ {
+        self.entries.iter().map(|entry| entry.digest)
+    }
+
     /// The entries that may be referrers, as descriptors.
     pub fn artifacts(&self) -> impl Iterator<Item = Digest> + '_ {
         self.entries.iter().filter(|entry| entry.artifact_type.is_some()).map(|entry| entry.digest)
+    }
+
+    /// Takes away the entries of all manifests but these; says whether there were any.
+    pub fn retain(&mut self, keep: impl Fn(&Digest) -> bool) -> bool {
+        let list = self.document.get_mut("manifests").and_then(Value::as_array_mut).expect("it was parsed as an array");
+        let before = list.len();
+        list.retain(|entry| entry["digest"].as_str().and_then(|text| text.parse().ok()).is_some_and(|digest| keep(&digest)));
+        let changed = list.len() < before;
+        self.renew();
+        changed
     }
 
     /// Adds a manifest. A tag is taken away from whatever had it, and an entry that has lost its tag so stays only where it is named in
@@ -133,6 +148,11 @@ impl IndexFile {
             entry["annotations"] = json!({TAG: tag});
         }
         list.push(entry);
+        self.renew();
+    }
+
+    /// The document has changed.
+    fn renew(&mut self) {
         self.text = Bytes::from(self.document.to_string());
         self.entries = serde_json::from_value(self.document["manifests"].clone()).expect("what was parsed, and an entry of ours");
     }

@@ -124,7 +124,7 @@ impl Layout {
 }
 
 /// The directory, locked until it is closed.
-fn lock(path: &Path) -> Result<OwnedFd> {
+pub(super) fn lock(path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
     let dir = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| Error::io("opening", path, e))?;
     let deadline = Instant::now() + LOCK_DEADLINE;
@@ -142,7 +142,8 @@ fn lock(path: &Path) -> Result<OwnedFd> {
     }
 }
 
-fn replace(dir: &OwnedFd, path: &Path, name: &str, content: &[u8]) -> Result<()> {
+/// Writes a file of the directory anew; only for who holds its lock where others write it, too.
+pub(super) fn replace(dir: &OwnedFd, path: &Path, name: &str, content: &[u8]) -> Result<()> {
     let fd = dir.try_clone().map_err(|e| Error::io("opening", path, e))?;
     let mut new = NewFile::create(fd, path)?;
     new.write(content)?;

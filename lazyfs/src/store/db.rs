@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use serde::Serialize;
 
+use super::pins::Holder;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 
@@ -233,6 +234,13 @@ impl Db {
         })
     }
 
+    /// Gives a pin to another holder.
+    pub fn rename_pin(&mut self, from: &str, to: &str) -> Result<()> {
+        self.write("handing on a pin", |transaction| {
+            transaction.execute("UPDATE OR REPLACE pin SET container = ?2 WHERE container = ?1", [from, to]).map(drop)
+        })
+    }
+
     /// The run of the kernel in which everything was last found to be intact.
     pub fn boot(&self) -> Result<Option<String>> {
         let query = "SELECT value FROM state WHERE name = 'boot'";
@@ -302,11 +310,10 @@ impl Db {
             Error::new(Outcome::NotFound, tried.clone()).because("no image has that name").advise("see `towline images ls`")
         })?;
         let last = image.names.iter().all(|other| other == name) || !image.names.iter().any(|other| other == name);
-        let pins = self.pins(&image.digest)?;
-        if last && !pins.is_empty() {
-            return Err(Error::new(Outcome::Busy, tried)
-                .because(format!("container {} uses it", pins.join(", ")))
-                .advise("remove the container first"));
+        let holders: Vec<Holder> = self.pins(&image.digest)?.iter().map(|pin| Holder::of(pin)).collect();
+        if last && let Some(first) = holders.first() {
+            let all: Vec<String> = holders.iter().map(Holder::to_string).collect();
+            return Err(Error::new(Outcome::Busy, tried).because(all.join(", ")).advise(first.advice()));
         }
         self.write("removing an image", |transaction| {
             let key = image.digest.as_bytes();

@@ -6,6 +6,7 @@
 //! ROOT/indexes/<layer digest>  what a layer contains, kept so that the next image with that layer need not ask for it
 //! ROOT/gaps/<layer digest>     parts of a blob that belong to no file, kept until the layer is verified (fetch::gaps)
 //! ROOT/big/<layer digest>.*    large files that are not here as a whole (big)
+//! ROOT/imported/               layers of images that were made here (imported)
 //! ROOT/profiles/<digest>       what programs of an image read while they start (profiles)
 //! ROOT/db                      names, states, pins (db)
 //! ```
@@ -20,7 +21,9 @@ pub mod cas;
 pub mod content;
 pub mod db;
 pub mod image;
+pub mod imported;
 pub mod patch;
+pub mod pins;
 pub mod profiles;
 pub mod usage;
 pub mod verify;
@@ -206,6 +209,7 @@ impl Store {
             freed += remove_unnamed(&dir, layers)?;
         }
         freed += self.sweep_big(layers)?;
+        freed += imported::sweep(&self.root, images)?;
         Ok(freed)
     }
 

@@ -15,6 +15,7 @@ use towline_lazyfs::manifest::Platform;
 use towline_lazyfs::reference::Reference;
 use towline_lazyfs::sink::{Blob, Content, Sink};
 use towline_lazyfs::source::RawManifest;
+use towline_lazyfs::store::imported;
 
 use super::pull::{self, SourceArgs};
 use super::session::reference;
@@ -50,6 +51,8 @@ pub fn run(engine: &Engine, args: &Args, begin: Instant) -> Outcome {
         name @ Reference::Registry(_) if name.digest().is_none() => name.to_string(),
         _ => return Err(crate::cli::bad_flag("NAME", &args.name, "a name is [HOST/]NAME[:TAG]")),
     };
+    // Until the image is in the database nobody else knows that its layers are needed.
+    let importing = imported::begin(&engine.paths.root)?;
     let from = source_of(engine, args, &name)?;
     let request = args.source.request(engine, &from, PullUntil::Complete, PullPolicy::Always)?;
     let mut timeline = Timeline::new(begin, View::new(args.progress, true));
@@ -66,6 +69,7 @@ pub fn run(engine: &Engine, args: &Args, begin: Instant) -> Outcome {
     if pulled_name != name {
         db.remove_name(&pulled_name)?;
     }
+    drop(importing);
     let text = match args.format {
         Format::Table => format!("{name}@{image}\n"),
         Format::Json => format!("{:#}\n", json!({"name": name, "digest": image, "layers_at": pulled_name})),
@@ -99,7 +103,7 @@ fn source_of(engine: &Engine, args: &Args, name: &str) -> Result<String, Failure
 
 /// Makes an image of one layer of a tar, in a layout of the store's own: nobody else keeps its layer.
 async fn rootfs(engine: &Engine, file: &File, path: &Path, name: &str, platform: Platform) -> Result<String, Failure> {
-    let dir = engine.paths.root.join("imported");
+    let dir = imported::dir(&engine.paths.root);
     let layout = towline_lazyfs::layout::Layout::create(&dir)?;
     let blob = tempfile::tempfile_in(&dir).map_err(|e| Error::io("creating a file in", &dir, e))?;
     let tried = |e: Error| e.during(format!("making an image of {}", path.display()));

@@ -6,11 +6,11 @@ use std::time::Instant;
 
 use serde::Serialize;
 use towline_lazyfs::daemon::protocol::{PullPolicy, PullUntil, Reply};
-use towline_lazyfs::daemon::trees::{mounted_at, pin_name};
 use towline_lazyfs::error::{Error, Outcome as Kind};
 use towline_lazyfs::rootfs;
 use towline_lazyfs::rootfs::plan::RootPlan;
 use towline_lazyfs::rootfs::probe::{Features, Mode};
+use towline_lazyfs::store::pins::{self, Holder};
 
 use super::pull::{SourceArgs, unexpected};
 use crate::cli::table;
@@ -92,14 +92,16 @@ pub fn run(engine: &Engine, args: &Args, begin: Instant) -> Outcome {
 
 /// In the kernel: a root without a writable layer.
 fn mount(engine: &Engine, image: &str, dir: &Path) -> Result<(), Failure> {
-    let pin = pin_name(dir);
+    // Until it is mounted the pin is this command's: where that is killed, others see it.
+    let command = pins::Command::begin(&engine.paths.state)?;
+    let pin = command.mounting(dir).pin();
     let prepared = image::prepare(engine, image, &pin)?;
     let root = RootPlan { tree: prepared.tree, devices: prepared.devices, data: prepared.data, writable: None };
     if let Err(error) = rootfs::mount::mount(&root, dir) {
         engine.db()?.unpin(&pin)?;
         return Err(error.into());
     }
-    Ok(())
+    Ok(engine.db()?.rename_pin(&pin, &Holder::Mount(dir.to_owned()).pin())?)
 }
 
 /// An absolute path without symbolic links, of a directory that hides nothing when something is mounted on it.
@@ -119,10 +121,11 @@ pub(super) fn directory(dir: &Path) -> Result<PathBuf, Failure> {
 }
 
 fn list(engine: &Engine, format: Format) -> Outcome {
-    let db = engine.db()?;
+    let mut db = engine.db()?;
+    pins::sweep_dead(&engine.paths.state, &mut db)?;
     let mut mounted = Vec::new();
     for (pin, image) in db.all_pins()? {
-        let Some(dir) = mounted_at(&pin) else { continue };
+        let Holder::Mount(dir) = Holder::of(&pin) else { continue };
         let name = db.image(&image)?.and_then(|row| row.names.first().cloned()).unwrap_or_else(|| image.to_string());
         mounted.push(Mounted { image: name, digest: image.to_string(), dir });
     }

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use towline_lazyfs::daemon::client::Client;
-use towline_lazyfs::daemon::trees::pin_name;
 use towline_lazyfs::error::{Error, Outcome as Kind};
 use towline_lazyfs::rootfs;
+use towline_lazyfs::store::pins::{self, Holder};
 
 use crate::engine::Engine;
 use crate::failure::{Failure, Outcome};
@@ -33,8 +33,10 @@ fn unmount(engine: &Engine, dir: &Path) -> Result<(), Failure> {
         }
         _ => dir.to_owned(),
     };
-    let pin = pin_name(&dir);
-    if !engine.db()?.all_pins()?.iter().any(|(name, _)| *name == pin) {
+    let pin = Holder::Mount(dir.clone()).pin();
+    let mut db = engine.db()?;
+    pins::sweep_dead(&engine.paths.state, &mut db)?;
+    if !db.all_pins()?.iter().any(|(name, _)| *name == pin) {
         let error = Error::new(Kind::NotFound, format!("unmounting {}", dir.display()));
         return Err(error.because("towline has mounted nothing there").advise("see `towline images mount`").into());
     }
@@ -45,7 +47,7 @@ fn unmount(engine: &Engine, dir: &Path) -> Result<(), Failure> {
     match served {
         Err(error) if error.outcome() == Kind::NotFound => {
             rootfs::mount::unmount_unused(&dir)?;
-            engine.db()?.unpin(&pin)?;
+            db.unpin(&pin)?;
             Ok(())
         }
         result => Ok(result?),
