@@ -19,6 +19,7 @@ use towline_lazyfs::observe::serve::Place;
 use towline_lazyfs::pull::sources::Settings;
 use towline_lazyfs::registry::Proxies;
 use towline_lazyfs::registry::config::Places;
+use towline_lazyfs::store::quota::Quota;
 
 /// Serves one store: fetches content on demand and in the background, and leaves when nothing is lazy any more.
 #[derive(Parser)]
@@ -50,6 +51,10 @@ enum Command {
         /// Where metrics for Prometheus are served: ADDRESS:PORT or unix:/DIR/NAME [default: unix:STATE/metrics.sock]
         #[arg(long, env = "TOWLINE_METRICS")]
         metrics: Option<Place>,
+        /// How much the store may hold: HIGH[,low=LOW][,grace=SECONDS]. HIGH and LOW are bytes (20G) or a share of the file system (80%). Above
+        /// HIGH images that nothing uses are removed down to LOW [80% of HIGH]; one that was asked for within the grace [60] stays
+        #[arg(long, env = "TOWLINE_QUOTA", value_name = "QUOTA")]
+        quota: Option<Quota>,
     },
 }
 
@@ -59,14 +64,16 @@ fn main() -> ExitCode {
     if arguments.next().is_some_and(|verb| verb == "hold") {
         return hold(arguments.next().map(PathBuf::from), arguments.next());
     }
-    let Arguments { root, state, registry_config, command: Command::Serve { fetch, replace, metrics } } = Arguments::parse();
+    let Arguments { root, state, registry_config, command: Command::Serve { fetch, replace, metrics, quota } } =
+        Arguments::parse();
     let settings = Settings {
         places: Places::system(Some(&registry_config)),
         proxies: Proxies::from_variables(|name| std::env::var(name).ok()),
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("TOWLINE_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
-    match serve(Paths { root, state }, &fetch, settings, replace, metrics) {
+    let start = |config, keeper| Start { config, settings, keeper, replace, metrics, quota };
+    match serve(Paths { root, state }, &fetch, start) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{}", error.one_line());
@@ -113,7 +120,7 @@ fn keeper(paths: &Paths) -> Keeper {
     }
 }
 
-fn serve(paths: Paths, fetch: &str, settings: Settings, replace: bool, metrics: Option<Place>) -> Result<()> {
+fn serve(paths: Paths, fetch: &str, start: impl FnOnce(FetchConfig, Keeper) -> Start) -> Result<()> {
     // First: nothing may be opened before the descriptors of the service manager are taken.
     let keeper = keeper(&paths);
     leave_session()?;
@@ -126,7 +133,7 @@ fn serve(paths: Paths, fetch: &str, settings: Settings, replace: bool, metrics: 
         .map_err(|e| Error::new(Outcome::Io, "starting threads").because(e))?;
     runtime.block_on(async {
         let ready = match FetchConfig::parse(fetch) {
-            Ok(config) => Ready::prepare(paths, Start { config, settings, keeper, replace, metrics }).await,
+            Ok(config) => Ready::prepare(paths, start(config, keeper)).await,
             Err(error) => Err(error),
         };
         match ready {

@@ -143,6 +143,7 @@ mod tests {
             content_bytes: 0,
             entries: 0,
             created: 0,
+            last_used: 0,
         };
         for (state, local, text) in [
             (ImageState::Lazy, 0, "lazy 0%"),

@@ -106,7 +106,9 @@ pub fn run(engine: &Engine, args: Args, begin: Instant) -> Outcome {
     let pulled = pulled?;
 
     let (id, name) = registry::reserve(&engine.paths, args.name.as_deref())?;
-    let made = make(engine, &args, pulled, (&id, &name), changes, settings).inspect_err(|_| give_up(engine, &id, &name));
+    let made = prepare(engine, &args, pulled, &id, &timeline)
+        .and_then(|prepared| make(engine, &args, prepared, (&id, &name), changes, settings))
+        .inspect_err(|_| give_up(engine, &id, &name));
     let (record, order) = made?;
     let lazy = order.lazy;
     let signals = Signals::take(false)?;
@@ -177,17 +179,28 @@ fn pull(engine: &Engine, args: &Args, timeline: &Shared) -> Result<String, Failu
     }
 }
 
-/// Pins the image, and records the container.
+/// Pins the image. It may have been removed since it was found: then it is pulled once more.
+fn prepare(engine: &Engine, args: &Args, image: String, id: &str, timeline: &Shared) -> Result<Prepared, Failure> {
+    match image::prepare(engine, &image, id) {
+        Err(_) if args.pull != Pull::Never && engine.db()?.resolve(&image)?.is_none() => {
+            let image = pull(engine, args, timeline)?;
+            Ok(image::prepare(engine, &image, id)?)
+        }
+        prepared => Ok(prepared?),
+    }
+}
+
+/// Records the container.
 fn make(
     engine: &Engine,
     args: &Args,
-    image: String,
+    prepared: Prepared,
     (id, name): (&str, &str),
     changes: Changes,
     settings: crate::spec::settings::Settings,
 ) -> Result<(Record, Order), Failure> {
     let dirs = Dirs::of(&engine.paths, id);
-    let Prepared { image, name: image_name, tree, devices, data, lazy, config } = image::prepare(engine, &image, id)?;
+    let Prepared { image, name: image_name, tree, devices, data, lazy, config } = prepared;
     let plan = Plan::new(&image_name, &config, changes)?;
     if lazy {
         engine.daemon()?.ahead(image, plan.command())?;

@@ -104,6 +104,11 @@ impl Active {
         view
     }
 
+    /// Ends the rest that the background fetch takes after failures.
+    pub fn try_all_again(&self) {
+        self.lock().keys().for_each(|image| self.fetcher.try_again(image));
+    }
+
     /// Whether nothing is being completed.
     pub fn is_empty(&self) -> bool {
         self.lock().is_empty()

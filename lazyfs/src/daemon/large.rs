@@ -24,6 +24,11 @@ impl Large {
         self.lock().get(layer).cloned()
     }
 
+    /// Lets go of what was removed from the store, so that its bytes become free. Nothing that uses an image with it is left.
+    pub fn tidy(&self) {
+        self.lock().retain(|_, data| data.path().exists());
+    }
+
     /// All layers that are served, and the lengths of their data files.
     pub fn list(&self) -> Vec<(Digest, u64)> {
         self.lock().values().map(|data| (*data.layer(), data.len())).collect()

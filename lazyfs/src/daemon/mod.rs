@@ -11,6 +11,7 @@
 //! | [`lock`] | one daemon a store |
 //! | `demand` | from the FUSE trigger to the fetcher |
 //! | [`life`] | when to leave |
+//! | `quota` | keeping the store within its quota |
 //! | `sweep` | removing what no image names |
 //! | `visible` | what is seen of the daemon from outside: metrics, waits |
 //! | `upkeep` | looking after the store as a whole |
@@ -27,6 +28,7 @@ mod large;
 pub mod life;
 pub mod lock;
 pub mod protocol;
+mod quota;
 pub mod server;
 mod sweep;
 pub mod trees;

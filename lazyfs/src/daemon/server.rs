@@ -30,6 +30,7 @@ use super::large::Large;
 use super::life::{Life, Stay};
 use super::lock::{Contender, lock};
 use super::protocol::{Event, Prepared, Reply};
+use super::quota;
 use super::sweep::sweep;
 use super::trees::Trees;
 use crate::ahead::Ahead;
@@ -42,6 +43,7 @@ use crate::pull::{self, LayerLocks, Sources};
 use crate::rootfs::probe::{self, Features, Mode};
 use crate::store::db::{Db, ImageRow, ImageState};
 use crate::store::patch::TreePatcher;
+use crate::store::quota::Quota;
 use crate::store::{Store, boot, check_startable, create_private_dir};
 use crate::trigger::{Kept, Resolver, Trigger};
 
@@ -70,7 +72,8 @@ pub struct Daemon {
     pub(crate) layer_locks: LayerLocks,
     /// Set once the trigger is unmounted for good, or left to a successor.
     pub(crate) farewell: watch::Sender<Option<Event>>,
-    pulls: Arc<RwLock<()>>,
+    pub(super) pulls: Arc<RwLock<()>>,
+    pub(crate) keeper: quota::Keeper,
     pub(super) custody: Custody,
     pub(super) trees: Trees,
     features: std::sync::Mutex<Features>,
@@ -91,6 +94,8 @@ pub struct Start {
     pub replace: bool,
     /// Where metrics are served; `None`: on a socket in the state directory.
     pub metrics: Option<Place>,
+    /// How much the store may hold.
+    pub quota: Option<Quota>,
 }
 
 /// A daemon that is ready to serve.
@@ -104,7 +109,7 @@ pub struct Ready {
 impl Ready {
     /// Makes everything that can fail: after this, clients can connect.
     pub async fn prepare(paths: Paths, start: Start) -> Result<Self> {
-        let Start { config, settings, keeper, replace, metrics } = start;
+        let Start { config, settings, keeper, replace, metrics, quota } = start;
         create_private_dir(&paths.state)?;
         create_private_dir(&paths.root)?;
         let contender = if replace { ask_to_leave(&paths).await? } else { Contender::Plain };
@@ -134,6 +139,7 @@ impl Ready {
             layer_locks: LayerLocks::default(),
             farewell: watch::Sender::new(None),
             pulls: Arc::default(),
+            keeper: quota::Keeper::new(quota),
             custody,
             trees: Trees::default(),
             features: std::sync::Mutex::new(features),
@@ -160,6 +166,7 @@ impl Ready {
             drop(beginning);
         };
         let beginning = tokio::spawn(beginning);
+        let quota = tokio::spawn(daemon.clone().keep_quota());
         loop {
             tokio::select! {
                 () = daemon.life.ended() => break,
@@ -177,6 +184,13 @@ impl Ready {
             }
         }
         beginning.abort();
+        quota.abort();
+        // Nobody looks again before the next daemon.
+        if !daemon.hands_over.load(Ordering::Relaxed)
+            && let Err(error) = daemon.trim().await
+        {
+            tracing::error!("{}", error.one_line());
+        }
         daemon.leave_waits();
         drop(listener);
         std::fs::remove_file(daemon.paths.socket()).map_err(|e| Error::io("removing", daemon.paths.socket(), e))?;
@@ -230,6 +244,7 @@ impl Daemon {
     pub(crate) async fn prepare(self: &Arc<Self>, image: String, container: String) -> Result<Prepared> {
         let tried = format!("preparing a root from {image}");
         let row = self.find(&image).await.map_err(|e| e.during(&tried))?;
+        self.keeper.lease(&row.digest);
         check_startable(&row)?;
         let features = self.features().await?;
         if features.mode == Mode::Tree {
@@ -248,8 +263,13 @@ impl Daemon {
         };
         self.large.serve(patcher.data());
         self.mount_trigger().await?;
-        let trigger = self.paths.trigger();
-        self.database.with(move |db| store.prepare_lazy(db, &row, &container, &trigger)).await
+        let (trigger, image) = (self.paths.trigger(), row.digest);
+        let prepared = self.database.with(move |db| store.prepare_lazy(db, &row, &container, &trigger)).await;
+        // Where it was removed meanwhile, nobody else would stop fetching it.
+        if prepared.is_err() && self.database.with(move |db| db.image(&image)).await?.is_none() {
+            self.active.detach(&image).await;
+        }
+        prepared
     }
 
     /// Goes on with an image that was given up, or has just become complete.
@@ -287,6 +307,7 @@ impl Daemon {
         if image_removed {
             self.active.detach(&digest).await;
             bytes_freed = sweep(alone, self.database.clone(), self.store.clone()).await?;
+            self.large.tidy();
         }
         Ok(Reply::Removed { image_removed, bytes_freed })
     }

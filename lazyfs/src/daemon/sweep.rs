@@ -11,18 +11,17 @@ use crate::store::Store;
 /// Removes what no image names; yields how many bytes became free. `alone` keeps pulls away. Once begun it goes on to its end with `alone`
 /// in its hands, also when whoever asked for it has gone: a pull that began meanwhile would lose what it stores.
 pub async fn sweep(alone: OwnedRwLockWriteGuard<()>, database: Arc<Database>, store: Arc<Store>) -> Result<u64> {
-    let work = async move {
-        let reader = store.clone();
-        let named = database.with(move |db| reader.named(db)).await?;
-        // Thousands of files, and nobody else's business: the database is free meanwhile.
-        let swept = tokio::task::spawn_blocking(move || {
-            let swept = store.sweep(&named);
-            drop(alone);
-            swept
-        });
-        swept.await.map_err(failed)?
-    };
+    let work = async move { sweep_holding(alone, &database, &store).await.map(|(freed, _)| freed) };
     tokio::spawn(work).await.map_err(failed)?
+}
+
+/// The same for whoever goes on alone afterwards, and cannot go away meanwhile.
+pub async fn sweep_holding<G: Send + 'static>(alone: G, database: &Database, store: &Arc<Store>) -> Result<(u64, G)> {
+    let (reader, store) = (store.clone(), store.clone());
+    let named = database.with(move |db| reader.named(db)).await?;
+    // Thousands of files, and nobody else's business: the database is free meanwhile.
+    let swept = tokio::task::spawn_blocking(move || store.sweep(&named).map(|freed| (freed, alone)));
+    swept.await.map_err(failed)?
 }
 
 fn failed(error: tokio::task::JoinError) -> Error {

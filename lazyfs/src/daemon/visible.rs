@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::observe::serve::{Place, listen};
 use crate::observe::{Gauges, Observer};
 use crate::store::db::ImageState;
+use crate::store::pins::Holder;
 
 impl Daemon {
     pub(super) async fn serve_metrics(self: &Arc<Self>, place: Option<Place>) -> Result<()> {
@@ -26,13 +27,14 @@ impl Daemon {
 
 async fn render(daemon: Weak<Daemon>) -> String {
     let Some(daemon) = daemon.upgrade() else { return "# EOF\n".to_owned() };
-    let counted = daemon.database.with(|db| Ok((db.images()?, db.all_pins()?.len() as u64))).await;
+    let counted = daemon.database.with(|db| Ok((db.images()?, db.all_pins()?))).await;
     let mut gauges = Gauges { held: daemon.custody.is_held(), ..Gauges::default() };
     match counted {
         Ok((images, pins)) => {
             gauges.lazy_images = images.iter().filter(|image| image.state == ImageState::Lazy).count() as u64;
             gauges.store_bytes = images.iter().map(|image| image.bytes_local).sum();
-            gauges.containers = pins;
+            let is_used = |pin: &&(String, _)| !matches!(Holder::of(&pin.0), Holder::User(_));
+            gauges.containers = pins.iter().filter(is_used).count() as u64;
         }
         Err(error) => tracing::warn!("{}", error.one_line()),
     }

@@ -264,7 +264,11 @@ impl Fetcher {
             };
             let begin = (transfer.layer, transfer.segments.first().map_or(0, |segment| segment.range().start));
             let backoff = || Backoff::new(self.config.backoff_first, self.config.backoff_max, Some(BACKGROUND_PATIENCE));
-            match self.deliver(transfer, backoff).await {
+            let delivered = match self.store.meter().check() {
+                Ok(()) => self.deliver(transfer, backoff).await,
+                Err(full) => Err(full),
+            };
+            match delivered {
                 Ok(yielded) => {
                     image.overcome();
                     match yielded {

@@ -82,6 +82,7 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
     let name = reference.to_string();
     if request.policy == PullPolicy::Missing
         && let Some(row) = known(daemon, &name).await?
+        && let Some(row) = daemon.hold(row).await?
     {
         let profile = tokio::spawn(profiles::find(daemon.clone(), None, row.digest));
         return finish(daemon, row, name, request.until, None, profile, &events).await;
@@ -95,8 +96,10 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
         Some(text) => text.parse()?,
         None => Platform::host(),
     };
-    let pulling = daemon.pulling().await;
     let (raw, manifest) = resolve(source.as_ref(), &reference.selector(), &platform).await?;
+    daemon.keeper.lease(&raw.digest);
+    daemon.admit(need(daemon, &manifest)).await?;
+    let pulling = daemon.pulling().await;
     let manifest_bytes = raw.bytes.len() as u64;
     let annotated = Some((source.clone(), manifest.annotations.clone()));
     let profile = tokio::spawn(profiles::find(daemon.clone(), annotated, raw.digest));
@@ -114,7 +117,17 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
         }
     };
     drop(pulling);
-    finish(daemon, row, name, request.until, Some(manifest_bytes + index_bytes), profile, &events).await
+    let finished = finish(daemon, row, name, request.until, Some(manifest_bytes + index_bytes), profile, &events).await;
+    if let Err(error) = daemon.trim().await {
+        tracing::error!("{}", error.one_line());
+    }
+    finished
+}
+
+/// How many bytes of layers come at least.
+fn need(daemon: &Daemon, manifest: &Manifest) -> u64 {
+    let is_new = |layer: &&manifest::Layer| !daemon.store.index_path(&layer.digest).exists();
+    manifest.layers.iter().filter(is_new).map(|layer| layer.size).fold(0, u64::saturating_add)
 }
 
 /// Keeps the manifest byte for byte, so that the image can be pushed as what it is.
@@ -265,6 +278,7 @@ async fn finish(
             };
         }
         send(events, Event::Progress(view.progress.borrow_and_update().clone()));
+        daemon.keeper.lease(&image);
         if let Some(obstacle) = view.obstacle.borrow().as_ref().filter(|met| met.is_final(begin, daemon.active.patience())) {
             let tried = format!("completing {name} (it can start, and what is missing is asked for again in the background)");
             return Err(Error::shared(tried, &obstacle.error));

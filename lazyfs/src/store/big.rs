@@ -23,9 +23,10 @@ use std::fs::{File, OpenOptions};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use self::map::Map;
+use super::quota::Meter;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 
@@ -50,6 +51,7 @@ pub struct BigData {
     len: u64,
     state: Mutex<State>,
     listeners: Mutex<Vec<Weak<dyn ClusterListener>>>,
+    meter: Arc<Meter>,
 }
 
 struct State {
@@ -92,7 +94,12 @@ impl BigData {
             data.set_len(len).map_err(|e| Error::io("setting the length of", &path, e))?;
         }
         let state = Mutex::new(State { map, parts: BTreeMap::new() });
-        Ok(Self { layer: *layer, path, data, len, state, listeners: Mutex::default() })
+        Ok(Self { layer: *layer, path, data, len, state, listeners: Mutex::default(), meter: Arc::default() })
+    }
+
+    /// Counts what is written from now on.
+    pub(super) fn metered(self, meter: Arc<Meter>) -> Self {
+        Self { meter, ..self }
     }
 
     /// The layer.
@@ -253,6 +260,7 @@ impl BigData {
         }
         for clusters in whole {
             state.map.add(clusters.clone())?;
+            self.meter.add((clusters.end - clusters.start) * CLUSTER);
             complete.push(clusters);
         }
         Ok(())

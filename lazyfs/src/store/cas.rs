@@ -16,10 +16,12 @@ use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::DirEntryExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::quota::Meter;
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Outcome, Result};
 
@@ -29,6 +31,7 @@ pub struct Cas {
     root: PathBuf,
     objects: OwnedFd,
     late: OwnedFd,
+    meter: Arc<Meter>,
 }
 
 impl Cas {
@@ -40,7 +43,8 @@ impl Cas {
             rustix::fs::open(&path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
                 .map_err(|e| Error::io("opening", &path, e))
         };
-        let cas = Self { root: store.to_owned(), objects: directory("cas")?, late: directory("late")? };
+        let (objects, late) = (directory("cas")?, directory("late")?);
+        let cas = Self { root: store.to_owned(), objects, late, meter: Arc::default() };
         let poison = directory("poison")?;
         // Made last: where it is, all others are. A start of a container opens the store, and 768 calls would be felt.
         if rustix::fs::statat(&poison, "ff", AtFlags::SYMLINK_NOFOLLOW).is_ok() {
@@ -60,6 +64,11 @@ impl Cas {
             }
         }
         Ok(cas)
+    }
+
+    /// Is told of every new object.
+    pub fn meter(&self) -> &Arc<Meter> {
+        &self.meter
     }
 
     /// The directory of the objects: the first data layer of every container.
@@ -200,28 +209,34 @@ impl ObjectWriter<'_> {
 
     /// Names the object by the digest of what was written and returns that digest.
     pub fn finish(self) -> Result<Digest> {
+        let length = self.length();
         let digest = self.hasher.finish();
-        self.publish(&digest)?;
+        Self::publish(self.cas, &self.file, &digest, length)?;
         Ok(digest)
     }
 
     /// Names the object, or discards it with [`Outcome::Integrity`] where its content has another digest than `expected`.
     pub fn finish_as(self, expected: &Digest) -> Result<()> {
+        let length = self.length();
         let digest = self.hasher.finish();
         if digest != *expected {
-            let tried = format!("storing {} bytes as {expected}", self.hasher.length());
+            let tried = format!("storing {length} bytes as {expected}");
             return Err(Error::new(Outcome::Integrity, tried).because(format!("their digest is {digest}")));
         }
-        self.publish(&digest)
+        Self::publish(self.cas, &self.file, &digest, length)
     }
 
-    fn publish(self, digest: &Digest) -> Result<()> {
+    fn publish(cas: &Cas, file: &File, digest: &Digest, length: u64) -> Result<()> {
         let path = digest.object_path();
         // Not AT_EMPTY_PATH: that needs CAP_DAC_READ_SEARCH, which a rootless store does not have.
-        let unnamed = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-        match rustix::fs::linkat(CWD, unnamed, &self.cas.objects, &path, AtFlags::SYMLINK_FOLLOW) {
-            Ok(()) | Err(Errno::EXIST) => Ok(()),
-            Err(e) => Err(Error::io("naming", self.cas.objects_dir().join(path), e)),
+        let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+        match rustix::fs::linkat(CWD, unnamed, &cas.objects, &path, AtFlags::SYMLINK_FOLLOW) {
+            Ok(()) => {
+                cas.meter.add(length);
+                Ok(())
+            }
+            Err(Errno::EXIST) => Ok(()),
+            Err(e) => Err(Error::io("naming", cas.objects_dir().join(path), e)),
         }
     }
 }

@@ -77,6 +77,8 @@ pub struct ImageRow {
     pub entries: u64,
     /// When it was first pulled, seconds since the epoch.
     pub created: u64,
+    /// When it was last pulled, or used by a container or a mount, seconds since the epoch.
+    pub last_used: u64,
 }
 
 /// A new image, as [`Db::add_image`] takes it.
@@ -230,6 +232,9 @@ impl Db {
     /// Ends the pin of a container, where there is one.
     pub fn unpin(&mut self, container: &str) -> Result<()> {
         self.write("releasing an image", |transaction| {
+            // It was used until now.
+            let query = "UPDATE image SET last_used = ?2 WHERE digest = (SELECT image FROM pin WHERE container = ?1)";
+            transaction.execute(query, params![container, now()])?;
             transaction.execute("DELETE FROM pin WHERE container = ?1", [container]).map(drop)
         })
     }
@@ -326,6 +331,23 @@ impl Db {
         Ok((image.digest, last))
     }
 
+    /// Removes an image with its names unless something holds it; whether it went.
+    pub fn remove_unpinned(&mut self, image: &Digest) -> Result<bool> {
+        let mut gone = false;
+        self.write("removing an image that nobody uses", |transaction| {
+            let key = image.as_bytes();
+            let pinned: bool =
+                transaction.query_row("SELECT EXISTS (SELECT 1 FROM pin WHERE image = ?1)", [key], |row| row.get(0))?;
+            if pinned {
+                return Ok(());
+            }
+            transaction.execute("DELETE FROM name WHERE image = ?1", [key])?;
+            gone = transaction.execute("DELETE FROM image WHERE digest = ?1", [key])? > 0;
+            Ok(())
+        })?;
+        Ok(gone)
+    }
+
     fn write(&mut self, tried: &str, statements: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<()>) -> Result<()> {
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(|e| failed(tried, e))?;
@@ -336,7 +358,7 @@ impl Db {
 
 const IMAGE_QUERY: &str = "
 SELECT image.digest, group_concat(name.name, char(10)), reference, state, reason, bytes_total, bytes_local, content_bytes, entries,
-       image.created
+       image.created, image.last_used
 FROM image LEFT JOIN name ON name.image = image.digest";
 
 fn image_row(row: &Row<'_>) -> rusqlite::Result<ImageRow> {
@@ -361,6 +383,7 @@ fn image_row(row: &Row<'_>) -> rusqlite::Result<ImageRow> {
         content_bytes: unsigned(7)?,
         entries: unsigned(8)?,
         created: unsigned(9)?,
+        last_used: unsigned(10)?,
     })
 }
 
@@ -390,6 +413,8 @@ fn failed(tried: &str, cause: rusqlite::Error) -> Error {
         Some(rusqlite::ErrorCode::DiskFull) => Outcome::NoSpace,
         Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => Outcome::Busy,
         Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => Outcome::Integrity,
+        // Of an image that was removed a moment ago.
+        Some(rusqlite::ErrorCode::ConstraintViolation) => Outcome::NotFound,
         _ => Outcome::Io,
     };
     Error::new(outcome, format!("{tried} in the store's database")).because(cause)
@@ -422,6 +447,31 @@ mod tests {
         assert_eq!(db.remove_name("a:1").unwrap(), (two, true));
         assert_eq!(db.remove_name("a:1").unwrap_err().outcome(), Outcome::NotFound);
         assert_eq!(db.images().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_is_held_stays_and_the_longest_unused_goes_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut db = Db::open(dir.path()).unwrap();
+        let (one, two) = (Digest::of(b"1"), Digest::of(b"2"));
+        db.add_image(&image(one, "a:1")).unwrap();
+        db.add_image(&image(two, "b:1")).unwrap();
+        let age = |db: &Db, image: &Digest, seconds: i64| {
+            let query = "UPDATE image SET last_used = last_used - ?2, created = created - ?2 WHERE digest = ?1";
+            db.connection.execute(query, params![image.as_bytes(), seconds]).unwrap();
+        };
+        age(&db, &one, 100);
+        age(&db, &two, 50);
+        assert_eq!(db.by_last_use().unwrap(), [one, two]);
+        db.pin("container", &one).unwrap();
+        age(&db, &one, 100);
+        assert!(!db.remove_unpinned(&one).unwrap());
+        // It was in use until this moment.
+        db.unpin("container").unwrap();
+        assert_eq!(db.by_last_use().unwrap(), [two, one]);
+        assert!(db.remove_unpinned(&two).unwrap() && !db.remove_unpinned(&two).unwrap());
+        assert_eq!(db.resolve("b:1").unwrap().map(|row| row.digest), None);
+        assert_eq!(db.pin("late", &two).unwrap_err().outcome(), Outcome::NotFound, "it may have gone just before");
     }
 
     #[test]

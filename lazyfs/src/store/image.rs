@@ -54,6 +54,11 @@ impl ImageFiles {
         Self { dir: images_dir(root).join(image.hex()) }
     }
 
+    /// The directory of all of them.
+    pub fn dir(&self) -> PathBuf {
+        self.dir.clone()
+    }
+
     /// The EROFS image with all metadata.
     pub fn tree(&self) -> PathBuf {
         self.dir.join("tree.erofs")

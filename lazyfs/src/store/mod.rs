@@ -25,6 +25,7 @@ pub mod imported;
 pub mod patch;
 pub mod pins;
 pub mod profiles;
+pub mod quota;
 pub mod usage;
 pub mod verify;
 
@@ -43,6 +44,7 @@ use big::BigData;
 use cas::Cas;
 use db::{Db, ImageRow, ImageState};
 use image::ImageFiles;
+use quota::Meter;
 
 /// A store's files; its database is opened apart ([`Db::open`]).
 #[derive(Debug)]
@@ -71,6 +73,11 @@ impl Store {
     /// The content store.
     pub fn cas(&self) -> &Cas {
         &self.cas
+    }
+
+    /// How much is here.
+    pub fn meter(&self) -> &Arc<Meter> {
+        self.cas.meter()
     }
 
     /// The files of an image.
@@ -105,7 +112,7 @@ impl Store {
         let big = match open.get(layer).and_then(Weak::upgrade) {
             Some(big) => big,
             None => {
-                let big = Arc::new(BigData::open(&self.big_dir(), layer, length)?);
+                let big = Arc::new(BigData::open(&self.big_dir(), layer, length)?.metered(self.meter().clone()));
                 open.insert(*layer, Arc::downgrade(&big));
                 big
             }

@@ -6,8 +6,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::Store;
 use super::db::Db;
+use super::quota::{Shared, Weighed, on_disk};
+use super::{Store, big};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::table::Table;
@@ -36,6 +37,8 @@ pub struct Usage {
     pub shared_bytes: u64,
     /// Large files that are here in part or whole, one for each layer.
     pub large_files: Part,
+    /// Layers of images that were made here, of which nobody else has a copy.
+    pub imported: Part,
     /// What layers contain, and parts of blobs that belong to no file.
     pub indexes: Part,
     /// Records, writable layers and logs.
@@ -47,7 +50,7 @@ pub struct Usage {
 impl Usage {
     /// Bytes of everything that a quota counts: not what containers wrote.
     pub fn total(&self) -> u64 {
-        [self.images, self.objects, self.large_files, self.indexes].iter().map(|part| part.bytes).sum::<u64>()
+        [self.images, self.objects, self.large_files, self.imported, self.indexes].iter().map(|part| part.bytes).sum::<u64>()
             + self.database_bytes
     }
 }
@@ -87,7 +90,7 @@ pub fn usage(store: &Store, db: &Db) -> Result<Usage> {
     let mut usage = Usage::default();
     for digest in store.cas().list()? {
         // One that went meanwhile takes no room.
-        let Some(bytes) = store.cas().size(&digest) else { continue };
+        let Some(bytes) = store.cas().size(&digest).map(on_disk) else { continue };
         let namers = objects.get(&digest);
         usage.objects.add(bytes, namers);
         if namers.is_some_and(|namers| namers.images > 1) {
@@ -102,7 +105,13 @@ pub fn usage(store: &Store, db: &Db) -> Result<Usage> {
     };
     by_name(&mut usage.images, "images", &images)?;
     by_name(&mut usage.indexes, "indexes", &layers)?;
+    by_name(&mut usage.indexes, "spans", &layers)?;
     by_name(&mut usage.indexes, "gaps", &layers)?;
+    each(&store.root().join("imported/blobs/sha256"), &mut |_, path| {
+        usage.imported.count += 1;
+        usage.imported.bytes += tree_bytes(path)?;
+        Ok(())
+    })?;
     // The map of large files counts with them.
     let mut maps = Part::default();
     each(&store.root().join("big"), &mut |name, path| {
@@ -124,6 +133,30 @@ pub fn usage(store: &Store, db: &Db) -> Result<Usage> {
         usage.database_bytes += tree_bytes(&store.root().join(name))?;
     }
     Ok(usage)
+}
+
+/// All images, the one first that was not used for the longest time, with what they need on the disk; those that something holds may not go.
+pub fn weigh(store: &Store, db: &Db) -> Result<Vec<Weighed>> {
+    let mut weighed = Vec::new();
+    for image in db.by_last_use()? {
+        let files = store.image(&image);
+        let table = Table::open(&files.table())?;
+        let objects = table.files().filter_map(|file| {
+            let bytes = store.cas().size(&file.digest)?;
+            Some((Shared::Object(file.digest), on_disk(bytes)))
+        });
+        let mut parts: HashMap<Shared, u64> = objects.collect();
+        for layer in table.layers() {
+            let mut bytes = tree_bytes(&big::data_path(&store.big_dir(), &layer.digest))?;
+            for path in [store.index_path(&layer.digest), store.spans_path(&layer.digest)] {
+                bytes += tree_bytes(&path)?;
+            }
+            parts.insert(Shared::Layer(layer.digest), bytes);
+        }
+        let own = tree_bytes(&files.dir())?;
+        weighed.push(Weighed { image, removable: db.pins(&image)?.is_empty(), parts: parts.into_iter().collect(), own });
+    }
+    Ok(weighed)
 }
 
 fn each(dir: &Path, work: &mut dyn FnMut(&str, &Path) -> Result<()>) -> Result<()> {
@@ -195,8 +228,8 @@ mod tests {
         db.pin("container", &Digest::of(b"pinned")).unwrap();
 
         let before = usage(&store, &db).unwrap();
-        let len = |at: usize| contents[at].len() as u64;
-        let all = contents.iter().map(|content| content.len() as u64).sum();
+        let len = |at: usize| on_disk(contents[at].len() as u64);
+        let all = (0..4).map(len).sum();
         assert_eq!(before.objects, Part { count: 4, bytes: all, unnamed: len(3), unused: len(2) });
         assert_eq!((before.shared_bytes, before.images.count, before.images.unnamed), (len(0), 2, 0));
         assert!(before.images.unused > 0 && before.images.unused < before.images.bytes);
@@ -206,7 +239,16 @@ mod tests {
             "{large:?}"
         );
 
-        assert!(store.sweep(&store.named(&db).unwrap()).unwrap() > len(3));
+        let weighed = weigh(&store, &db).unwrap();
+        let shared: Vec<bool> =
+            weighed.iter().map(|image| image.parts.contains(&(Shared::Object(Digest::of(contents[0])), len(0)))).collect();
+        assert_eq!(shared, [true, true]);
+        assert!(weighed.iter().all(|image| image.own > 0 && image.removable == (image.image == Digest::of(b"unpinned"))));
+        let freed = before.objects.unused + before.large_files.unused + before.images.unused;
+        let total: u64 = weighed[usize::from(!weighed[0].removable)].parts.iter().map(|(_, bytes)| bytes).sum();
+        assert!(total >= freed - before.images.unused && total < before.total(), "{total} {before:?}");
+
+        assert!(store.sweep(&store.named(&db).unwrap()).unwrap() > contents[3].len() as u64);
         let after = usage(&store, &db).unwrap();
         assert_eq!(
             (after.objects.count, after.objects.unnamed, after.large_files.count, after.large_files.unnamed),

@@ -11,6 +11,7 @@ mod inspect;
 mod ls;
 mod mount;
 mod optimize;
+mod pin;
 mod profile;
 mod progress;
 pub mod pull;
@@ -66,6 +67,10 @@ pub enum Verb {
     Profile(profile::Args),
     /// Remove images
     Rm(rm::Args),
+    /// Keep images: nothing removes them until they are unpinned
+    Pin(pin::Args),
+    /// Let pinned images go
+    Unpin(pin::Args),
     /// Mount an image at a directory, to look into it; without arguments, list what is mounted
     Mount(mount::Args),
     /// Unmount what `images mount` mounted
@@ -93,6 +98,8 @@ pub fn run(engine: &Engine, verb: Verb, begin: Instant) -> Outcome {
         Verb::Ls(args) => ls::run(engine, &args),
         Verb::Profile(args) => profile::run(engine, &args),
         Verb::Rm(args) => rm::run(engine, &args),
+        Verb::Pin(args) => pin::pin(engine, &args),
+        Verb::Unpin(args) => pin::unpin(engine, &args),
         Verb::Mount(args) => mount::run(engine, &args, begin),
         Verb::Unmount(args) => unmount::run(engine, &args),
     }

@@ -4,6 +4,7 @@ use towline_lazyfs::daemon::client::Client;
 use towline_lazyfs::daemon::protocol::Reply;
 use towline_lazyfs::error::{Error, Outcome as Kind};
 use towline_lazyfs::store::Store;
+use towline_lazyfs::store::quota::bytes;
 use towline_lazyfs::store::usage;
 
 use crate::engine::Engine;
@@ -62,37 +63,5 @@ fn freed(reply: Reply) -> Result<u64, Failure> {
     match reply {
         Reply::Removed { bytes_freed, .. } => Ok(bytes_freed),
         other => Err(Error::new(Kind::BadInput, "pruning the store").because(format!("towlined answered {other:?}")).into()),
-    }
-}
-
-/// Reads a number of bytes.
-fn bytes(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(['K', 'M', 'G', 'T']);
-    let unit = match &text[digits.len()..] {
-        "" => 1,
-        "K" => 1000,
-        "M" => 1_000_000,
-        "G" => 1_000_000_000,
-        "T" => 1_000_000_000_000,
-        _ => return Err("one unit of K, M, G, T at most".to_owned()),
-    };
-    let number: u64 = digits.parse().map_err(|_| "a number such as 500M or 20G is expected".to_owned())?;
-    number.checked_mul(unit).ok_or_else(|| "that is more than any disk has".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_have_units() {
-        for (text, value) in
-            [("0", 0), ("12", 12), ("3K", 3000), ("500M", 500_000_000), ("20G", 20_000_000_000), ("1T", 1_000_000_000_000)]
-        {
-            assert_eq!(bytes(text), Ok(value));
-        }
-        for bad in ["", "K", "-1", "1.5G", "1GG", "1g", "99999999999T", "20 G"] {
-            assert!(bytes(bad).is_err(), "{bad}");
-        }
     }
 }
