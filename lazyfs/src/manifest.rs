@@ -201,12 +201,19 @@ impl Layer {
             }
             other => {
                 let why = match other {
-                    t if t.contains("nondistributable") || t.contains("foreign") => "it is not in the registry (a foreign layer)",
                     t if t.contains("encrypted") => "it is encrypted",
+                    t if t.contains("nondistributable") || t.contains("foreign") => "it is not in the registry (a foreign layer)",
                     _ => "no such layer is known",
                 };
                 let tried = format!("layers[{nth}] has media type `{other}`");
-                return Err(Error::new(Outcome::Unsupported, tried).because(why));
+                let error = Error::new(Outcome::Unsupported, tried).because(why);
+                return Err(match other.contains("encrypted") {
+                    true => error.advise(
+                        "towline has no keys for encrypted layers: decrypt the image first, for instance with \
+                         `skopeo copy --decryption-key KEY …`",
+                    ),
+                    false => error,
+                });
             }
         };
         Ok(Self { digest: descriptor.digest, size: descriptor.size, compression, annotations })

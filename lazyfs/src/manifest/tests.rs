@@ -65,7 +65,17 @@ fn what_is_not_an_image_is_refused_in_one_line() {
             "not a container image",
         ),
         (manifest("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"), Outcome::Unsupported, "foreign layer"),
-        (manifest("application/vnd.oci.image.layer.v1.tar+gzip+encrypted"), Outcome::Unsupported, "encrypted"),
+        (
+            manifest("application/vnd.oci.image.layer.v1.tar+gzip+encrypted"),
+            Outcome::Unsupported,
+            "it is encrypted; towline has no",
+        ),
+        (manifest("application/vnd.oci.image.layer.v1.tar+encrypted"), Outcome::Unsupported, "decrypt the image first"),
+        (
+            manifest("application/vnd.oci.image.layer.nondistributable.v1.tar+zstd+encrypted"),
+            Outcome::Unsupported,
+            "it is encrypted",
+        ),
         (manifest("application/x"), Outcome::Unsupported, "`application/x`"),
     ] {
         let error = Document::parse(&document).unwrap_err();
