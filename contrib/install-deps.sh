@@ -9,7 +9,7 @@ packages=(
     # images and their registry
     buildah debootstrap docker-registry busybox-static zstd jq curl
     # peers and tools that tests compare with or look through
-    skopeo podman conmon netavark slirp4netns fuse-overlayfs catatonit uidmap passt iptables
+    openssl skopeo podman conmon netavark slirp4netns fuse-overlayfs catatonit uidmap passt iptables
     containerd containernetworking-plugins
     runc crun criu erofs-utils attr e2fsprogs iproute2 util-linux fuse3
     # the test machine (integration/testbed)

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::manifest::MAX_MANIFEST;
+use crate::policy::kept;
 use crate::tree::erofs::read::StoredTree;
 
 /// Version of the record; one with another version is refused.
@@ -100,10 +101,32 @@ impl ImageFiles {
 
     /// Keeps the manifest beside the other files.
     pub fn keep_manifest(&self, bytes: &[u8]) -> Result<()> {
-        let path = self.dir.join("manifest");
+        self.keep("manifest", bytes)
+    }
+
+    fn keep(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.dir.join(name);
         let mut new = tempfile::NamedTempFile::new_in(&self.dir).map_err(|e| Error::io("creating a file in", &self.dir, e))?;
         new.write_all(bytes).map_err(|e| Error::io("writing", &path, e))?;
         new.persist(&path).map(drop).map_err(|e| Error::io("naming", &path, e.error))
+    }
+
+    /// What is kept of its signatures ([`crate::policy::kept`]).
+    pub fn signatures(&self) -> Result<Option<Vec<u8>>> {
+        let path = self.dir.join("signatures");
+        let file = match std::fs::File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::io("opening", path, e)),
+        };
+        let mut bytes = Vec::new();
+        file.take(kept::MAX_FILE).read_to_end(&mut bytes).map_err(|e| Error::io("reading", path, e))?;
+        Ok(Some(bytes))
+    }
+
+    /// Keeps signatures beside the other files, in place of those that are there.
+    pub fn keep_signatures(&self, bytes: &[u8]) -> Result<()> {
+        self.keep("signatures", bytes)
     }
 
     /// Whether the image was written completely.
