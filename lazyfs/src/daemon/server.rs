@@ -41,9 +41,10 @@ use crate::observe::serve::Place;
 use crate::pull::sources::Settings;
 use crate::pull::{self, LayerLocks, Sources};
 use crate::rootfs::probe::{self, Features, Mode};
-use crate::store::db::{Db, ImageRow, ImageState};
+use crate::store::db::{ImageRow, ImageState};
 use crate::store::patch::TreePatcher;
 use crate::store::quota::Quota;
+use crate::store::rebuild;
 use crate::store::{Store, boot, check_startable, create_private_dir};
 use crate::trigger::{Kept, Resolver, Trigger};
 
@@ -122,7 +123,10 @@ impl Ready {
         let features = probe::choose(&paths.root, &paths.state)?;
         features.write(&paths.state)?;
         tracing::info!("serving {} with {features:?}", paths.root.display());
-        let mut db = Db::open(&paths.root)?;
+        let (mut db, rebuilt) = rebuild::open(&store)?;
+        if let Some(rebuilt) = &rebuilt {
+            tracing::error!("{rebuilt}");
+        }
         report(&boot::check(&store, &mut db)?);
         let database = Database::new(db);
         let fetcher = Fetcher::new(store.clone(), config);
@@ -167,14 +171,20 @@ impl Ready {
         };
         let beginning = tokio::spawn(beginning);
         let quota = tokio::spawn(daemon.clone().keep_quota());
+        let mut is_deaf = false;
         loop {
             tokio::select! {
                 () = daemon.life.ended() => break,
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => daemon.clone().greet(stream, &mut clients),
+                    Ok((stream, _)) => {
+                        is_deaf = false;
+                        daemon.clone().greet(stream, &mut clients);
+                    }
                     Err(error) => {
                         // Out of descriptors, most likely: the next attempt after a pause.
-                        tracing::warn!("accepting a client: {error}");
+                        if !std::mem::replace(&mut is_deaf, true) {
+                            tracing::warn!("clients wait until they can be accepted: {error}");
+                        }
                         tokio::time::sleep(Duration::from_millis(100)).await;
                     }
                 },

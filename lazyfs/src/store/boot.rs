@@ -30,8 +30,8 @@ pub struct Removed {
 
 /// Checks what was not durable, unless that has been done since the machine was booted. Only for the one daemon of a store.
 pub fn check(store: &Store, db: &mut Db) -> Result<Removed> {
-    let boot = std::fs::read_to_string(BOOT_ID).map_err(|e| Error::io("reading", BOOT_ID, e))?;
-    if db.boot()?.as_deref() == Some(boot.trim()) {
+    let boot = current()?;
+    if db.boot()?.as_deref() == Some(boot.as_str()) {
         return Ok(Removed::default());
     }
     let mut removed = Removed::default();
@@ -73,8 +73,15 @@ pub fn check(store: &Store, db: &mut Db) -> Result<Removed> {
             removed.objects += 1;
         }
     }
-    db.set_boot(boot.trim())?;
+    db.set_boot(&boot)?;
+    super::rebuild::note_boot(store.root(), &boot)?;
     Ok(removed)
+}
+
+/// The kernel's current run.
+pub(super) fn current() -> Result<String> {
+    let boot = std::fs::read_to_string(BOOT_ID).map_err(|e| Error::io("reading", BOOT_ID, e))?;
+    Ok(boot.trim().to_owned())
 }
 
 fn is_intact(store: &Store, digest: &Digest) -> Result<bool> {

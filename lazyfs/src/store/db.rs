@@ -10,6 +10,8 @@
 //!                     |  \--a layer disagrees with its index--> poisoned (pull again, or remove)
 //! ```
 
+mod seal;
+
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -25,6 +27,9 @@ const BUSY_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Version of the schema below; a database with another one is refused.
 const SCHEMA_VERSION: i64 = 1;
+
+/// What becomes of a damaged database ([`super::rebuild`]).
+const MADE_AGAIN: &str = "`towline system upgrade` makes it again from what else is in the store";
 
 const SCHEMA: &str = "
 CREATE TABLE image (
@@ -55,7 +60,7 @@ pub enum ImageState {
 }
 
 /// An image, as recorded.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ImageRow {
     /// Digest of the manifest.
     pub digest: Digest,
@@ -104,7 +109,8 @@ impl Db {
     /// Opens the database of the store at `root`, making it where there is none.
     pub fn open(root: &Path) -> Result<Self> {
         let path = root.join("db");
-        let failed = |e| Error::new(Outcome::Io, format!("opening the database {}", path.display())).because(e);
+        let opening = || format!("opening the database {}", path.display());
+        let failed = |e| classified(opening(), e);
         let mut connection = Connection::open(&path).map_err(failed)?;
         connection.busy_timeout(BUSY_DEADLINE).map_err(failed)?;
         connection.pragma_update(None, "journal_mode", "wal").map_err(failed)?;
@@ -122,11 +128,14 @@ impl Db {
         }
         let found = version(&connection).map_err(failed)?;
         if found != SCHEMA_VERSION {
-            return Err(Error::new(Outcome::Unsupported, format!("opening the database {}", path.display()))
+            return Err(Error::new(Outcome::Unsupported, opening())
                 .because(format!("its schema has version {found}, this program knows {SCHEMA_VERSION}"))
                 .advise("use the version of towline that made it, or another --root"));
         }
-        Ok(Self { connection })
+        match seal::flaw(&connection).map_err(failed)? {
+            None => Ok(Self { connection }),
+            Some(flaw) => Err(Error::new(Outcome::Integrity, opening()).because(flaw).advise(MADE_AGAIN)),
+        }
     }
 
     /// All images, by first name.
@@ -282,10 +291,9 @@ impl Db {
     /// Fails with [`Outcome::Integrity`] where the database itself is damaged.
     pub fn check(&self) -> Result<()> {
         let tried = "checking";
-        let said = self.connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get::<_, String>(0));
-        match said.map_err(|e| failed(tried, e))?.as_str() {
-            "ok" => Ok(()),
-            wrong => Err(Error::new(Outcome::Integrity, "checking the store's database").because(wrong.to_owned())),
+        match seal::flaw(&self.connection).map_err(|e| failed(tried, e))? {
+            None => Ok(()),
+            Some(flaw) => Err(Error::new(Outcome::Integrity, "checking the store's database").because(flaw).advise(MADE_AGAIN)),
         }
     }
 
@@ -351,7 +359,7 @@ impl Db {
     fn write(&mut self, tried: &str, statements: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<()>) -> Result<()> {
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(|e| failed(tried, e))?;
-        statements(&transaction).map_err(|e| failed(tried, e))?;
+        statements(&transaction).and_then(|()| seal::renew(&transaction)).map_err(|e| failed(tried, e))?;
         transaction.commit().map_err(|e| failed(tried, e))
     }
 }
@@ -409,15 +417,25 @@ fn now() -> i64 {
 }
 
 fn failed(tried: &str, cause: rusqlite::Error) -> Error {
-    let outcome = match cause.sqlite_error_code() {
-        Some(rusqlite::ErrorCode::DiskFull) => Outcome::NoSpace,
-        Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => Outcome::Busy,
-        Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => Outcome::Integrity,
+    classified(format!("{tried} in the store's database"), cause)
+}
+
+fn classified(tried: String, cause: rusqlite::Error) -> Error {
+    use rusqlite::ErrorCode::{CannotOpen, ConstraintViolation, DatabaseBusy, DatabaseLocked, DiskFull, ReadOnly, SystemIoFailure};
+    let (outcome, advice) = match cause.sqlite_error_code() {
+        Some(DiskFull) => (Outcome::NoSpace, "free space on that file system, or remove images with `towline images rm`"),
+        Some(DatabaseBusy | DatabaseLocked) => (Outcome::Busy, "another process works with it for long; try again"),
+        Some(ReadOnly | CannotOpen) => (
+            Outcome::Io,
+            "the store has to be writable, and this process to be allowed more open files; containers go on with what is local",
+        ),
         // Of an image that was removed a moment ago.
-        Some(rusqlite::ErrorCode::ConstraintViolation) => Outcome::NotFound,
-        _ => Outcome::Io,
+        Some(ConstraintViolation) => (Outcome::NotFound, "it was removed a moment ago: pull it again"),
+        Some(SystemIoFailure) => (Outcome::Io, "the disk failed: see the kernel's log"),
+        // What is asked of it is fixed: where it does not understand, its tables are not those that were made.
+        _ => (Outcome::Integrity, MADE_AGAIN),
     };
-    Error::new(outcome, format!("{tried} in the store's database")).because(cause)
+    Error::new(outcome, tried).because(cause).advise(advice)
 }
 
 #[cfg(test)]

@@ -70,9 +70,14 @@ impl ImageFiles {
         self.dir.join("table")
     }
 
+    /// The record.
+    pub fn record_path(&self) -> PathBuf {
+        self.dir.join("image.json")
+    }
+
     /// Reads the record.
     pub fn record(&self) -> Result<ImageRecord> {
-        let path = self.dir.join("image.json");
+        let path = self.record_path();
         let size = std::fs::metadata(&path).map_err(|e| Error::io("reading", &path, e))?.len();
         let tried = || Error::new(Outcome::Integrity, format!("reading {}", path.display())).advise("pull the image again");
         if size > MAX_RECORD {

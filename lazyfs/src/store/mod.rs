@@ -26,6 +26,7 @@ pub mod patch;
 pub mod pins;
 pub mod profiles;
 pub mod quota;
+pub mod rebuild;
 pub mod usage;
 pub mod verify;
 

@@ -128,6 +128,12 @@ impl StoredTree {
         Ok(map.original_digest(&tree.bytes))
     }
 
+    /// How many inodes it has.
+    pub fn inodes(&self) -> u64 {
+        let mut fields = Reader::new(self.bytes.get(SUPERBLOCK_OFFSET + 16..).unwrap_or_default());
+        fields.u64().unwrap_or(0)
+    }
+
     /// The layers that have large files in the image, in the order of their devices.
     pub fn large_layers(&self) -> Result<Vec<devices::LargeLayer>> {
         devices::layers(self).ok_or_else(|| {
