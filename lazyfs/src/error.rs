@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 /// What kind of failure it was; the only part of an [`Error`] that code branches on.
@@ -24,7 +25,7 @@ pub enum Outcome {
     Unsupported,
     /// A remote side does not answer or fails; trying again may help.
     Unavailable,
-    /// Somebody else holds what is needed.
+    /// Somebody else holds what is needed, or this process has too much open.
     Busy,
     /// The disk or a quota is full.
     NoSpace,
@@ -50,13 +51,22 @@ impl Error {
         Self { outcome, tried: tried.into(), cause: None, advice: None, retry_after: None }
     }
 
-    /// A failed system call `operation` on `path`; a full disk becomes [`Outcome::NoSpace`] with advice.
+    /// A failed system call `operation` on `path`; a full disk becomes [`Outcome::NoSpace`] with advice, a lack of descriptors
+    /// [`Outcome::Busy`].
     pub fn io(operation: &str, path: impl AsRef<Path>, cause: impl Into<std::io::Error>) -> Self {
         let cause: std::io::Error = cause.into();
         let error = Self::new(Outcome::Io, format!("{operation} {}", path.as_ref().display()));
         match cause.kind() {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self { outcome: Outcome::NoSpace, ..error }
                 .advise("free space on that file system, or remove images with `towline images rm`"),
+            std::io::ErrorKind::ReadOnlyFilesystem => error.advise(
+                "make that file system writable again (`mount -o remount,rw`, after a look at the kernel's log); \
+                 containers go on with what is local",
+            ),
+            _ if matches!(Errno::from_io_error(&cause), Some(Errno::MFILE | Errno::NFILE)) => {
+                Self { outcome: Outcome::Busy, ..error }
+                    .advise("allow this process more open files (`LimitNOFILE=` of a service, `ulimit -n`)")
+            }
             _ => error,
         }
         .because(cause)

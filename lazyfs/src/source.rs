@@ -73,6 +73,11 @@ pub trait Source: Send + Sync {
     /// Opens bytes `range` of the blob. One request per call; the caller retries.
     fn open(&self, blob: Digest, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream>>;
 
+    /// Who sent what was last read of a blob, or is to send it: for messages, where [`Source::name`] may be another.
+    fn origin(&self, _blob: &Digest) -> String {
+        self.name()
+    }
+
     /// Says that what was last read of a blob was damaged: a source with several places asks another one from now on.
     fn distrust(&self, _blob: &Digest) {}
 

@@ -11,7 +11,7 @@ use super::large::Large;
 use crate::ahead::Ahead;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
-use crate::fetch::Fetcher;
+use crate::fetch::{Fetcher, what_next};
 use crate::observe::What;
 use crate::store::Store;
 use crate::trigger::{ReadTicket, Resolver, Ticket};
@@ -51,7 +51,7 @@ impl Demand {
             }
             Err(error) => {
                 if self.is_news(digest) {
-                    tracing::error!(file = %digest, "the program gets ELOOP: {}", error.one_line());
+                    tracing::error!(file = %digest, "the program gets ELOOP, and {}: {}", what_next(error), error.one_line());
                 }
                 ticket.failed(Errno::IO);
             }
@@ -71,7 +71,7 @@ impl Demand {
             }
             Err(error) => {
                 if self.is_news(layer) {
-                    tracing::error!(%layer, "the program gets EIO: {}", error.one_line());
+                    tracing::error!(%layer, "the program gets EIO, and {}: {}", what_next(error), error.one_line());
                 }
                 ticket.failed(Errno::IO);
             }

@@ -109,6 +109,8 @@ pub(super) struct Layer {
     spans: OnceLock<Arc<Spans>>,
     /// Known once somebody has asked for them.
     pub gaps: OnceLock<Arc<Gaps>>,
+    /// The last request for it that failed, and when.
+    pub failure: Mutex<Option<(Instant, Arc<Error>)>>,
     /// Bytes of the blob that are here and counted in the image's progress.
     counted: Mutex<u64>,
 }
@@ -348,12 +350,9 @@ impl Image {
     /// Gives a piece up. Returns the error that everybody who wants it gets.
     pub fn give_up(&self, layer: usize, damage: &Damage) -> Arc<Error> {
         let Damage { piece, file, offset, why } = damage;
-        let error = Error::new(
-            Outcome::Integrity,
-            format!("reading {file} of {} from layer {} at offset {offset}", self.content.name, self.layers[layer].record.digest),
-        )
-        .because(why.clone())
-        .advise("the registry's copy is damaged, or an index lies: push the image again, or pull it from elsewhere");
+        let error = Error::new(Outcome::Integrity, format!("reading {file} of {}", self.at(layer, *offset)))
+            .because(why.clone())
+            .advise("the registry's copy is damaged, or an index lies: push the image again, or pull it from elsewhere");
         let error = Arc::new(error);
         self.damaged().insert(*piece, Arc::clone(&error));
         error
@@ -422,6 +421,7 @@ impl Layer {
             data: OnceLock::new(),
             spans: OnceLock::new(),
             gaps: OnceLock::new(),
+            failure: Mutex::default(),
             counted,
         }
     }

@@ -22,12 +22,12 @@ impl Fetcher {
     /// Brings bytes of a layer's large files that a program waits for; when this ends well they are in its data file. Ends after
     /// [`super::FetchConfig::demand_deadline`] at the latest.
     pub async fn demand_data(self: &Arc<Self>, layer: &Digest, range: Range<u64>) -> Result<()> {
-        if self.has_data(layer, &range)? {
+        // Where that cannot be said, it is tried in the time that a demand has.
+        if self.has_data(layer, &range).unwrap_or(false) {
             return Ok(());
         }
         let _waiting = self.gate.enter();
-        let tried = || tried(layer, &range);
-        self.in_time(self.bring_data(*layer, range.clone(), Origin::Demand), tried).await
+        self.in_time(|| self.bring_data(*layer, range.clone(), Origin::Demand), || self.account_of_data(layer, &range)).await
     }
 
     /// Brings bytes of large files that a program is about to read; whether they are here then. As urgent as a demand.
@@ -37,8 +37,8 @@ impl Fetcher {
             here => return here.unwrap_or(false),
         }
         let _waiting = self.gate.enter();
-        let brought = self.bring_data(*layer, range.clone(), Origin::Readahead);
-        self.in_time(brought, || tried(layer, &range)).await.is_ok()
+        let bring = || self.bring_data(*layer, range.clone(), Origin::Readahead);
+        self.in_time(bring, || self.account_of_data(layer, &range)).await.is_ok()
     }
 
     /// A large file of an attached image, to read what is needed of it.
@@ -65,7 +65,8 @@ impl Fetcher {
         let mut filled = false;
         loop {
             let (image, number) = self.find_data(&layer, &range)?;
-            if image.layers[number].data(&self.store)?.has(range.clone()) {
+            let data = image.layers[number].data(&self.store).map_err(|e| self.account_of_data(&layer, &range).during(e))?;
+            if data.has(range.clone()) {
                 return Ok(());
             }
             if !std::mem::replace(&mut filled, true) && self.fill(&image, number, &range).await? {

@@ -27,6 +27,7 @@
 //! | runs     | directories in which programs open one file after the other |
 //! | image    | what is known of an attached image |
 //! | obstacle | why the background fetch rests |
+//! | account  | what is said of a failure |
 //! | stream   | a whole blob in order, for layers without random access |
 //!
 //! A file becomes visible in the store only when every chunk and the whole of it have the right digest, bytes of a large file when their
@@ -36,6 +37,7 @@
 //! Locks are held for a look or a change, never across an await; none is taken while another is held, except the gap log's, which
 //! nests in nothing.
 
+mod account;
 mod backoff;
 mod check;
 mod config;
@@ -62,6 +64,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, watch};
 
+use account::Account;
+pub use account::what_next;
 pub use config::FetchConfig;
 pub use image::ImageContent;
 pub use large::LargeFile;
@@ -77,6 +81,9 @@ use gate::Gate;
 use image::{Gaps, Image, Place};
 use inflight::InFlight;
 use piece::PieceId;
+
+/// Pause before what failed for lack of something in this process is tried again.
+const LACK: Duration = Duration::from_millis(100);
 
 /// Fetches for all attached images. Its functions are to be called in a tokio runtime with several threads.
 pub struct Fetcher {
@@ -176,17 +183,31 @@ impl Fetcher {
             return Ok(());
         }
         let _waiting = self.gate.enter();
-        self.in_time(self.bring(*file), || format!("fetching file {file}")).await
+        self.in_time(|| self.bring(*file), || self.account_of(file)).await
     }
 
-    /// What a program waits for, or an error when it takes too long.
-    async fn in_time(&self, work: impl Future<Output = Result<()>>, tried: impl FnOnce() -> String) -> Result<()> {
-        match tokio::time::timeout(self.config.demand_deadline, work).await {
-            Ok(result) => result,
-            Err(_) => Err(Error::new(Outcome::Unavailable, tried())
-                .because(format!("it had not come after {} s", self.config.demand_deadline.as_secs_f32()))
-                .advise("is the registry reachable? The log of towlined says more")),
+    /// What a program waits for, or an error when it takes too long. What this process lacks for a moment, such as descriptors, is waited
+    /// for.
+    async fn in_time<W: Future<Output = Result<()>>>(
+        &self,
+        work: impl Fn() -> W,
+        account: impl FnOnce() -> Account,
+    ) -> Result<()> {
+        let begin = Instant::now();
+        let give_up = tokio::time::Instant::from_std(begin + self.config.demand_deadline);
+        let mut lacked = None;
+        loop {
+            match tokio::time::timeout_at(give_up, work()).await {
+                Ok(Err(error)) if error.outcome() == Outcome::Busy => {
+                    tracing::debug!("trying again: {}", error.one_line());
+                    lacked = Some(error);
+                    tokio::time::sleep_until(give_up.min(tokio::time::Instant::now() + LACK)).await;
+                }
+                Ok(result) => return result,
+                Err(_) => break,
+            }
         }
+        Err(lacked.unwrap_or_else(|| account().too_late(begin)))
     }
 
     /// Brings a file that a program is about to open; whether it is in the store then. As urgent as a demand, but tried only once.

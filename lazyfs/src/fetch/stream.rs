@@ -9,6 +9,7 @@ use futures_util::StreamExt as _;
 use tokio::sync::mpsc;
 
 use super::backoff::Backoff;
+use super::transfer::ENOUGH;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::source::Source;
@@ -63,7 +64,7 @@ async fn pump(
                 }
             },
         };
-        if position > before {
+        if position - before >= ENOUGH {
             backoff.reset();
         }
         // The reader's caller names the blob.

@@ -30,6 +30,9 @@ use crate::source::ByteStream;
 /// Portions between network and decoder. A portion is what one read from a connection gave, some tens of kilobytes.
 const AHEAD: usize = 8;
 
+/// So many bytes of one response are progress, even if the response fails then.
+pub(super) const ENOUGH: u64 = 20 << 10;
+
 /// A span that is to be fetched.
 pub(super) struct Transfer {
     pub image: Arc<Image>,
@@ -96,6 +99,8 @@ impl Fetcher {
             Err(e) => Err(Error::new(Outcome::Io, "decoding a layer").because(e)),
         };
         // The local failure is the cause where there is one: it ends the reading too.
+        let start = transfer.segments.first().map_or(0, |segment| segment.range().start);
+        let decoded = decoded.map_err(|e| e.during(format!("storing what came of {}", transfer.image.at(transfer.layer, start))));
         match decoded.and(fetched) {
             Ok(()) => {
                 let damaged = arrivals.take_damaged();
@@ -135,13 +140,15 @@ impl<'a> Course<'a> {
                 Ok(stream) => self.receive(stream, stop, sender, arrivals).await,
                 Err(error) => Err(error),
             };
-            if self.position > before {
+            // Whoever sends less before each failure might as well send nothing: patience with it has an end.
+            if self.position - before >= ENOUGH {
                 backoff.reset();
             }
             if let Err(error) = failure {
                 if sender.is_closed() {
                     return Ok(());
                 }
+                let error = self.transfer.image.failed(self.transfer.layer, self.position, error);
                 backoff.pause(error).await?;
             }
         }
@@ -274,7 +281,7 @@ impl Arrivals {
             claim.land(Landing::Failed(Arc::clone(&shared)));
         }
         claims.clear();
-        Error::shared(format!("fetching from {}", transfer.image.content.source.name()), &shared)
+        Error::shared("bringing what a program waits for", &shared)
     }
 
     fn claims(&self) -> MutexGuard<'_, HashMap<PieceId, Claim>> {

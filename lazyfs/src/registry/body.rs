@@ -6,13 +6,13 @@ use bytes::Bytes;
 use futures_util::stream;
 use reqwest::Response;
 
+use super::pace::Pace;
+use super::repository::without_query;
 use crate::error::{Error, Outcome, Result};
 use crate::source::ByteStream;
 
 /// Over how much time spent waiting a body has to make progress.
 const WINDOW: Duration = Duration::from_secs(20);
-/// The least progress in that time, bytes: 1 KiB a second. A server that drips is as good as one that is silent.
-const LEAST: u64 = 20 * 1024;
 
 struct Body {
     response: Response,
@@ -22,15 +22,14 @@ struct Body {
     left: u64,
     idle: Duration,
     url: String,
-    waited: Duration,
-    progress: u64,
+    pace: Pace,
 }
 
 /// Yields exactly `len` bytes of the response after leaving out `skip`, or an error. Waits at most `idle` for each piece; time in
 /// which nobody asks does not count.
 pub(super) fn stream_exactly(response: Response, skip: u64, len: u64, idle: Duration) -> ByteStream {
-    let url = response.url().to_string();
-    let body = Body { response, skip, left: len, idle, url, waited: Duration::ZERO, progress: 0 };
+    let url = without_query(response.url());
+    let body = Body { response, skip, left: len, idle, url, pace: Pace::new(WINDOW.min(idle * 2)) };
     Box::pin(stream::try_unfold(body, |mut body| async move {
         loop {
             if body.left == 0 {
@@ -59,15 +58,9 @@ impl Body {
             Ok(Ok(None)) => return Err(failed(&self.url).because(format!("it ended {} bytes early", self.left))),
             Ok(Ok(Some(piece))) => piece,
         };
-        self.waited += began.elapsed();
-        self.progress += piece.len() as u64;
-        if self.waited > WINDOW.min(self.idle * 2) {
-            if self.progress < LEAST {
-                let why = format!("only {} bytes came in {:.0} s", self.progress, self.waited.as_secs_f32());
-                return Err(failed(&self.url).because(why));
-            }
-            (self.waited, self.progress) = (Duration::ZERO, 0);
+        match self.pace.note(began.elapsed(), piece.len()) {
+            Ok(()) => Ok(piece),
+            Err(why) => Err(failed(&self.url).because(why)),
         }
-        Ok(piece)
     }
 }

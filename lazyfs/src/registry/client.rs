@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use reqwest::header::{DATE, RETRY_AFTER};
+use reqwest::header::{ACCEPT_ENCODING, CONTENT_ENCODING, DATE, HeaderMap, HeaderValue, RETRY_AFTER, TRANSFER_ENCODING};
 use reqwest::redirect::Policy;
 use reqwest::{Client, ClientBuilder, RequestBuilder, Response, StatusCode, Url};
 
@@ -15,6 +15,7 @@ use super::date;
 use super::endpoint::{Endpoint, Transport};
 use super::host::{Host, Hosts};
 use super::proxies::Proxies;
+use super::repository::without_query;
 use super::tls::Pem;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
@@ -35,6 +36,8 @@ pub struct Options {
     pub headers: Duration,
     /// How long a body may pause. A body that crawls below 1 KiB/s is given up too.
     pub idle: Duration,
+    /// How long a body may crawl below 1 KiB/s where another host can be asked.
+    pub lag: Duration,
     /// Hosts (with their ports, as in references) that speak plain HTTP. Hosts on this machine's loopback need not be named: they
     /// are tried with and without TLS.
     pub plain_http: Vec<String>,
@@ -51,6 +54,7 @@ impl Default for Options {
             connect: Duration::from_secs(10),
             headers: Duration::from_secs(20),
             idle: Duration::from_secs(15),
+            lag: Duration::from_secs(4),
             plain_http: Vec::new(),
             piece: 32 << 20,
             proxies: Proxies::default(),
@@ -155,12 +159,12 @@ impl Registry {
         let failure = match tokio::time::timeout(self.options.headers, client.execute(request)).await {
             Ok(Ok(response)) if says_later(response.status()) => {
                 let last = authority(response.url());
-                let asked = retry_after(&response);
+                let (asked, why) = (retry_after(&response), format!("it answered {}", response.status()));
                 if last == *host.name() {
-                    pass.failed(asked);
+                    pass.failed(asked, &why);
                 } else {
                     pass.worked(None);
-                    self.host(&last).failed(asked);
+                    self.host(&last).failed(asked, &why);
                 }
                 return Ok(response);
             }
@@ -174,7 +178,13 @@ impl Registry {
                 .advise("is the registry overloaded, or a proxy in the way?"),
         };
         match failure.outcome() {
-            Outcome::Unavailable => pass.failed(None),
+            Outcome::Unavailable => {
+                let mut last: &dyn std::error::Error = &failure;
+                while let Some(cause) = last.source() {
+                    last = cause;
+                }
+                pass.failed(None, &last.to_string());
+            }
             _ => pass.worked(None),
         }
         Err(failure)
@@ -228,14 +238,31 @@ fn says_later(status: StatusCode) -> bool {
     is_passing(status) && status != StatusCode::REQUEST_TIMEOUT
 }
 
-/// `Retry-After` (RFC 9110 section 10.2.3): seconds, or a time, which is compared with the server's own clock where it says it.
+/// `Retry-After` (RFC 9110 section 10.2.3): seconds, or a time, which is compared with the server's own clock. A time of a server that
+/// does not tell what its clock shows says nothing: ours may be set, or wrong.
 pub(super) fn retry_after(response: &Response) -> Option<Duration> {
     let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
-    let now = text(DATE).and_then(date::parse).or_else(|| {
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?;
-        i64::try_from(since.as_secs()).ok()
-    });
-    date::wait(text(RETRY_AFTER)?, now?)
+    date::wait(text(RETRY_AFTER)?, text(DATE).and_then(date::parse))
+}
+
+/// Refuses a body that is not the bytes that were asked for but something that they have been made into: nobody asked for that, and
+/// ranges of it are not ranges of the blob.
+pub(super) fn check_encoding(response: &Response) -> Result<()> {
+    for name in [CONTENT_ENCODING, TRANSFER_ENCODING] {
+        let all = response.headers().get_all(&name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
+        let all: Vec<String> =
+            all.flat_map(|value| value.split(',').map(|one| one.trim().to_owned()).collect::<Vec<_>>()).collect();
+        let known = ["identity", "chunked", ""];
+        if let Some(coding) = all.iter().find(|coding| !known.contains(&coding.to_ascii_lowercase().as_str())) {
+            return Err(Error::new(Outcome::Unsupported, format!("GET {}", without_query(response.url())))
+                .because(format!(
+                    "the answer came with `{name}: {}`, which was not asked for",
+                    coding.chars().take(40).collect::<String>()
+                ))
+                .advise("something on the way compresses content: exempt the registry from that"));
+        }
+    }
+    Ok(())
 }
 
 /// Host and port of an address.
@@ -255,6 +282,8 @@ fn builder(options: &Options) -> Result<ClientBuilder> {
     });
     let builder = Client::builder()
         .user_agent(concat!("towline/", env!("CARGO_PKG_VERSION")))
+        // Blobs are compressed where that helps, and their bytes are what digests and ranges are about.
+        .default_headers(HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]))
         .connect_timeout(options.connect)
         .redirect(follow)
         .tcp_nodelay(true)

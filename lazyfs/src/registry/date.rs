@@ -21,12 +21,12 @@ pub(super) fn parse(text: &str) -> Option<i64> {
     rfc3339::parse(&format!("{year}-{month:02}-{day}T{time}Z")).map(|(seconds, _)| seconds)
 }
 
-/// How long a `Retry-After` asks to wait, when the server's clock shows `now`.
-pub(super) fn wait(text: &str, now: i64) -> Option<Duration> {
+/// How long a `Retry-After` asks to wait, when the server's clock shows `now`. Without that only seconds are understood.
+pub(super) fn wait(text: &str, now: Option<i64>) -> Option<Duration> {
     let text = text.trim();
     let seconds = match text.parse::<u64>() {
         Ok(seconds) => seconds,
-        Err(_) => u64::try_from(parse(text)?.saturating_sub(now).max(0)).ok()?,
+        Err(_) => u64::try_from(parse(text)?.saturating_sub(now?).max(0)).ok()?,
     };
     Some(Duration::from_secs(seconds).min(LONGEST))
 }
@@ -53,7 +53,9 @@ mod tests {
             ("", None),
             ("x, a b c d e", None),
         ] {
-            assert_eq!(wait(text, now).map(|w| w.as_secs()), wanted, "{text}");
+            assert_eq!(wait(text, Some(now)).map(|w| w.as_secs()), wanted, "{text}");
         }
+        assert_eq!(wait("7", None), Some(Duration::from_secs(7)));
+        assert_eq!(wait("Sun, 06 Nov 2094 08:49:07 GMT", None), None, "our own clock is not asked");
     }
 }

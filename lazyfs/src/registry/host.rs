@@ -64,6 +64,8 @@ struct State {
     failures: u32,
     failed_at: Option<Instant>,
     until: Option<Instant>,
+    /// What the last failure was.
+    why: String,
     /// A request tries whether the host is well again.
     probing: bool,
     /// How long answers took, the latest last.
@@ -93,7 +95,10 @@ impl Host {
             let wait = {
                 let mut state = self.state();
                 match state.rest() {
-                    Some(rest) if rest > PATIENCE => return Err(self.left_alone(rest)),
+                    Some(rest) if rest > PATIENCE => {
+                        drop(state);
+                        return Err(self.left_alone(rest));
+                    }
                     Some(rest) => rest,
                     None if state.failures < 2 => return Ok(Pass { host: self, sent: Instant::now(), probe: false }),
                     None if !state.probing => {
@@ -120,8 +125,8 @@ impl Host {
     }
 
     /// Notes a failure that was not seen by whoever has a pass.
-    pub fn failed(&self, asked: Option<Duration>) {
-        self.note_failure(Instant::now(), asked);
+    pub fn failed(&self, asked: Option<Duration>, why: &str) {
+        self.note_failure(Instant::now(), asked, why);
     }
 
     /// By when nineteen of twenty answers have come, where enough are known.
@@ -145,14 +150,18 @@ impl Host {
     }
 
     fn left_alone(&self, rest: Duration) -> Error {
-        Error::new(Outcome::Unavailable, format!("asking {}", self.name))
-            .because(format!("it has failed or asked to be left alone; the next try is in {:.1} s", rest.as_secs_f32()))
-            .retry_after(rest)
+        let why = format!(
+            "it has failed or asked to be left alone ({}); the next try is in {:.1} s",
+            self.state().why,
+            rest.as_secs_f32()
+        );
+        Error::new(Outcome::Unavailable, format!("asking {}", self.name)).because(why).retry_after(rest)
     }
 
-    fn note_failure(&self, sent: Instant, asked: Option<Duration>) {
+    fn note_failure(&self, sent: Instant, asked: Option<Duration>, why: &str) {
         {
             let mut state = self.state();
+            state.why = why.to_owned();
             let now = Instant::now();
             // Many requests that were on their way together meet one failure.
             if state.failed_at.is_none_or(|at| sent >= at) {
@@ -200,8 +209,8 @@ impl Pass<'_> {
     }
 
     /// The host did not answer, or said that it cannot now, and perhaps for how long.
-    pub fn failed(self, asked: Option<Duration>) {
-        self.host.note_failure(self.sent, asked);
+    pub fn failed(self, asked: Option<Duration>, why: &str) {
+        self.host.note_failure(self.sent, asked, why);
     }
 }
 
@@ -231,10 +240,10 @@ mod tests {
         let hosts = Hosts::default();
         let host = hosts.get("a:1");
         let together = [host.pass(SOON).await.unwrap(), host.pass(SOON).await.unwrap(), host.pass(SOON).await.unwrap()];
-        together.into_iter().for_each(|pass| pass.failed(None));
+        together.into_iter().for_each(|pass| pass.failed(None, "503"));
         assert_eq!(host.state().failures, 1, "they met one failure");
         assert!(host.is_well());
-        host.pass(SOON).await.unwrap().failed(None);
+        host.pass(SOON).await.unwrap().failed(None, "503");
         assert!(!host.is_well());
         let probe = host.pass(SOON).await.unwrap();
         assert!(probe.probe);
@@ -252,7 +261,7 @@ mod tests {
     #[tokio::test]
     async fn a_long_rest_is_an_error_and_a_dropped_probe_no_end() {
         let host = Hosts::default().get("a:1");
-        host.pass(SOON).await.unwrap().failed(Some(Duration::from_secs(60)));
+        host.pass(SOON).await.unwrap().failed(Some(Duration::from_secs(60)), "503");
         let error = host.pass(SOON).await.unwrap_err();
         assert!(error.asked_to_wait().is_some_and(|wait| wait > Duration::from_secs(50)), "{error:?}");
         host.state().until = None;

@@ -1,11 +1,12 @@
 //! One repository at several hosts: mirrors in their order, the registry itself last.
 //!
 //! A host that fails is asked last until it is well again ([`super::host`]). When a host's first byte is later than nineteen of twenty
-//! of its answers were, the next host is asked as well, and whoever is first is read; the other request is dropped. What a host
+//! of its answers were, the next host is asked as well, and whoever is first is read; the other request is dropped. A body that breaks off
+//! or crawls while another host could be asked is given up, and its host is asked last for a while. What a host
 //! sends is checked against its digest like that of any other; a host whose content turned out to be wrong is not asked for
 //! that blob again.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::{BoxFuture as Work, FutureExt as _};
 use futures_util::stream::{self, FuturesUnordered, StreamExt as _};
 
+use super::pace::Pace;
 use super::repository::Repository;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
@@ -22,6 +24,8 @@ use crate::source::{BoxFuture, ByteStream, RawManifest, Referrer, Source};
 const HEDGE_FLOOR: Duration = Duration::from_millis(50);
 /// When a second host is asked while nothing is known of the first.
 const HEDGE_UNKNOWN: Duration = Duration::from_secs(1);
+/// For how long a host whose body broke off or crawled is asked after the others.
+const LAME: Duration = Duration::from_secs(60);
 /// How many blobs are remembered as damaged at a host.
 const MAX_DISTRUSTED: usize = 4096;
 
@@ -34,6 +38,8 @@ pub struct Mirrors {
     distrusted: Mutex<HashSet<(usize, Digest)>>,
     /// Who was read last for a blob.
     last: Mutex<Vec<(Digest, usize)>>,
+    /// Members whose bodies broke off or crawled, and until when they are asked last.
+    lame: Arc<Mutex<HashMap<usize, Instant>>>,
 }
 
 impl Mirrors {
@@ -41,13 +47,14 @@ impl Mirrors {
     pub fn new(name: String, members: Vec<Repository>) -> Self {
         assert!(!members.is_empty(), "a repository is asked somewhere");
         let members = members.into_iter().map(Arc::new).collect();
-        Self { members, name, distrusted: Mutex::default(), last: Mutex::default() }
+        Self { members, name, distrusted: Mutex::default(), last: Mutex::default(), lame: Arc::default() }
     }
 
     /// Who is asked, first asked first: those that are well, then the others.
     fn order(&self, wanted: impl Fn(&Repository) -> bool) -> Vec<usize> {
+        let is_well = |n: &usize| self.members[*n].known_host().is_well() && !self.is_lame(*n);
         let (well, ill): (Vec<usize>, Vec<usize>) =
-            (0..self.members.len()).filter(|n| wanted(&self.members[*n])).partition(|n| self.members[*n].known_host().is_well());
+            (0..self.members.len()).filter(|n| wanted(&self.members[*n])).partition(is_well);
         well.into_iter().chain(ill).collect()
     }
 
@@ -100,7 +107,7 @@ impl Mirrors {
             match arrived {
                 Some((n, Ok(stream))) => {
                     self.read_from(blob, n);
-                    return Ok(stream);
+                    return Ok(self.watched(n, stream));
                 }
                 Some((n, Err(error))) => failure = Some(self.failed(n, error, failure)),
                 None => {}
@@ -129,6 +136,45 @@ impl Mirrors {
         }
     }
 
+    /// The same bytes, with less patience while another host could send them. Whoever reads goes on where this broke off.
+    fn watched(&self, n: usize, stream: ByteStream) -> ByteStream {
+        let lag = self.members[n].registry.options().lag;
+        let others = (0..self.members.len()).any(|other| other != n && !self.is_lame(other));
+        let (lame, endpoint) = (Arc::clone(&self.lame), self.members[n].endpoint().to_string());
+        let pace = others.then(|| Pace::new(lag));
+        Box::pin(stream::try_unfold((stream, pace), move |(mut stream, mut pace)| {
+            let (lame, tried) = (Arc::clone(&lame), format!("reading from {endpoint}"));
+            async move {
+                let began = Instant::now();
+                let next = match &mut pace {
+                    None => stream.next().await,
+                    Some(_) => tokio::time::timeout(lag * 2, stream.next()).await.unwrap_or_else(|_| {
+                        Some(Err(Error::new(Outcome::Unavailable, &tried).because(format!("nothing came for {:?}", lag * 2))))
+                    }),
+                };
+                let slow = match (&next, &mut pace) {
+                    (Some(Ok(piece)), Some(pace)) => pace.note(began.elapsed(), piece.len()).err(),
+                    _ => None,
+                };
+                let failed = match (next, slow) {
+                    (None, _) => return Ok(None),
+                    (Some(Ok(piece)), None) => return Ok(Some((piece, (stream, pace)))),
+                    (Some(Err(error)), _) => error,
+                    (_, Some(why)) => Error::new(Outcome::Unavailable, tried).because(why),
+                };
+                tracing::debug!("another host is asked first for {LAME:?}: {}", failed.one_line());
+                lame.lock().expect("no holder of this lock panics").insert(n, Instant::now() + LAME);
+                Err(failed)
+            }
+        }))
+    }
+
+    fn is_lame(&self, n: usize) -> bool {
+        let mut lame = self.lame.lock().expect("no holder of this lock panics");
+        lame.retain(|_, until| *until > Instant::now());
+        lame.contains_key(&n)
+    }
+
     fn read_from(&self, blob: Digest, n: usize) {
         let mut last = self.last.lock().expect("no holder of this lock panics");
         last.retain(|(known, _)| *known != blob);
@@ -136,6 +182,11 @@ impl Mirrors {
             last.remove(0);
         }
         last.push((blob, n));
+    }
+
+    fn last_read(&self, blob: &Digest) -> Option<usize> {
+        let last = self.last.lock().expect("no holder of this lock panics");
+        last.iter().find(|(known, _)| known == blob).map(|(_, n)| *n)
     }
 
     /// The failure to report: that of the registry itself says more than that of a mirror.
@@ -172,9 +223,15 @@ impl Source for Mirrors {
         Box::pin(self.first_range(blob, range))
     }
 
+    fn origin(&self, blob: &Digest) -> String {
+        match self.last_read(blob) {
+            Some(n) => format!("{} for {}", self.members[n].endpoint(), self.name),
+            None => self.name.clone(),
+        }
+    }
+
     fn distrust(&self, blob: &Digest) {
-        let last = self.last.lock().expect("no holder of this lock panics").iter().find(|(known, _)| known == blob).copied();
-        let Some((_, n)) = last else { return };
+        let Some(n) = self.last_read(blob) else { return };
         if self.members.len() > 1 {
             tracing::warn!("{} has sent damaged content of {blob}; others are asked for it", self.members[n].endpoint());
         }

@@ -13,6 +13,7 @@ mod date;
 mod endpoint;
 mod host;
 mod mirrors;
+mod pace;
 mod proxies;
 mod push;
 mod referrers;
@@ -27,4 +28,4 @@ pub use proxies::Proxies;
 pub use repository::Repository;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -11,7 +11,7 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 
 use super::auth::Authenticator;
 use super::body::stream_exactly;
-use super::client::{MAX_REDIRECTS, Registry, authority, is_passing, read_limited, retry_after};
+use super::client::{MAX_REDIRECTS, Registry, authority, check_encoding, is_passing, read_limited, retry_after};
 use super::credentials::Credential;
 use super::endpoint::{Endpoint, Transport};
 use crate::digest::Digest;
@@ -258,6 +258,7 @@ impl Repository {
         if response.status() != StatusCode::OK {
             return Err(self.failure(response).await);
         }
+        check_encoding(&response)?;
         let text = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
         let media_type = text(CONTENT_TYPE.as_str()).split(';').next().unwrap_or_default().trim().to_owned();
         let declared = text("docker-content-digest");
@@ -303,6 +304,7 @@ impl Repository {
 
     /// Accepts the range that was asked for, or the whole blob.
     fn check_range(&self, response: Response, range: &Range<u64>) -> Result<ByteStream> {
+        check_encoding(&response)?;
         let idle = self.registry.options().idle;
         let len = range.end - range.start;
         let wrong = |why: String| {

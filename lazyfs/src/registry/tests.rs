@@ -19,14 +19,14 @@ use crate::reference::{Reference, RegistryReference};
 use crate::source::{ByteStream, RawManifest, Source};
 
 /// A request as the script sees it: `GET /path`, and all headers in lower case.
-struct Asked {
-    line: String,
+pub(crate) struct Asked {
+    pub line: String,
     head: String,
     body: String,
 }
 
 impl Asked {
-    fn header(&self, name: &str) -> Option<&str> {
+    pub fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     }
 }
@@ -34,13 +34,13 @@ impl Asked {
 type Script = dyn Fn(&Asked, &mut TcpStream) -> std::io::Result<()> + Send + Sync;
 
 /// A server on a port of loopback; its threads end with their connections.
-struct Server {
-    port: u16,
+pub(crate) struct Server {
+    pub port: u16,
     asked: Arc<Mutex<Vec<String>>>,
 }
 
 impl Server {
-    fn start(script: impl Fn(&Asked, &mut TcpStream) -> std::io::Result<()> + Send + Sync + 'static) -> Self {
+    pub fn start(script: impl Fn(&Asked, &mut TcpStream) -> std::io::Result<()> + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let (script, asked): (Arc<Script>, _) = (Arc::new(script), Arc::new(Mutex::new(Vec::new())));
@@ -54,7 +54,7 @@ impl Server {
         Self { port, asked }
     }
 
-    fn asked(&self) -> Vec<String> {
+    pub fn asked(&self) -> Vec<String> {
         std::mem::take(&mut self.asked.lock().unwrap())
     }
 
@@ -62,7 +62,7 @@ impl Server {
         self.repository_with(credential, Options { idle: Duration::from_millis(200), ..Options::default() })
     }
 
-    fn repository_with(&self, credential: Option<Credential>, options: Options) -> Repository {
+    pub fn repository_with(&self, credential: Option<Credential>, options: Options) -> Repository {
         Repository::new(&Registry::new(options).unwrap(), &reference(&format!("127.0.0.1:{}/a/b:t", self.port)), credential)
     }
 }
@@ -100,7 +100,7 @@ fn serve(mut stream: TcpStream, script: &Script, seen: &Mutex<Vec<String>>) {
     }
 }
 
-fn answer(stream: &mut TcpStream, status: &str, headers: &[(&str, &str)], body: &[u8]) -> std::io::Result<()> {
+pub(crate) fn answer(stream: &mut TcpStream, status: &str, headers: &[(&str, &str)], body: &[u8]) -> std::io::Result<()> {
     let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     stream.write_all(format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n{headers}\r\n", body.len()).as_bytes())?;
     stream.write_all(body)

@@ -421,7 +421,9 @@ fn failed(tried: &str, cause: rusqlite::Error) -> Error {
 }
 
 fn classified(tried: String, cause: rusqlite::Error) -> Error {
-    use rusqlite::ErrorCode::{CannotOpen, ConstraintViolation, DatabaseBusy, DatabaseLocked, DiskFull, ReadOnly, SystemIoFailure};
+    use rusqlite::ErrorCode::{
+        CannotOpen, ConstraintViolation, DatabaseBusy, DatabaseLocked, DiskFull, ReadOnly, SystemIoFailure,
+    };
     let (outcome, advice) = match cause.sqlite_error_code() {
         Some(DiskFull) => (Outcome::NoSpace, "free space on that file system, or remove images with `towline images rm`"),
         Some(DatabaseBusy | DatabaseLocked) => (Outcome::Busy, "another process works with it for long; try again"),

@@ -227,7 +227,7 @@ mod tests {
         let index = layer([file("small", name.as_bytes())]);
         let blob = Digest::of(name.as_bytes());
         let source = LayerSource { digest: blob, diff_id: blob, size: 100, kind: LayerKind::Stream, index: &index };
-        let (table, tree) = (build(&[source]).unwrap(), erofs::write(&merge(&[index.clone()]).unwrap()).unwrap());
+        let (table, tree) = (build(&[source]).unwrap(), erofs::write(&merge(std::slice::from_ref(&index)).unwrap()).unwrap());
         let image = Digest::of(format!("manifest of {name}").as_bytes());
         store.image(&image).write(&tree, &table, ImageRecord::new(name.into(), false, "{}".into())).unwrap();
         let mut writer = store.cas().writer().unwrap();

@@ -261,7 +261,10 @@ impl Sample {
 
 impl Rig {
     pub(super) fn attach(&self, fetcher: &Arc<Fetcher>, image: Digest) {
-        let source = Arc::new(Shared(Arc::clone(&self.fake)));
+        self.attach_to(fetcher, image, Arc::new(Shared(Arc::clone(&self.fake))));
+    }
+
+    pub(super) fn attach_to(&self, fetcher: &Arc<Fetcher>, image: Digest, source: Arc<dyn Source>) {
         fetcher.attach(ImageContent {
             image,
             name: "fake/image:1".to_owned(),

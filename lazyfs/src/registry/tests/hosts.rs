@@ -111,6 +111,45 @@ async fn a_late_first_byte_makes_the_next_host_be_asked() {
 }
 
 #[tokio::test]
+async fn a_mirror_that_drips_is_left_in_the_middle_and_asked_last() {
+    let head = "HTTP/1.1 206 Partial Content\r\ncontent-length: 4\r\ncontent-range: bytes 2-5/10\r\n\r\n";
+    for silent in [false, true] {
+        let (closed, seen) = std::sync::mpsc::channel();
+        let closed = Mutex::new(closed);
+        let slow = Server::start(move |_, stream| {
+            stream.write_all(head.as_bytes())?;
+            stream.write_all(b"2")?;
+            // One more byte, and then nothing; or a byte each 300 ms.
+            for byte in if silent { &b""[..] } else { &b"34"[..] } {
+                std::thread::sleep(Duration::from_millis(300));
+                stream.write_all(&[*byte])?;
+            }
+            let mut rest = [0];
+            stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+            if stream.read(&mut rest)? == 0 {
+                closed.lock().unwrap().send(()).map_err(std::io::Error::other)?;
+            }
+            broken()
+        });
+        let own = Server::start(|_, stream| good(stream));
+        let options = Options { lag: Duration::from_millis(200), ..Options::default() };
+        let source = mirrors(&Registry::new(options).unwrap(), &[&slow, &own]);
+        let error = read_from(&source, b"blob").await.unwrap_err();
+        let why = if silent { "nothing came for" } else { "bytes came in" };
+        let line = error.one_line();
+        assert!(error.outcome() == Outcome::Unavailable && line.contains(why), "{line}");
+        assert!(line.contains(&slow.port.to_string()), "{line}");
+        let dropped = tokio::task::spawn_blocking(move || seen.recv_timeout(Duration::from_secs(60)));
+        assert!(dropped.await.unwrap().is_ok(), "the connection to the slow mirror is kept");
+        for _ in 0..3 {
+            assert_eq!(read_from(&source, b"blob").await.unwrap(), b"2345");
+        }
+        assert_eq!((slow.asked().len(), own.asked().len()), (1, 3), "the slow one is asked again");
+        assert!(source.origin(&Digest::of(b"blob")).contains(&own.port.to_string()), "{}", source.origin(&Digest::of(b"blob")));
+    }
+}
+
+#[tokio::test]
 async fn a_mirror_that_sends_damage_is_not_asked_for_that_blob_again() {
     let liar = Server::start(|_, stream| answer(stream, "206 Partial Content", &RANGE, b"liar"));
     let own = Server::start(|_, stream| good(stream));
