@@ -36,6 +36,8 @@ mod patch;
 #[cfg(test)]
 mod profile;
 #[cfg(test)]
+mod quota;
+#[cfg(test)]
 mod rig;
 #[cfg(test)]
 mod signals;

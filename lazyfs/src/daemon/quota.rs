@@ -7,16 +7,17 @@
 //! collect: what no image names; then images that nobody holds, those first that were used the longest time ago, down to the low mark
 //! ```
 //!
-//! Held are images with a pin (containers, mounts, patches, `towline images pin`) and those that were pulled or asked for within the grace, so that
-//! a container that is about to start finds its image. Pulls and collections exclude each other (`pulls`). An image goes with one statement
+//! Held are images with a pin (containers, mounts, patches, `towline images pin`), images that a pull waits for, and those that were pulled or
+//! asked for within the grace, so that a container that is about to start finds its image. Pulls and collections exclude each other (`pulls`). An image goes with one statement
 //! that looks for pins itself, so a container that is started beside it either holds its image or finds that it is gone.
 //!
 //! What a program waits for is always fetched, whatever the quota says: a container that runs must go on, and it brings no more than its
 //! image has. The background fetch of whole images rests above the high mark.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::OwnedRwLockWriteGuard;
 
@@ -39,21 +40,62 @@ const REST: Duration = Duration::from_secs(20);
 pub(crate) struct Keeper {
     quota: Option<Quota>,
     leases: Arc<Mutex<Leases>>,
+    collections: AtomicU64,
 }
 
-/// When images were last asked for.
-type Leases = HashMap<Digest, Instant>;
+type Leases = HashMap<Digest, Lease>;
+
+/// That an image was asked for.
+#[derive(Debug)]
+struct Lease {
+    last: Instant,
+    /// Pulls that wait for it now.
+    pulls: u32,
+}
+
+/// A pull that waits for an image, which stays meanwhile whatever the grace.
+#[derive(Debug)]
+pub(crate) struct Pulled {
+    leases: Arc<Mutex<Leases>>,
+    image: Digest,
+}
 
 impl Keeper {
     /// Keeps to `quota`, where there is one.
     pub fn new(quota: Option<Quota>) -> Self {
-        Self { quota, leases: Arc::default() }
+        Self { quota, leases: Arc::default(), collections: AtomicU64::new(0) }
+    }
+
+    /// How often images were removed to make room.
+    pub fn collections(&self) -> u64 {
+        self.collections.load(Ordering::Relaxed)
     }
 
     /// Keeps an image for the grace from now on.
     pub fn lease(&self, image: &Digest) {
         if self.quota.is_some() {
-            lock(&self.leases).insert(*image, Instant::now());
+            lock(&self.leases).entry(*image).or_insert_with(Lease::new).last = Instant::now();
+        }
+    }
+
+    /// Keeps an image as long as the result lives, and for the grace afterwards.
+    pub fn pull(&self, image: &Digest) -> Pulled {
+        lock(&self.leases).entry(*image).or_insert_with(Lease::new).pulls += 1;
+        Pulled { leases: self.leases.clone(), image: *image }
+    }
+}
+
+impl Lease {
+    fn new() -> Self {
+        Self { last: Instant::now(), pulls: 0 }
+    }
+}
+
+impl Drop for Pulled {
+    fn drop(&mut self) {
+        if let Some(lease) = lock(&self.leases).get_mut(&self.image) {
+            lease.last = Instant::now();
+            lease.pulls -= 1;
         }
     }
 }
@@ -63,11 +105,12 @@ fn lock(leases: &Mutex<Leases>) -> MutexGuard<'_, Leases> {
 }
 
 impl Daemon {
-    /// An image that is about to be used: kept from now on; `None` where it has just gone.
-    pub(crate) async fn hold(&self, row: ImageRow) -> Result<Option<ImageRow>> {
-        self.keeper.lease(&row.digest);
-        // A collection may have taken it before the lease.
-        self.database.with(move |db| db.image(&row.digest)).await
+    /// An image that is about to be pulled, which stays from now on; `None` where it has just gone.
+    pub(crate) async fn hold(&self, row: ImageRow) -> Result<Option<(Pulled, ImageRow)>> {
+        let pulled = self.keeper.pull(&row.digest);
+        // A collection may have taken it before.
+        let row = self.database.with(move |db| db.image(&row.digest)).await?;
+        Ok(row.map(|row| (pulled, row)))
     }
 
     /// Makes room for `need` bytes of a new image. [`Outcome::NoSpace`] where that cannot be.
@@ -176,6 +219,7 @@ impl Daemon {
                 "removed {} images that nobody used to keep to the quota: {before} bytes before, {after} after",
                 gone.len()
             );
+            this.keeper.collections.fetch_add(1, Ordering::Relaxed);
             this.active.try_all_again();
             Ok(after)
         });
@@ -196,8 +240,13 @@ fn remove_oldest(store: &Store, leases: &Mutex<Leases>, grace: Duration, used: u
     let mut weighed = usage::weigh(store, &db)?;
     // From here on nobody gets a lease until they are gone.
     let mut leases = lock(leases);
-    leases.retain(|_, since| since.elapsed() < grace);
-    weighed.iter_mut().for_each(|image| image.removable &= !leases.contains_key(&image.image));
+    leases.retain(|_, lease| lease.pulls > 0 || lease.last.elapsed() < grace);
+    // By the clock as well: a daemon that has left does not know any more. A time far ahead comes from a clock that was wrong.
+    let now = SystemTime::now();
+    let is_recent = |last: SystemTime| last + grace > now && last <= now + grace;
+    for image in &mut weighed {
+        image.removable &= !leases.contains_key(&image.image) && !is_recent(image.last_used);
+    }
     let mut gone = Vec::new();
     for image in choose(&weighed, used, wanted) {
         if db.remove_unpinned(&image)? {

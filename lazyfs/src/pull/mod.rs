@@ -82,7 +82,7 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
     let name = reference.to_string();
     if request.policy == PullPolicy::Missing
         && let Some(row) = known(daemon, &name).await?
-        && let Some(row) = daemon.hold(row).await?
+        && let Some((_pulled, row)) = daemon.hold(row).await?
     {
         let profile = tokio::spawn(profiles::find(daemon.clone(), None, row.digest));
         return finish(daemon, row, name, request.until, None, profile, &events).await;
@@ -97,7 +97,7 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
         None => Platform::host(),
     };
     let (raw, manifest) = resolve(source.as_ref(), &reference.selector(), &platform).await?;
-    daemon.keeper.lease(&raw.digest);
+    let _pulled = daemon.keeper.pull(&raw.digest);
     daemon.admit(need(daemon, &manifest)).await?;
     let pulling = daemon.pulling().await;
     let manifest_bytes = raw.bytes.len() as u64;
@@ -259,7 +259,7 @@ async fn finish(
     let stay =
         daemon.life.stay().ok_or_else(|| Error::new(Outcome::Unavailable, "serving a pull").because("towlined is leaving"))?;
     let content = ImageContent { index_bytes: received.unwrap_or(0), ..reopen(&daemon.store, &row, &daemon.sources)? };
-    let begin = Instant::now();
+    let (mut begin, mut collections) = (Instant::now(), daemon.keeper.collections());
     let patcher = patcher(daemon, &row, &content).await?;
     let mut view = daemon.active.attach(content, patcher, stay);
     if until == PullUntil::Startable {
@@ -278,8 +278,15 @@ async fn finish(
             };
         }
         send(events, Event::Progress(view.progress.borrow_and_update().clone()));
-        daemon.keeper.lease(&image);
-        if let Some(obstacle) = view.obstacle.borrow().as_ref().filter(|met| met.is_final(begin, daemon.active.patience())) {
+        let met = view.obstacle.borrow().clone().filter(|met| met.is_final(begin, daemon.active.patience()));
+        if let Some(obstacle) = met {
+            let is_over = daemon.store.meter().is_over();
+            if is_over && daemon.trim().await? || daemon.keeper.collections() > collections {
+                // There is room now: what was met before does not count.
+                (begin, collections) = (Instant::now(), daemon.keeper.collections());
+                daemon.fetcher.try_again(&image);
+                continue;
+            }
             let tried = format!("completing {name} (it can start, and what is missing is asked for again in the background)");
             return Err(Error::shared(tried, &obstacle.error));
         }

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
@@ -195,6 +195,8 @@ pub struct Weighed {
     pub image: Digest,
     /// Whether it may go.
     pub removable: bool,
+    /// When it was last pulled or used.
+    pub last_used: SystemTime,
     /// What it needs, each once, and what that takes on the disk.
     pub parts: Vec<(Shared, u64)>,
     /// What its own files take.
@@ -270,6 +272,7 @@ mod tests {
         let image = |name: &str, removable: bool, parts: &[(Shared, u64)]| Weighed {
             image: Digest::of(name.as_bytes()),
             removable,
+            last_used: SystemTime::now(),
             parts: parts.to_vec(),
             own: 1,
         };

@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Serialize;
 
 use super::db::Db;
+use super::pins::Holder;
 use super::quota::{Shared, Weighed, on_disk};
 use super::{Store, big};
 use crate::digest::Digest;
@@ -154,9 +156,56 @@ pub fn weigh(store: &Store, db: &Db) -> Result<Vec<Weighed>> {
             parts.insert(Shared::Layer(layer.digest), bytes);
         }
         let own = tree_bytes(&files.dir())?;
-        weighed.push(Weighed { image, removable: db.pins(&image)?.is_empty(), parts: parts.into_iter().collect(), own });
+        let last_used = db.image(&image)?.map_or(0, |row| row.last_used);
+        let last_used = UNIX_EPOCH + Duration::from_secs(last_used);
+        let removable = db.pins(&image)?.is_empty();
+        weighed.push(Weighed { image, removable, last_used, parts: parts.into_iter().collect(), own });
     }
     Ok(weighed)
+}
+
+/// What one image takes on the disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ImageUsage {
+    /// Its names, or its digest where it has none.
+    pub image: String,
+    /// Digest of its manifest.
+    pub digest: Digest,
+    /// Bytes that no other image needs: what its removal frees.
+    pub own_bytes: u64,
+    /// Bytes that other images need, too.
+    pub shared_bytes: u64,
+    /// What holds it, in words.
+    pub holders: Vec<String>,
+    /// When it was last pulled, or used by a container or a mount, seconds since the epoch.
+    pub last_used: u64,
+}
+
+/// All images, the one first that was not used for the longest time: the order in which a quota removes them.
+pub fn by_image(store: &Store, db: &Db) -> Result<Vec<ImageUsage>> {
+    let weighed = weigh(store, db)?;
+    let mut namers: HashMap<Shared, u32> = HashMap::new();
+    for (part, _) in weighed.iter().flat_map(|image| &image.parts) {
+        *namers.entry(*part).or_default() += 1;
+    }
+    let mut all = Vec::new();
+    for image in weighed {
+        // Removed a moment ago.
+        let Some(row) = db.image(&image.image)? else { continue };
+        let bytes = |shared: bool| {
+            let parts = image.parts.iter().filter(|(part, _)| (namers[part] > 1) == shared);
+            parts.map(|(_, bytes)| bytes).sum::<u64>()
+        };
+        all.push(ImageUsage {
+            image: if row.names.is_empty() { row.digest.to_string() } else { row.names.join(", ") },
+            digest: row.digest,
+            own_bytes: image.own + bytes(false),
+            shared_bytes: bytes(true),
+            holders: db.pins(&row.digest)?.iter().map(|pin| Holder::of(pin).to_string()).collect(),
+            last_used: row.last_used,
+        });
+    }
+    Ok(all)
 }
 
 fn each(dir: &Path, work: &mut dyn FnMut(&str, &Path) -> Result<()>) -> Result<()> {
@@ -244,6 +293,10 @@ mod tests {
             weighed.iter().map(|image| image.parts.contains(&(Shared::Object(Digest::of(contents[0])), len(0)))).collect();
         assert_eq!(shared, [true, true]);
         assert!(weighed.iter().all(|image| image.own > 0 && image.removable == (image.image == Digest::of(b"unpinned"))));
+        let by_image = by_image(&store, &db).unwrap();
+        assert!(by_image.iter().all(|image| image.shared_bytes == len(0) && image.own_bytes > len(1)), "{by_image:?}");
+        let held: Vec<_> = by_image.iter().filter(|image| !image.holders.is_empty()).collect();
+        assert!(held.len() == 1 && held[0].image == "pinned" && held[0].holders == ["container container uses it"]);
         let freed = before.objects.unused + before.large_files.unused + before.images.unused;
         let total: u64 = weighed[usize::from(!weighed[0].removable)].parts.iter().map(|(_, bytes)| bytes).sum();
         assert!(total >= freed - before.images.unused && total < before.total(), "{total} {before:?}");
