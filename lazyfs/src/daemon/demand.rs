@@ -11,7 +11,7 @@ use super::large::Large;
 use crate::ahead::Ahead;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
-use crate::fetch::{Fetcher, what_next};
+use crate::fetch::{Fetcher, Group, what_next};
 use crate::observe::What;
 use crate::store::Store;
 use crate::trigger::{ReadTicket, Resolver, Ticket};
@@ -37,7 +37,7 @@ impl Demand {
 
     async fn answer(&self, digest: Digest, ticket: Ticket) {
         let (begin, at, pid) = (Instant::now(), SystemTime::now(), ticket.caller());
-        let local = match self.fetcher.demand(&digest).await {
+        let local = match self.fetcher.demand_by(Group::of(pid), &digest).await {
             Ok(()) => self.store.cas().link_late(&digest),
             Err(error) => Err(error),
         };
@@ -61,7 +61,7 @@ impl Demand {
 
     async fn answer_read(&self, layer: Digest, range: Range<u64>, ticket: ReadTicket) {
         let (begin, at, pid) = (Instant::now(), SystemTime::now(), ticket.caller());
-        let bytes = self.bytes(layer, range.clone()).await;
+        let bytes = self.bytes(Group::of(pid), layer, range.clone()).await;
         let waited = begin.elapsed();
         match &bytes {
             Ok(bytes) => {
@@ -80,12 +80,12 @@ impl Demand {
     }
 
     /// Bytes of the large files of a layer, verified.
-    async fn bytes(&self, layer: Digest, range: Range<u64>) -> Result<Vec<u8>> {
+    async fn bytes(&self, caller: Option<Group>, layer: Digest, range: Range<u64>) -> Result<Vec<u8>> {
         let tried = || format!("reading bytes {range:?} of the large files of layer {layer}");
         let data = self.large.get(&layer).ok_or_else(|| Error::new(Outcome::NotFound, tried()).because("nobody serves them"))?;
         // Whether or not an image with them is still being fetched.
         if !data.has(range.clone()) {
-            self.fetcher.demand_data(&layer, range.clone()).await?;
+            self.fetcher.demand_data_by(caller, &layer, range.clone()).await?;
         }
         let (offset, len) = (range.start, (range.end - range.start) as usize);
         let read = tokio::task::spawn_blocking(move || {

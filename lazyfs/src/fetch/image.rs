@@ -11,6 +11,7 @@ use super::decode::{Damage, Segment};
 use super::gaps::GapLog;
 use super::inflight::Origin;
 use super::obstacle::Obstacle;
+use super::payer::{Group, Payer};
 use super::piece::{Destination, Piece, PieceId, PiecePlan, pieces_of};
 use super::reads::Reads;
 use super::runs::Runs;
@@ -73,6 +74,8 @@ pub(super) struct Image {
     /// Programs have begun to wait somewhere.
     pub heated: Notify,
     guide: Mutex<Guide>,
+    /// The container that waited last, as far as that is known.
+    caller: Mutex<Option<Group>>,
 }
 
 /// Whether a profile says what programs read.
@@ -166,7 +169,19 @@ impl Image {
             reads: Reads::default(),
             heated: Notify::new(),
             guide: Mutex::default(),
+            caller: Mutex::default(),
         }
+    }
+
+    /// Whom a demand is charged to; what is guessed from then on, as well ([`Image::guesser`]).
+    pub fn payer(&self, caller: Option<Group>) -> Payer {
+        *self.caller.lock().expect("no holder of this lock panics") = caller;
+        Payer { image: self.content.image, group: caller }
+    }
+
+    /// Whom a guess is charged to: who waited last has made it likely.
+    pub fn guesser(&self) -> Payer {
+        Payer { image: self.content.image, group: *self.caller.lock().expect("no holder of this lock panics") }
     }
 
     /// Where a file of this image that can be fetched is.

@@ -76,13 +76,20 @@ pub(super) struct Flight {
 }
 
 impl Flight {
-    /// Ends when the flight has ended, and says how.
-    pub async fn landed(&self) -> Landing {
+    /// Ends when the flight has ended, and says how. Counts as somebody who waits from the call on.
+    pub fn landed(&self) -> impl Future<Output = Landing> + Send + use<> {
         let mut landing = self.landing.subscribe();
-        match landing.wait_for(|landing| !matches!(landing, Landing::Pending)).await {
-            Ok(landing) => landing.clone(),
-            Err(_) => Landing::Released,
+        async move {
+            match landing.wait_for(|landing| !matches!(landing, Landing::Pending)).await {
+                Ok(landing) => landing.clone(),
+                Err(_) => Landing::Released,
+            }
         }
+    }
+
+    /// Whether anybody waits for it. Who begins to later finds it released, and claims it again.
+    pub fn is_wanted(&self) -> bool {
+        self.landing.receiver_count() > 0
     }
 }
 

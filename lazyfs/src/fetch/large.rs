@@ -7,10 +7,12 @@ use std::sync::Arc;
 use super::Fetcher;
 use super::backoff::may_pass;
 use super::image::{Image, Place};
-use super::inflight::{Claim, Claimed, Control, Flight, Landing, Origin};
+use super::inflight::{Claim, Claimed, Control, Landing, Origin};
+use super::payer::Group;
 use super::schedule::Take;
 use super::span::{Limits, Part, plan};
 use super::transfer::Transfer;
+use super::turns::Kind;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::store::content::Content;
@@ -22,12 +24,18 @@ impl Fetcher {
     /// Brings bytes of a layer's large files that a program waits for; when this ends well they are in its data file. Ends after
     /// [`super::FetchConfig::demand_deadline`] at the latest.
     pub async fn demand_data(self: &Arc<Self>, layer: &Digest, range: Range<u64>) -> Result<()> {
+        self.demand_data_by(None, layer, range).await
+    }
+
+    /// The same, charged to the container of the program.
+    pub async fn demand_data_by(self: &Arc<Self>, caller: Option<Group>, layer: &Digest, range: Range<u64>) -> Result<()> {
         // Where that cannot be said, it is tried in the time that a demand has.
         if self.has_data(layer, &range).unwrap_or(false) {
             return Ok(());
         }
         let _waiting = self.gate.enter();
-        self.in_time(|| self.bring_data(*layer, range.clone(), Origin::Demand), || self.account_of_data(layer, &range)).await
+        let bring = || self.bring_data(*layer, range.clone(), Origin::Demand, caller);
+        self.in_time(bring, || self.account_of_data(layer, &range)).await
     }
 
     /// Brings bytes of large files that a program is about to read; whether they are here then. As urgent as a demand.
@@ -37,7 +45,7 @@ impl Fetcher {
             here => return here.unwrap_or(false),
         }
         let _waiting = self.gate.enter();
-        let bring = || self.bring_data(*layer, range.clone(), Origin::Readahead);
+        let bring = || self.bring_data(*layer, range.clone(), Origin::Readahead, None);
         self.in_time(bring, || self.account_of_data(layer, &range)).await.is_ok()
     }
 
@@ -61,7 +69,13 @@ impl Fetcher {
         Ok(image.layers[number].data(&self.store)?.has(range.clone()))
     }
 
-    pub(super) async fn bring_data(self: &Arc<Self>, layer: Digest, range: Range<u64>, origin: Origin) -> Result<()> {
+    pub(super) async fn bring_data(
+        self: &Arc<Self>,
+        layer: Digest,
+        range: Range<u64>,
+        origin: Origin,
+        caller: Option<Group>,
+    ) -> Result<()> {
         let mut filled = false;
         loop {
             let (image, number) = self.find_data(&layer, &range)?;
@@ -72,13 +86,13 @@ impl Fetcher {
             if !std::mem::replace(&mut filled, true) && self.fill(&image, number, &range).await? {
                 continue;
             }
-            let flights = self.request(&image, number, &range, origin)?;
+            let flights = self.request(&image, number, &range, origin, caller)?;
             if flights.is_empty() && !image.layers[number].data(&self.store)?.has(range.clone()) {
                 let why = format!("{} has no file there", image.content.name);
                 return Err(Error::new(Outcome::NotFound, tried(&layer, &range)).because(why));
             }
-            for (flight, is_ours) in flights {
-                match flight.landed().await {
+            for (landed, is_ours) in flights {
+                match landed.await {
                     // The patience of whoever began it is at its end, not that of whoever waits here.
                     Landing::Failed(error) if !is_ours && may_pass(&error) => {}
                     Landing::Failed(error) => return Err(Error::shared(tried(&layer, &range), &error)),
@@ -116,7 +130,8 @@ impl Fetcher {
         number: usize,
         range: &Range<u64>,
         origin: Origin,
-    ) -> Result<Vec<(Arc<Flight>, bool)>> {
+        caller: Option<Group>,
+    ) -> Result<Vec<(impl Future<Output = Landing> + Send + use<>, bool)>> {
         let layer = &image.layers[number];
         let missing = layer.data(&self.store)?.missing(range.clone());
         let control: Arc<Control> = Arc::default();
@@ -131,12 +146,12 @@ impl Fetcher {
             match self.inflight.claim(layer.pieces[nth].id(&layer.record.digest), &control) {
                 Claimed::Theirs(flight) => {
                     flight.control.urge();
-                    flights.push((flight, false));
+                    flights.push((flight.landed(), false));
                 }
                 // Whoever brought it a moment ago has stored it before letting go.
                 Claimed::Mine(_) if layer.data(&self.store)?.has(data) => image.mark_local(number, nth),
                 Claimed::Mine(claim) => {
-                    flights.push((Arc::clone(claim.flight()), true));
+                    flights.push((claim.flight().landed(), true));
                     claims.insert(nth, claim);
                 }
             }
@@ -145,7 +160,10 @@ impl Fetcher {
         if origin == Origin::Demand && !image.is_guided(!claims.is_empty()) {
             self.read_on(image, number, range, &control, &mut claims);
         }
+        let payer = image.payer(caller);
         for transfer in self.spans(image, number, claims, &wanted, origin, &control) {
+            // What is read ahead is paid by whoever reads, and wanted as soon.
+            let transfer = Transfer { payer, kind: Some(Kind::Demand), ..transfer };
             // A task of its own: the program may die, but others may wait for the same piece by then.
             tokio::spawn(Arc::clone(self).in_turn(transfer));
         }
@@ -213,7 +231,10 @@ impl Fetcher {
     }
 
     async fn in_turn(self: Arc<Self>, transfer: Transfer) {
-        let _permit = self.demands.acquire().await.expect("the semaphore is never closed");
+        let _seat = self.turns.seat(transfer.payer).await;
+        if !transfer.claims.iter().any(|claim| claim.flight().is_wanted()) && !transfer.wanted.is_empty() {
+            return; // Everybody who waited was killed.
+        }
         self.urgently(transfer).await;
     }
 }

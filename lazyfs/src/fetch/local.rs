@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::Fetcher;
 use super::image::{Image, Place};
 use super::inflight::Origin;
+use super::payer::Group;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::layer::Chunk;
@@ -49,8 +50,9 @@ impl Fetcher {
         layer: usize,
         range: Range<u64>,
         file: Digest,
+        caller: Option<Group>,
     ) -> Result<()> {
-        self.bring_data(image.layers[layer].record.digest, range.clone(), Origin::Demand).await?;
+        self.bring_data(image.layers[layer].record.digest, range.clone(), Origin::Demand, caller).await?;
         let this = Arc::clone(self);
         blocking("making an object of a large file", move || this.make_object(&image, layer, range, &file)).await
     }

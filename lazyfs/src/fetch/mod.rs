@@ -24,6 +24,8 @@
 //! | check    | layers against their diffIDs |
 //! | gaps     | what lies between files, kept until a layer is verified |
 //! | gate     | whether a program waits |
+//! | payer    | which container a request is charged to |
+//! | turns    | whose request is next, fair between containers |
 //! | runs     | directories in which programs open one file after the other |
 //! | image    | what is known of an attached image |
 //! | obstacle | why the background fetch rests |
@@ -49,6 +51,7 @@ mod inflight;
 mod large;
 mod local;
 mod obstacle;
+mod payer;
 mod piece;
 mod prefetch;
 mod reads;
@@ -57,6 +60,7 @@ mod schedule;
 mod span;
 pub mod stream;
 mod transfer;
+mod turns;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -70,6 +74,7 @@ pub use config::FetchConfig;
 pub use image::ImageContent;
 pub use large::LargeFile;
 pub use obstacle::Obstacle;
+pub use payer::Group;
 
 use crate::daemon::protocol::Progress;
 use crate::digest::Digest;
@@ -81,6 +86,7 @@ use gate::Gate;
 use image::{Gaps, Image, Place};
 use inflight::InFlight;
 use piece::PieceId;
+use turns::Turns;
 
 /// Pause before what failed for lack of something in this process is tried again.
 const LACK: Duration = Duration::from_millis(100);
@@ -93,8 +99,8 @@ pub struct Fetcher {
     images: Mutex<Vec<Arc<Image>>>,
     inflight: Arc<InFlight>,
     gate: Gate,
-    demands: Semaphore,
-    /// The same for files that are fetched ahead: they must not keep a demand waiting.
+    turns: Arc<Turns>,
+    /// How many files are fetched ahead at the same time.
     aheads: Semaphore,
     /// The gaps of layers that some attached image looks into: two images must not write one log.
     gaps: Mutex<HashMap<Digest, Weak<Gaps>>>,
@@ -103,7 +109,7 @@ pub struct Fetcher {
 impl Fetcher {
     /// A fetcher that brings content into `store`.
     pub fn new(store: Arc<Store>, config: FetchConfig) -> Arc<Self> {
-        let (demands, aheads) = (Semaphore::new(config.demand_parallel), Semaphore::new(config.ahead));
+        let (turns, aheads) = (Turns::new(config.demand_parallel), Semaphore::new(config.ahead));
         Arc::new(Self {
             observer: Arc::default(),
             store,
@@ -111,7 +117,7 @@ impl Fetcher {
             images: Mutex::default(),
             inflight: Arc::default(),
             gate: Gate::default(),
-            demands,
+            turns,
             aheads,
             gaps: Mutex::default(),
         })
@@ -179,11 +185,16 @@ impl Fetcher {
     /// Brings a file that a program waits for; when this ends well it is in the store. Ends after
     /// [`FetchConfig::demand_deadline`] at the latest.
     pub async fn demand(self: &Arc<Self>, file: &Digest) -> Result<()> {
+        self.demand_by(None, file).await
+    }
+
+    /// The same, charged to the container of the program.
+    pub async fn demand_by(self: &Arc<Self>, caller: Option<Group>, file: &Digest) -> Result<()> {
         if self.store.cas().contains(file) {
             return Ok(());
         }
         let _waiting = self.gate.enter();
-        self.in_time(|| self.bring(*file), || self.account_of(file)).await
+        self.in_time(|| self.bring(*file, caller), || self.account_of(file)).await
     }
 
     /// What a program waits for, or an error when it takes too long. What this process lacks for a moment, such as descriptors, is waited

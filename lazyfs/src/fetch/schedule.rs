@@ -1,8 +1,8 @@
 //! Who fetches what, and when.
 //!
 //! ```text
-//! demand      at once; one request per file, extended to small files before and to what is behind it; a few at a time; of large files only
-//!             what a program reads (large)
+//! demand      at once; one request per file, extended to small files before and to what is behind it; a few at a time, in turn with those of
+//!             other containers (turns); of large files only what a program reads (large)
 //! prefetch    what a profile of the image names, in its order, over several connections; nothing is guessed meanwhile
 //! ahead       at once: files that a program is known to open next
 //! runs        directories in which programs open one file after the other, one part after the other, beside demands
@@ -20,9 +20,11 @@ use super::Fetcher;
 use super::backoff::{Backoff, may_pass};
 use super::image::{Image, Place};
 use super::inflight::{Claim, Claimed, Control, Landing, Origin};
+use super::payer::{Group, Payer};
 use super::piece::PieceId;
 use super::span::{Limits, Part, plan};
 use super::transfer::Transfer;
+use super::turns::Kind;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 
@@ -35,30 +37,31 @@ const GROW_EVERY: Duration = Duration::from_millis(500);
 
 impl Fetcher {
     /// Brings a file that a program waits for, or waits with it for whoever brings it.
-    pub(super) async fn bring(self: &Arc<Self>, file: Digest) -> Result<()> {
+    pub(super) async fn bring(self: &Arc<Self>, file: Digest, caller: Option<Group>) -> Result<()> {
         loop {
             if self.store.cas().contains(&file) {
                 return Ok(());
             }
             let (image, layer, nth) = match self.find(&file)? {
                 (image, Place::Piece(layer, nth)) => (image, layer, nth),
-                (image, Place::Data(layer, range)) => return self.bring_object(image, layer, range, file).await,
+                (image, Place::Data(layer, range)) => return self.bring_object(image, layer, range, file, caller).await,
             };
             let control = Arc::default();
-            let (flight, is_ours) = match self.inflight.claim(PieceId::Object(file), &control) {
+            let (landed, is_ours) = match self.inflight.claim(PieceId::Object(file), &control) {
                 Claimed::Theirs(flight) => {
                     flight.control.urge();
-                    (flight, false)
+                    (flight.landed(), false)
                 }
                 Claimed::Mine(claim) => {
-                    let flight = Arc::clone(claim.flight());
+                    let landed = claim.flight().landed();
                     image.progress.send_modify(|progress| progress.demanded_files += 1);
                     // A task of its own: the program may die, but others may wait for the same file by then.
-                    tokio::spawn(Arc::clone(self).demanded(image, layer, nth, claim, control));
-                    (flight, true)
+                    let payer = image.payer(caller);
+                    tokio::spawn(Arc::clone(self).demanded(image, layer, nth, claim, control, payer));
+                    (landed, true)
                 }
             };
-            match flight.landed().await {
+            match landed.await {
                 Landing::Stored => return Ok(()),
                 // The patience of whoever began it is at its end, not that of whoever waits here.
                 Landing::Failed(error) if !is_ours && may_pass(&error) => {}
@@ -84,6 +87,7 @@ impl Fetcher {
             Claimed::Mine(claim) => {
                 let flight = Arc::clone(claim.flight());
                 let transfer = self.make(&image, layer, vec![Part::Piece(nth)], vec![claim], Origin::Readahead, control);
+                let transfer = Transfer { kind: Some(Kind::Demand), ..transfer };
                 // A task of its own: a program may wait for it by the time that we are given up.
                 let this = Arc::clone(self);
                 tokio::spawn(async move { this.urgently(transfer).await });
@@ -93,10 +97,21 @@ impl Fetcher {
         matches!(flight.landed().await, Landing::Stored)
     }
 
-    async fn demanded(self: Arc<Self>, image: Arc<Image>, layer: usize, nth: usize, claim: Claim, control: Arc<Control>) {
-        let _permit = self.demands.acquire().await.expect("the semaphore is never closed");
+    async fn demanded(
+        self: Arc<Self>,
+        image: Arc<Image>,
+        layer: usize,
+        nth: usize,
+        claim: Claim,
+        control: Arc<Control>,
+        payer: Payer,
+    ) {
+        let _seat = self.turns.seat(payer).await;
+        if !claim.flight().is_wanted() {
+            return; // Everybody who waited was killed.
+        }
         let transfer = self.plan_demand(&image, layer, nth, claim, control);
-        self.urgently(transfer).await;
+        self.urgently(Transfer { payer, ..transfer }).await;
     }
 
     /// Carries out a transfer that is as patient as whoever waits for it.
@@ -182,7 +197,25 @@ impl Fetcher {
         control: Arc<Control>,
     ) -> Transfer {
         let segments = parts.into_iter().map(|part| image.segment(layer, part)).collect();
-        Transfer { image: Arc::clone(image), layer, segments, claims, origin, control, wanted: Vec::new(), demand: 0..0 }
+        let (payer, kind) = match origin {
+            Origin::Demand => (image.guesser(), Some(Kind::Demand)),
+            Origin::Readahead => (image.guesser(), Some(Kind::Guess)),
+            // For all containers of the image.
+            Origin::Prefetch => (Payer::image(image.content.image), Some(Kind::Guess)),
+            Origin::Background => (Payer::image(image.content.image), None),
+        };
+        Transfer {
+            image: Arc::clone(image),
+            layer,
+            segments,
+            claims,
+            origin,
+            control,
+            payer,
+            kind,
+            wanted: Vec::new(),
+            demand: 0..0,
+        }
     }
 
     /// Claims a part for a transfer, if it is worth fetching.
@@ -213,6 +246,7 @@ impl Fetcher {
     async fn deliver(self: &Arc<Self>, transfer: Transfer, backoff: impl Fn() -> Backoff) -> Result<bool> {
         let (image, layer, origin) = (Arc::clone(&transfer.image), transfer.layer, transfer.origin);
         let (control, wanted) = (Arc::clone(&transfer.control), transfer.wanted.clone());
+        let (payer, kind) = (transfer.payer, transfer.kind);
         let report = self.transfer(transfer, backoff()).await?;
         for (damage, claim) in report.damaged {
             tracing::warn!(
@@ -226,7 +260,7 @@ impl Fetcher {
             let (_, nth) = image.find_piece(&damage.piece).expect("it was planned from the table");
             let again = self.make(&image, layer, vec![Part::Piece(nth)], vec![claim], origin, Arc::clone(&control));
             let demand = if wanted.contains(&damage.piece) { image.layers[layer].extents[nth].clone() } else { 0..0 };
-            let again = Transfer { wanted: vec![damage.piece], demand, ..again };
+            let again = Transfer { wanted: vec![damage.piece], demand, payer, kind, ..again };
             for (damage, claim) in self.transfer(again, backoff()).await?.damaged {
                 let error = image.give_up(layer, &damage);
                 tracing::error!("{}", error.one_line());

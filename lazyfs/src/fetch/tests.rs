@@ -1,5 +1,6 @@
 //! The fetcher against a source that misbehaves on command.
 
+mod fair;
 mod faults;
 mod large;
 mod prefetch;

@@ -21,8 +21,10 @@ use super::backoff::Backoff;
 use super::decode::{Damage, Decoding, Event, Segment};
 use super::image::Image;
 use super::inflight::{Claim, Control, Landing, Origin};
+use super::payer::Payer;
 use super::piece::PieceId;
 use super::span::cut;
+use super::turns::{Kind, Turn};
 use crate::error::{Error, Outcome, Result};
 use crate::observe;
 use crate::source::ByteStream;
@@ -43,6 +45,10 @@ pub(super) struct Transfer {
     pub claims: Vec<Claim>,
     pub origin: Origin,
     pub control: Arc<Control>,
+    /// Who is charged for it.
+    pub payer: Payer,
+    /// What its requests take turns as; none: it rests while programs wait, and takes no turns.
+    pub kind: Option<Kind>,
     /// The pieces that a program waits for.
     pub wanted: Vec<PieceId>,
     /// Their extent; what is around it counts as readahead.
@@ -136,10 +142,15 @@ impl<'a> Course<'a> {
             }
             let before = self.position;
             let stop = if self.may_yield() { self.end.min(self.position + self.fetcher.budget(image)) } else { self.end };
+            let mut turn = self.turn(stop).await;
+            // Others may have come while it waited for its turn.
+            let stop = self.largest(stop);
             let failure = match image.content.source.open(blob, self.position..stop).await {
-                Ok(stream) => self.receive(stream, stop, sender, arrivals).await,
+                Ok(stream) => self.receive(stream, stop, sender, arrivals, turn.as_mut()).await,
                 Err(error) => Err(error),
             };
+            // Neither retries nor pauses take a place from others.
+            drop(turn);
             // Whoever sends less before each failure might as well send nothing: patience with it has an end.
             if self.position - before >= ENOUGH {
                 backoff.reset();
@@ -155,6 +166,18 @@ impl<'a> Course<'a> {
         Ok(())
     }
 
+    /// Waits for the turn to ask for what is missing up to `stop`.
+    async fn turn(&self, stop: u64) -> Option<Turn> {
+        let bytes = self.largest(stop) - self.position;
+        Some(self.fetcher.turns.turn(self.transfer.payer, self.transfer.kind?, bytes).await)
+    }
+
+    /// Where a request that should go to `stop` ends if others want the line as well.
+    fn largest(&self, stop: u64) -> u64 {
+        let largest = self.transfer.kind.map(|kind| self.fetcher.turns.largest(&self.transfer.payer, kind));
+        largest.map_or(stop, |largest| stop.min(self.position.saturating_add(largest)))
+    }
+
     /// Reads one response.
     async fn receive(
         &mut self,
@@ -162,6 +185,7 @@ impl<'a> Course<'a> {
         stop: u64,
         sender: &mpsc::Sender<Bytes>,
         arrivals: &Arrivals,
+        mut turn: Option<&mut Turn>,
     ) -> Result<()> {
         while self.position < stop.min(self.end) {
             let Some(portion) = stream.next().await.transpose()? else {
@@ -171,6 +195,9 @@ impl<'a> Course<'a> {
             let start = self.position;
             self.position += portion.len() as u64;
             self.count(start, portion.len() as u64);
+            if let Some(turn) = &mut turn {
+                turn.used(portion.len() as u64);
+            }
             if sender.send(portion).await.is_err() {
                 let tried = "storing what was received";
                 return Err(Error::new(Outcome::Io, tried).because("the decoder has stopped"));
@@ -183,6 +210,12 @@ impl<'a> Course<'a> {
                 if self.may_yield() {
                     return Ok(());
                 }
+            }
+            let is_in_the_way =
+                |kind| self.fetcher.turns.is_in_the_way(&self.transfer.payer, kind, stop.saturating_sub(self.position));
+            if self.transfer.kind.is_some_and(is_in_the_way) {
+                // It goes on in small requests, in turn with those of the others.
+                return Ok(());
             }
         }
         Ok(())

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,6 +26,27 @@ pub(super) enum Fault {
     Break(u64),
 }
 
+/// What several sources share: one portion at a time, first come, first served.
+#[derive(Default)]
+pub(super) struct Line(tokio::sync::Mutex<()>);
+
+/// A request that was begun and has not ended.
+struct Opened(Arc<Fake>);
+
+impl Opened {
+    fn new(fake: &Arc<Fake>) -> Self {
+        let open = fake.open.fetch_add(1, Relaxed) + 1;
+        fake.most_open.fetch_max(open, Relaxed);
+        Self(Arc::clone(fake))
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Relaxed);
+    }
+}
+
 pub(super) struct Fake {
     pub(super) manifest: Bytes,
     pub(super) files: Vec<(Digest, Range<u64>)>,
@@ -38,12 +61,22 @@ pub(super) struct Fake {
     pub(super) down: std::sync::atomic::AtomicBool,
     pub(super) requests: Mutex<Vec<Range<u64>>>,
     /// How often it was told that what it sent was damaged.
-    pub(super) distrusted: std::sync::atomic::AtomicUsize,
+    pub(super) distrusted: AtomicUsize,
+    pub(super) line: Option<Arc<Line>>,
+    /// Bytes that were sent.
+    pub(super) served: AtomicUsize,
+    /// Requests that have not ended, and the most that were at the same time.
+    pub(super) open: AtomicUsize,
+    pub(super) most_open: AtomicUsize,
 }
 
 impl Fake {
     pub(super) fn requests(&self) -> Vec<Range<u64>> {
         self.requests.lock().unwrap().clone()
+    }
+
+    pub(super) fn served(&self) -> u64 {
+        self.served.load(Relaxed) as u64
     }
 
     pub(super) fn set_down(&self, down: bool) {
@@ -83,6 +116,7 @@ impl Source for Shared {
     fn open(&self, _: Digest, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream>> {
         let fake = Arc::clone(&self.0);
         Box::pin(async move {
+            let opened = Opened::new(&fake);
             fake.requests.lock().unwrap().push(range.clone());
             tokio::time::sleep(fake.delay).await;
             let down = || Err(Error::new(Outcome::Unavailable, "connecting to fake").because("connection refused"));
@@ -95,7 +129,7 @@ impl Source for Shared {
                 Some(Fault::Break(after)) => range.start + after,
                 None => u64::MAX,
             };
-            let steps = streams::try_unfold(range, move |rest| {
+            let steps = streams::try_unfold((range, opened), move |(rest, opened)| {
                 let fake = Arc::clone(&fake);
                 async move {
                     if rest.is_empty() {
@@ -104,9 +138,16 @@ impl Source for Shared {
                     if rest.start >= breaks {
                         return Err(Error::new(Outcome::Unavailable, "reading from fake").because("connection reset"));
                     }
-                    tokio::time::sleep(fake.pace).await;
+                    {
+                        let _turn = match &fake.line {
+                            Some(line) => Some(line.0.lock().await),
+                            None => None,
+                        };
+                        tokio::time::sleep(fake.pace).await;
+                    }
                     let end = rest.end.min(rest.start + 16384).min(breaks);
-                    Ok(Some((fake.piece(rest.start..end), end..rest.end)))
+                    fake.served.fetch_add((end - rest.start) as usize, Relaxed);
+                    Ok(Some((fake.piece(rest.start..end), (end..rest.end, opened))))
                 }
             });
             Ok(Box::pin(steps) as ByteStream)
@@ -116,7 +157,7 @@ impl Source for Shared {
 
 /// A store, an image with these files in one layer, and a fetcher.
 pub(super) struct Rig {
-    pub(super) _dir: tempfile::TempDir,
+    pub(super) _dir: Arc<tempfile::TempDir>,
     pub(super) store: Arc<Store>,
     pub(super) fetcher: Arc<Fetcher>,
     pub(super) fake: Arc<Fake>,
@@ -145,6 +186,21 @@ pub(super) fn rig(lengths: &[usize], config: &str) -> Rig {
 }
 
 pub(super) fn rig_with(lengths: &[usize], config: &str, adjust: impl FnOnce(&mut Fake)) -> Rig {
+    // A store has hundreds of directories: in memory, where there is such a file system, the tests do not wait for the disk.
+    let memory = std::path::Path::new("/dev/shm");
+    let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
+    let store = Arc::new(Store::open(dir.path()).unwrap());
+    let fetcher = Fetcher::new(Arc::clone(&store), FetchConfig::parse(config).unwrap());
+    rig_in(Arc::new(dir), store, fetcher, lengths, adjust)
+}
+
+fn rig_in(
+    dir: Arc<tempfile::TempDir>,
+    store: Arc<Store>,
+    fetcher: Arc<Fetcher>,
+    lengths: &[usize],
+    adjust: impl FnOnce(&mut Fake),
+) -> Rig {
     let layer = Sample::new(lengths);
     let source = LayerSource {
         digest: layer.digest(),
@@ -154,10 +210,6 @@ pub(super) fn rig_with(lengths: &[usize], config: &str, adjust: impl FnOnce(&mut
         index: &layer.index,
     };
     let table = Arc::new(Table::from_bytes(build(&[source]).unwrap()).unwrap());
-    // A store has hundreds of directories: in memory, where there is such a file system, the tests do not wait for the disk.
-    let memory = std::path::Path::new("/dev/shm");
-    let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
-    let store = Arc::new(Store::open(dir.path()).unwrap());
     std::fs::write(store.index_path(&layer.digest()), crate::layer::saved::save(&layer.index)).unwrap();
     let mut fake = Fake {
         manifest: layer.manifest(),
@@ -169,10 +221,13 @@ pub(super) fn rig_with(lengths: &[usize], config: &str, adjust: impl FnOnce(&mut
         flipped: Mutex::default(),
         down: false.into(),
         requests: Mutex::default(),
-        distrusted: std::sync::atomic::AtomicUsize::default(),
+        distrusted: AtomicUsize::default(),
+        line: None,
+        served: AtomicUsize::default(),
+        open: AtomicUsize::default(),
+        most_open: AtomicUsize::default(),
     };
     adjust(&mut fake);
-    let fetcher = Fetcher::new(Arc::clone(&store), FetchConfig::parse(config).unwrap());
     let (image, files) = (Digest::of(&fake.manifest), fake.files.clone());
     let rig = Rig { _dir: dir, store, fetcher, fake: Arc::new(fake), files, table, tree: None, image };
     rig.attach(&rig.fetcher, image);
@@ -260,6 +315,11 @@ impl Sample {
 }
 
 impl Rig {
+    /// Another image for the same fetcher.
+    pub(super) fn beside(&self, lengths: &[usize], adjust: impl FnOnce(&mut Fake)) -> Self {
+        rig_in(Arc::clone(&self._dir), Arc::clone(&self.store), Arc::clone(&self.fetcher), lengths, adjust)
+    }
+
     pub(super) fn attach(&self, fetcher: &Arc<Fetcher>, image: Digest) {
         self.attach_to(fetcher, image, Arc::new(Shared(Arc::clone(&self.fake))));
     }

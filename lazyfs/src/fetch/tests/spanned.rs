@@ -126,11 +126,15 @@ fn spanned_with(layer: Sample, config: &str, digests: Vec<Digest>) -> Rig {
         flipped: Mutex::default(),
         down: false.into(),
         requests: Mutex::default(),
-        distrusted: std::sync::atomic::AtomicUsize::default(),
+        distrusted: Default::default(),
+        line: None,
+        served: Default::default(),
+        open: Default::default(),
+        most_open: Default::default(),
     };
     let fetcher = Fetcher::new(Arc::clone(&store), FetchConfig::parse(config).unwrap());
     let image = Digest::of(&fake.manifest);
-    let rig = Rig { _dir: dir, store, fetcher, fake: Arc::new(fake), files, table, tree: None, image };
+    let rig = Rig { _dir: Arc::new(dir), store, fetcher, fake: Arc::new(fake), files, table, tree: None, image };
     rig.attach(&rig.fetcher, image);
     rig
 }
