@@ -5,17 +5,30 @@
 
 use towline_lazyfs::daemon::protocol::Prepared;
 use towline_lazyfs::error::Result;
+use towline_lazyfs::pull::canonical_name;
 use towline_lazyfs::store::Store;
 use towline_lazyfs::store::db::{ImageRow, ImageState};
 
 use crate::engine::Engine;
+use crate::policy;
 
 /// Pins `image` (a name or digest) for `container` and says what its root consists of.
 pub fn prepare(engine: &Engine, image: &str, container: &str) -> Result<Prepared> {
+    check_policy(engine, image)?;
     match prepare_local(engine, image, container)? {
         Some(prepared) => Ok(prepared),
         None => engine.daemon()?.prepare(image, container),
     }
+}
+
+/// The policy may be stricter than when the image was pulled. What is not in the store is refused by whoever looks for it next.
+fn check_policy(engine: &Engine, image: &str) -> Result<()> {
+    let db = engine.db()?;
+    let row = match db.resolve(image)? {
+        None => db.resolve(&canonical_name(image))?,
+        found => found,
+    };
+    row.map_or(Ok(()), |row| policy::admit(engine, &row).map(drop))
 }
 
 /// Pins an image whose content is all local; `None` for any other.

@@ -8,6 +8,7 @@ mod failure;
 mod image;
 mod monitor;
 mod patch;
+mod policy;
 mod relay;
 mod spec;
 mod timeline;

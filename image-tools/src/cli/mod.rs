@@ -28,6 +28,7 @@ use towline_lazyfs::registry::Proxies;
 
 use crate::engine::{self, Engine};
 use crate::failure::{Failure, Outcome};
+use crate::policy;
 
 /// Pulls container images lazily, and runs containers of them while they are still being pulled.
 #[derive(Debug, Parser)]
@@ -48,6 +49,9 @@ pub struct Cli {
     /// Directory with HOST/hosts.toml, asked before containerd's and registries.conf [default: /etc/towline/hosts.d]
     #[arg(long, env = "TOWLINE_REGISTRY_CONFIG", value_name = "DIR")]
     registry_config: Option<PathBuf>,
+    /// Which images may be used [default: ~/.config/containers/policy.json, else /etc/containers/policy.json]
+    #[arg(long, env = "TOWLINE_SIGNATURE_POLICY", value_name = "FILE")]
+    signature_policy: Option<PathBuf>,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -99,6 +103,7 @@ pub fn run(cli: Cli, begin: Instant) -> Outcome {
         settings: ClientSettings {
             registry_config: cli.registry_config.map(absolute).transpose()?,
             proxies: Proxies::from_variables(|name| std::env::var(name).ok()),
+            signature_policy: policy::find(cli.signature_policy.map(absolute).transpose()?, std::env::var_os("HOME")),
         },
     };
     if matches!(cli.verb, Verb::Version) {

@@ -24,6 +24,7 @@ use crate::failure::{Failure, Outcome};
 use crate::image;
 use crate::monitor::handle::Monitor;
 use crate::monitor::protocol::{Order, Recording, Report};
+use crate::policy;
 use crate::relay::console::RawMode;
 use crate::relay::process::Signals;
 use crate::spec::process::{Changes, Plan};
@@ -151,10 +152,15 @@ fn pull(engine: &Engine, args: &Args, timeline: &Shared) -> Result<String, Failu
             found => Ok(found),
         })?;
         match row {
-            Some(row) if row.state == ImageState::Complete => {
-                lock(timeline).step(Step::Local { complete: true });
-                return Ok(row.digest.to_string());
-            }
+            Some(row) if row.state == ImageState::Complete => match policy::admit(engine, &row) {
+                Ok(_) => {
+                    lock(timeline).step(Step::Local { complete: true });
+                    return Ok(row.digest.to_string());
+                }
+                // Its registry may have signatures that nobody asked for when it was pulled.
+                Err(error) if error.outcome() == Kind::Denied && args.pull != Pull::Never && row.reference == name => {}
+                Err(error) => return Err(error.into()),
+            },
             None if args.pull == Pull::Never => {
                 let error = Error::new(Kind::NotFound, format!("looking up image {}", args.image));
                 return Err(error

@@ -21,7 +21,7 @@ use crate::observe::Wait;
 use crate::registry::Proxies;
 
 /// Version of this protocol; both sides must have the same, since they are installed together.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Longest line in bytes that either side accepts.
 pub const MAX_LINE: usize = 16 * 1024 * 1024;
@@ -160,6 +160,8 @@ pub struct ClientSettings {
     pub registry_config: Option<PathBuf>,
     /// Proxies.
     pub proxies: Proxies,
+    /// The signature policy. Of all settings this one always counts: the daemon has none of its own.
+    pub signature_policy: Option<PathBuf>,
 }
 
 /// Credentials and where they are good for.

@@ -35,7 +35,7 @@ use super::sweep::sweep;
 use super::trees::Trees;
 use crate::ahead::Ahead;
 use crate::error::{Error, Outcome, Result};
-use crate::fetch::{FetchConfig, Fetcher};
+use crate::fetch::{FetchConfig, Fetcher, UseReferrers};
 use crate::holder::Keeper;
 use crate::observe::serve::Place;
 use crate::pull::sources::Settings;
@@ -266,6 +266,9 @@ impl Daemon {
         let store = self.store.clone();
         if row.state == ImageState::Complete {
             return self.database.with(move |db| store.prepare_complete(db, &row, &container)).await;
+        }
+        if self.fetcher.uses_referrers() != UseReferrers::Always {
+            pull::gate::check_proven(&self.store, &row).map_err(|e| e.during(&tried))?;
         }
         let patcher = match self.active.patcher(&row.digest) {
             Some(patcher) => patcher,

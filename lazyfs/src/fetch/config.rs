@@ -40,9 +40,8 @@ pub struct FetchConfig {
     pub prefetch_parallel: usize,
     /// Bytes between two wanted parts that are fetched along rather than starting another request.
     pub hole: u64,
-    /// Whether indexes of layers that somebody pushed beside an image are used. They are trusted as much as the image's tag: to be left alone where
-    /// images are pinned because the repository is not trusted.
-    pub referrers: bool,
+    /// Whether indexes of layers that somebody pushed beside an image are used.
+    pub referrers: UseReferrers,
     /// How much of a background request is still let through when a program begins to wait.
     pub yield_bytes: u64,
     /// How long a request that waits for the whole image bears failures that may pass.
@@ -51,6 +50,18 @@ pub struct FetchConfig {
     pub backoff_first: Duration,
     /// The longest pause.
     pub backoff_max: Duration,
+}
+
+/// Use of indexes that somebody pushed beside an image. What programs read until the layer is complete is what they say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UseReferrers {
+    /// `off`: the layers stream.
+    Never,
+    /// `on`: where they are trusted no less than the image. That is so where a tag names it, since whoever can push an index can move the tag.
+    /// For an image that is pinned by digest, or must be signed, it is so where the index is signed, too.
+    Trusted,
+    /// `always`: for such images, too.
+    Always,
 }
 
 impl Default for FetchConfig {
@@ -71,7 +82,7 @@ impl Default for FetchConfig {
             prefetch: 96 << 10,
             prefetch_parallel: 6,
             hole: 16 << 10,
-            referrers: true,
+            referrers: UseReferrers::Trusted,
             yield_bytes: 64 << 10,
             patience: Duration::from_secs(60),
             backoff_first: Duration::from_millis(100),
@@ -107,7 +118,14 @@ impl FetchConfig {
             "ahead" => self.ahead = usize::try_from(number()?.min(64)).expect("at most 64"),
             "demand_deadline" => self.demand_deadline = time()?,
             "background" => self.background = switch(value)?,
-            "referrers" => self.referrers = switch(value)?,
+            "referrers" => {
+                self.referrers = match value {
+                    "on" => UseReferrers::Trusted,
+                    "off" => UseReferrers::Never,
+                    "always" => UseReferrers::Always,
+                    _ => return Err(format!("`{value}` is none of on, off and always")),
+                }
+            }
             "background_idle" => self.background_idle = time()?,
             "background_first" => self.background_first = number()?.max(4096),
             "background_max" => self.background_max = number()?.max(4096),
@@ -144,11 +162,14 @@ mod tests {
             FetchConfig { readahead: 0, background: false, background_idle: Duration::from_millis(20), ..FetchConfig::default() };
         assert_eq!(config, wanted);
         assert_eq!(FetchConfig::parse("").unwrap(), FetchConfig::default());
+        for (value, wanted) in [("on", UseReferrers::Trusted), ("off", UseReferrers::Never), ("always", UseReferrers::Always)] {
+            assert_eq!(FetchConfig::parse(&format!("referrers={value}")).unwrap().referrers, wanted);
+        }
         for (text, why) in [
             ("readahead", "NAME=VALUE"),
             ("readahead=x", "not a number"),
             ("background=1", "neither on nor off"),
-            ("referrers=no", "neither on nor off"),
+            ("referrers=no", "none of on, off and always"),
             ("speed=1", "no option of that name"),
         ] {
             assert!(FetchConfig::parse(text).unwrap_err().one_line().contains(why), "{text}");

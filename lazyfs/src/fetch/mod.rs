@@ -70,7 +70,7 @@ use tokio::sync::{Semaphore, watch};
 
 use account::Account;
 pub use account::what_next;
-pub use config::FetchConfig;
+pub use config::{FetchConfig, UseReferrers};
 pub use image::ImageContent;
 pub use large::LargeFile;
 pub use obstacle::Obstacle;
@@ -173,7 +173,7 @@ impl Fetcher {
     }
 
     /// Whether indexes that were pushed beside an image are used.
-    pub fn uses_referrers(&self) -> bool {
+    pub fn uses_referrers(&self) -> UseReferrers {
         self.config.referrers
     }
 

@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use futures_util::future::try_join_all;
 
+use super::gate::Gate;
 use super::referrers::Referrers;
 use super::{Events, send};
 use crate::daemon::protocol::Event;
 use crate::daemon::server::Daemon;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
-use crate::fetch::stream;
+use crate::fetch::{UseReferrers, stream};
 use crate::layer::seek::SeekIndex;
 use crate::layer::spans::Spans;
 use crate::layer::tar::CasSink;
@@ -116,8 +117,10 @@ pub async fn index_all(
     image: Digest,
     plans: &[Plan],
     events: &Events,
+    gate: &Gate,
 ) -> Result<Vec<Indexed>> {
-    let (streams, referrers) = (tokio::sync::Semaphore::new(STREAMS), Referrers::default());
+    let gate = Some(gate).filter(|_| daemon.fetcher.uses_referrers() != UseReferrers::Always);
+    let (streams, referrers) = (tokio::sync::Semaphore::new(STREAMS), Referrers::new(gate));
     let ways = Ways { image, streams: &streams, referrers: &referrers };
     try_join_all(plans.iter().enumerate().map(|(position, plan)| index(daemon, source, plan, position, events, ways))).await
 }
@@ -127,7 +130,7 @@ pub async fn index_all(
 struct Ways<'a> {
     image: Digest,
     streams: &'a tokio::sync::Semaphore,
-    referrers: &'a Referrers,
+    referrers: &'a Referrers<'a>,
 }
 
 async fn index(
@@ -181,7 +184,7 @@ async fn index(
         }
     }
     if plan.compression == Compression::Gzip
-        && daemon.fetcher.uses_referrers()
+        && daemon.fetcher.uses_referrers() != UseReferrers::Never
         && let Some((seek, spans, bytes)) = from_referrer(source, plan, ways).await
     {
         keep_spans(daemon, &plan.digest, spans).await?;

@@ -9,6 +9,7 @@
 //! Nothing has a name before it is complete: a pull that fails or is killed leaves at most content under right digests, which the
 //! next garbage collection removes and the next pull of the same image uses.
 
+pub mod gate;
 pub mod indexing;
 mod layers;
 pub mod profiles;
@@ -26,7 +27,7 @@ use crate::daemon::protocol::{Event, LayerSummary, PullPolicy, PullRequest, Pull
 use crate::daemon::server::Daemon;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
-use crate::fetch::{Fetcher, ImageContent};
+use crate::fetch::{Fetcher, ImageContent, UseReferrers};
 use crate::layer::LayerKind;
 use crate::manifest::{self, Config, Document, Manifest, Platform};
 use crate::profile::Profile;
@@ -41,6 +42,7 @@ use crate::tree::erofs::devices::LargeFiles;
 use crate::tree::erofs::read::StoredTree;
 use crate::tree::{erofs, merge};
 
+use gate::Gate;
 pub use layers::{LayerLocks, lazy, read_blob, read_range};
 pub use sources::Sources;
 
@@ -80,13 +82,25 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
             .advise("write HOST/NAME:TAG, oci:DIR:TAG, oci-archive:FILE:TAG or docker-archive:FILE:NAME:TAG")
     })?;
     let name = reference.to_string();
+    let policy = gate::policy(request.settings.signature_policy.as_deref())?;
     if request.policy == PullPolicy::Missing
         && let Some(row) = known(daemon, &name).await?
         && let Some((_pulled, row)) = daemon.hold(row).await?
     {
-        let profile = tokio::spawn(profiles::find(daemon.clone(), None, row.digest));
-        return finish(daemon, row, name, request.until, None, profile, &events).await;
+        match gate::check_kept(policy.as_ref(), &daemon.store, &row) {
+            Ok(()) => {
+                let profile = tokio::spawn(profiles::find(daemon.clone(), None, row.digest));
+                let until = proven(daemon, &Gate::of_row(policy.as_ref(), &row)?, &row, request.until, &events)?;
+                return finish(daemon, row, name, until, None, profile, &events).await;
+            }
+            // Its registry may have signatures that nobody asked for when it was pulled.
+            Err(error) if error.outcome() == Outcome::Denied && row.reference == name => {
+                tracing::info!("asking for the image again: {}", error.one_line());
+            }
+            Err(error) => return Err(error),
+        }
     }
+    let gate = Gate::of(policy.as_ref(), &reference)?;
     if let Some(text) = daemon.sources.differs(&request.settings) {
         send(&events, Event::Warning { text });
     }
@@ -96,7 +110,8 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
         Some(text) => text.parse()?,
         None => Platform::host(),
     };
-    let (raw, manifest) = resolve(source.as_ref(), &reference.selector(), &platform).await?;
+    let Resolved { raw, manifest, digests } = resolve_all(source.as_ref(), &reference.selector(), &platform).await?;
+    let vouched = gate.admit(source.as_ref(), &digests).await?;
     let _pulled = daemon.keeper.pull(&raw.digest);
     daemon.admit(need(daemon, &manifest)).await?;
     let pulling = daemon.pulling().await;
@@ -111,13 +126,17 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
             (row, 0)
         }
         _ => {
-            let added = add(daemon, &source, raw.digest, &manifest, &request, &reference, &events).await?;
+            let added = add(daemon, &source, raw.digest, &manifest, &request, &gate, &events).await?;
             keep_manifest(daemon, &raw)?;
             added
         }
     };
+    if let Some(vouched) = vouched {
+        daemon.store.image(&row.digest).keep_signatures(&vouched.to_bytes())?;
+    }
     drop(pulling);
-    let finished = finish(daemon, row, name, request.until, Some(manifest_bytes + index_bytes), profile, &events).await;
+    let until = proven(daemon, &gate, &row, request.until, &events)?;
+    let finished = finish(daemon, row, name, until, Some(manifest_bytes + index_bytes), profile, &events).await;
     if let Err(error) = daemon.trim().await {
         tracing::error!("{}", error.one_line());
     }
@@ -145,22 +164,67 @@ async fn known(daemon: &Arc<Daemon>, name: &str) -> Result<Option<ImageRow>> {
     Ok(row.filter(|row| row.state != ImageState::Poisoned && daemon.store.image(&row.digest).exist()))
 }
 
+/// A manifest that was found.
+#[derive(Debug)]
+pub struct Resolved {
+    /// As it came.
+    pub raw: RawManifest,
+    /// Checked.
+    pub manifest: Manifest,
+    /// Its digest, and those of the indexes that led to it.
+    pub digests: Vec<Digest>,
+}
+
 /// Fetches a manifest, through an index where there is one.
 pub async fn resolve(source: &dyn Source, selector: &str, platform: &Platform) -> Result<(RawManifest, Manifest)> {
-    let mut raw = source.manifest(selector).await?;
+    let Resolved { raw, manifest, .. } = resolve_all(source, selector, platform).await?;
+    Ok((raw, manifest))
+}
+
+/// The same with what led to it. A digest decides: what the source has for it must have that digest, at each step.
+pub async fn resolve_all(source: &dyn Source, selector: &str, platform: &Platform) -> Result<Resolved> {
+    let mut raw = verified(source, selector).await?;
+    let mut digests = vec![raw.digest];
     // An index may name an index; more than one such step is nobody's image.
     for _ in 0..3 {
         match Document::parse(&raw)? {
-            Document::Image(manifest) => return Ok((raw, manifest)),
+            Document::Image(manifest) => return Ok(Resolved { raw, manifest, digests }),
             Document::Index(index) => {
                 let selected = index.select(platform)?;
-                raw = source.manifest(&selected.digest.to_string()).await?;
+                raw = verified(source, &selected.digest.to_string()).await?;
+                digests.insert(0, raw.digest);
             }
         }
     }
     Err(Error::new(Outcome::BadInput, format!("resolving {} of {}", selector, source.name()))
         .because("its indexes name indexes, three deep")
         .advise("ask for the manifest by its digest"))
+}
+
+/// Sources compare digests themselves, since they can ask elsewhere; that none forgets it is not left to them.
+async fn verified(source: &dyn Source, selector: &str) -> Result<RawManifest> {
+    let raw = source.manifest(selector).await?;
+    let found = Digest::of(&raw.bytes);
+    let wanted = selector.parse::<Digest>().unwrap_or(raw.digest);
+    if found != wanted || raw.digest != found {
+        return Err(Error::new(Outcome::Integrity, format!("reading the manifest {selector} of {}", source.name()))
+            .because(format!("its digest is {found}, not {wanted}"))
+            .advise("the registry or something on the way to it changes content"));
+    }
+    Ok(raw)
+}
+
+/// How long a pull has to last: containers of an image that is trusted more than its repository do not start while what they read
+/// is only what a referrer says.
+fn proven(daemon: &Daemon, gate: &Gate, row: &ImageRow, until: PullUntil, events: &Events) -> Result<PullUntil> {
+    let fine = until == PullUntil::Complete || row.state == ImageState::Complete || !gate.is_strict();
+    if fine || daemon.fetcher.uses_referrers() == UseReferrers::Always || !gate::is_unproven(&daemon.store, row)? {
+        return Ok(until);
+    }
+    let text = "it starts when it is complete: it is lazy by an index that nothing vouches for".to_owned();
+    tracing::warn!("{}: {text}", row.reference);
+    send(events, Event::Warning { text });
+    Ok(PullUntil::Complete)
 }
 
 /// Makes a new image of a manifest: everything but its content. Returns how many bytes that took, too.
@@ -170,14 +234,14 @@ async fn add(
     image: Digest,
     manifest: &Manifest,
     request: &PullRequest,
-    reference: &Reference,
+    gate: &Gate,
     events: &Events,
 ) -> Result<(ImageRow, u64)> {
-    let plans = layers::plan(manifest)?;
+    let (plans, reference) = (layers::plan(manifest)?, gate.reference());
     let summary = |plan: &layers::Plan| LayerSummary { digest: plan.digest, size: plan.size, kind: plan.kind() };
     send(events, Event::Resolved { image, layers: plans.iter().map(summary).collect() });
     let config = layers::read_blob(source.as_ref(), &manifest.config, manifest::MAX_CONFIG);
-    let indexes = layers::index_all(daemon, source, image, &plans, events);
+    let indexes = layers::index_all(daemon, source, image, &plans, events, gate);
     let (config, indexed) = tokio::try_join!(config, indexes)?;
     let checked = Config::parse(&config, plans.len())?;
     let text = String::from_utf8(config.to_vec())

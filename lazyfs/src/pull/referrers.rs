@@ -3,13 +3,14 @@
 //!
 //! Such an index is bound to the image by that subject, and so trusted as much as whoever may write to the repository: the same trust as in the
 //! tag. What it says of a file's content is believed until the layer is complete; then the layer's diffID decides, and an image whose
-//! index lied is poisoned. Where an image is pinned because the repository is not trusted, `referrers=off` leaves them alone.
+//! index lied is poisoned. Where an image is pinned or must be signed, an index counts only if it is signed, too ([`Gate::trusts`]).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::gate::Gate;
 use super::layers::read_blob;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
@@ -98,17 +99,23 @@ impl Artifact {
 }
 
 /// Which seek indexes there are for the layers of an image. Asked for once, by the first layer that has use for it.
-#[derive(Debug, Default)]
-pub struct Referrers {
+#[derive(Debug)]
+pub struct Referrers<'a> {
+    gate: Option<&'a Gate>,
     known: tokio::sync::OnceCell<HashMap<Digest, Descriptor>>,
 }
 
-impl Referrers {
+impl<'a> Referrers<'a> {
+    /// Only those that the gate trusts, where there is one.
+    pub fn new(gate: Option<&'a Gate>) -> Self {
+        Self { gate, known: tokio::sync::OnceCell::new() }
+    }
+
     /// The seek index of a layer of `image`, as it was pushed, if there is one. That there is none, or that it cannot be had, is no error: the
     /// layer then streams, and the log says why.
     pub async fn index_of(&self, source: &Arc<dyn Source>, image: &Digest, layer: &Digest) -> Option<Vec<u8>> {
         let known = self.known.get_or_init(|| async {
-            list(source.as_ref(), image).await.unwrap_or_else(|error| {
+            self.list(source.as_ref(), image).await.unwrap_or_else(|error| {
                 tracing::warn!("looking for indexes of {}: {}", source.name(), error.one_line());
                 HashMap::new()
             })
@@ -122,21 +129,26 @@ impl Referrers {
             }
         }
     }
-}
 
-async fn list(source: &dyn Source, image: &Digest) -> Result<HashMap<Digest, Descriptor>> {
-    let mut found = HashMap::new();
-    // The newest is the last one.
-    for referrer in source.referrers(*image, Some(ARTIFACT)).await?.iter().rev().take(MOST) {
-        let raw = source.manifest(&referrer.digest.to_string()).await?;
-        let tried = || format!("reading the indexes {} of {}", referrer.digest, source.name());
-        let artifact: Artifact =
-            serde_json::from_slice(&raw.bytes).map_err(|e| Error::new(Outcome::BadInput, tried()).because(e))?;
-        for (layer, blob) in artifact.indexes(image).map_err(|text| Error::new(Outcome::BadInput, tried()).because(text))? {
-            found.entry(layer).or_insert(blob);
+    async fn list(&self, source: &dyn Source, image: &Digest) -> Result<HashMap<Digest, Descriptor>> {
+        let mut found = HashMap::new();
+        // The newest is the last one.
+        for referrer in source.referrers(*image, Some(ARTIFACT)).await?.iter().rev().take(MOST) {
+            if let Some(gate) = self.gate
+                && !gate.trusts(source, &referrer.digest).await
+            {
+                continue;
+            }
+            let raw = source.manifest(&referrer.digest.to_string()).await?;
+            let tried = || format!("reading the indexes {} of {}", referrer.digest, source.name());
+            let artifact: Artifact =
+                serde_json::from_slice(&raw.bytes).map_err(|e| Error::new(Outcome::BadInput, tried()).because(e))?;
+            for (layer, blob) in artifact.indexes(image).map_err(|text| Error::new(Outcome::BadInput, tried()).because(text))? {
+                found.entry(layer).or_insert(blob);
+            }
         }
+        Ok(found)
     }
-    Ok(found)
 }
 
 #[cfg(test)]

@@ -1,17 +1,19 @@
 //! `towline images inspect`
 
 use serde_json::{Value, json};
+use towline_lazyfs::digest::Digest;
 use towline_lazyfs::error::Error;
 use towline_lazyfs::inspect::{LayerFormat, Opened};
 use towline_lazyfs::manifest::{About, Document};
 use towline_lazyfs::pull;
 
 use super::pull::SourceArgs;
-use super::session::{Origin, Place, Session};
+use super::session::{Origin, Place, Session, reference};
 use crate::cli::ps::Format;
 use crate::cli::table;
 use crate::engine::{Engine, block_on};
 use crate::failure::{Failure, Outcome};
+use crate::policy;
 use crate::timeline::step::size;
 
 /// Flags of `images inspect`.
@@ -50,15 +52,15 @@ pub fn run(engine: &Engine, args: &Args) -> Outcome {
         match (args.raw, args.config, args.format) {
             (true, ..) => Ok(String::from_utf8_lossy(&image.raw.bytes).into_owned()),
             (_, true, _) => Ok(String::from_utf8_lossy(&image.config_text).into_owned()),
-            (_, _, Format::Json) => Ok(format!("{:#}\n", describe(&origin, &image).await?)),
-            (_, _, Format::Table) => Ok(render(&describe(&origin, &image).await?)),
+            (_, _, Format::Json) => Ok(format!("{:#}\n", describe(engine, &origin, &image).await?)),
+            (_, _, Format::Table) => Ok(render(&describe(engine, &origin, &image).await?)),
         }
     })??;
     crate::cli::print(&text)?;
     Ok(0)
 }
 
-async fn describe(origin: &Origin, image: &Opened) -> Result<Value, Failure> {
+async fn describe(engine: &Engine, origin: &Origin, image: &Opened) -> Result<Value, Failure> {
     let lazy = pull::lazy(&image.manifest)?;
     let mut layers = Vec::new();
     for ((layer, diff_id), lazy) in image.manifest.layers.iter().zip(&image.config.diff_ids).zip(lazy) {
@@ -73,6 +75,8 @@ async fn describe(origin: &Origin, image: &Opened) -> Result<Value, Failure> {
         Document::Index(index) => index.entries().iter().filter_map(|(_, p)| p.as_ref().map(ToString::to_string)).collect(),
         Document::Image(_) => Vec::new(),
     };
+    let mut digests = vec![image.raw.digest];
+    digests.extend(Some(top.digest).filter(|digest| *digest != image.raw.digest));
     Ok(json!({
         "name": origin.name,
         "digest": image.raw.digest,
@@ -84,10 +88,24 @@ async fn describe(origin: &Origin, image: &Opened) -> Result<Value, Failure> {
         "size": image.manifest.layers.iter().map(|layer| layer.size).sum::<u64>(),
         "state": origin.row.as_ref().map(|row| row.state),
         "pulled_from": origin.row.as_ref().map(|row| row.reference.clone()),
+        "signature_policy": signature_policy(engine, origin, &digests).await?,
         "annotations": image.manifest.annotations,
         "layers": layers,
         "config": config,
     }))
+}
+
+/// What the signature policy says of the image; null where there is none.
+async fn signature_policy(engine: &Engine, origin: &Origin, digests: &[Digest]) -> Result<Value, Failure> {
+    let decided = match &origin.row {
+        Some(row) => policy::admit(engine, row),
+        None => policy::admit_remote(engine, &reference(&origin.name)?, origin.source.as_ref(), digests).await,
+    };
+    match decided {
+        Ok(accepted) => Ok(json!(accepted)),
+        Err(error) if error.outcome() == towline_lazyfs::error::Outcome::Denied => Ok(json!({"refused": error.one_line()})),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn render(what: &Value) -> String {
@@ -106,6 +124,16 @@ fn render(what: &Value) -> String {
         if what[key].is_string() {
             lines.push(format!("{label:<12} {}", text(&what[key])));
         }
+    }
+    let policy = &what["signature_policy"];
+    match policy["refused"].as_str() {
+        Some(why) => lines.push(format!("{:<12} {why}", "refused")),
+        None if policy.is_object() => {
+            let by: Vec<String> = policy["by"].as_array().into_iter().flatten().map(text).collect();
+            let (by, scope) = (by.join(", "), text(&policy["scope"]));
+            lines.push(format!("{:<12} {by} ({}, {scope})", "accepted by", text(&policy["policy"])));
+        }
+        None => {}
     }
     let list = |value: &Value| value.as_array().into_iter().flatten().map(text).collect::<Vec<_>>().join(" ");
     let run = &what["config"]["config"];

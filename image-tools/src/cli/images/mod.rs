@@ -12,6 +12,7 @@ mod ls;
 mod mount;
 mod optimize;
 mod pin;
+mod policy;
 mod profile;
 mod progress;
 pub mod pull;
@@ -40,6 +41,8 @@ pub enum Verb {
     Optimize(optimize::Args),
     /// Push an image to a registry, or write it to a layout or an archive
     Push(push::Args),
+    /// Show what the signature policy demands of an image
+    Policy(policy::Args),
     /// Copy an image from one place to another, past the store
     Copy(copy::Args),
     /// Make an image of the store of an archive, a layout, or a tar of a root file system
@@ -85,6 +88,7 @@ pub fn run(engine: &Engine, verb: Verb, begin: Instant) -> Outcome {
         Verb::Convert(args) => convert::run(engine, &args),
         Verb::Optimize(args) => optimize::run(engine, &args),
         Verb::Push(args) => push::run(engine, &args),
+        Verb::Policy(args) => policy::run(engine, &args),
         Verb::Copy(args) => copy::run(engine, &args),
         Verb::Import(args) => import::run(engine, &args, begin),
         Verb::Export(args) => export::run(engine, &args),
