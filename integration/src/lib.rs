@@ -2,6 +2,7 @@
 //!
 //! | module | owns |
 //! |---|---|
+//! | [`cosign`] | signing images, and policies that demand it |
 //! | [`images`] | where the built images are, and blobs of an image on disk |
 //! | [`registry`] | one `docker-registry` process on a private copy of the images' storage, and its access log |
 //! | [`link`] | a TCP proxy with a rate, a round-trip time and a switch to cut it |
@@ -12,6 +13,7 @@
 //! Everything cleans up on drop, also when the test panics; what a killed test left is swept by the next sandbox.
 
 pub mod bundle;
+pub mod cosign;
 pub mod images;
 pub mod link;
 pub mod process;

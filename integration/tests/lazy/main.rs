@@ -34,6 +34,8 @@ mod outage;
 #[cfg(test)]
 mod patch;
 #[cfg(test)]
+mod policy;
+#[cfg(test)]
 mod profile;
 #[cfg(test)]
 mod quota;
