@@ -20,7 +20,7 @@ mod key;
 mod scope;
 pub mod signature;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 use std::io::Read as _;

@@ -17,10 +17,10 @@ const REJECT: &str = r#"[{"type":"reject"}]"#;
 const HEX: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
 /// A key that signs.
-struct Signer(EcdsaKeyPair, SystemRandom);
+pub(crate) struct Signer(EcdsaKeyPair, SystemRandom);
 
 impl Signer {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let random = SystemRandom::new();
         let text = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &random).unwrap();
         Self(EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, text.as_ref(), &random).unwrap(), random)
@@ -33,17 +33,17 @@ impl Signer {
     }
 
     /// As `keyData` of a policy has it.
-    fn data(&self) -> String {
+    pub(crate) fn data(&self) -> String {
         STANDARD.encode(self.pem())
     }
 
-    fn sign(&self, payload: &str) -> Signature {
+    pub(crate) fn sign(&self, payload: &str) -> Signature {
         let signature = self.0.sign(&self.1, payload.as_bytes()).unwrap().as_ref().to_vec();
         Signature { payload: payload.into(), signature }
     }
 }
 
-fn payload(digest: &Digest, reference: &str) -> String {
+pub(crate) fn payload(digest: &Digest, reference: &str) -> String {
     format!(
         r#"{{"critical":{{"identity":{{"docker-reference":"{reference}"}},"image":{{"docker-manifest-digest":"{digest}"}},"type":"cosign container image signature"}},"optional":null}}"#
     )

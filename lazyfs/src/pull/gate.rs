@@ -134,3 +134,6 @@ pub fn is_unproven(store: &Store, row: &ImageRow) -> Result<bool> {
     }
     Ok(false)
 }
+
+#[cfg(test)]
+mod tests;
