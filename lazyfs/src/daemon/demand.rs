@@ -35,9 +35,15 @@ impl Demand {
         Arc::new(Self { runtime, fetcher, store, ahead, large, logged: Mutex::default() })
     }
 
-    async fn answer(&self, digest: Digest, ticket: Ticket) {
+    async fn answer(&self, digest: Digest, mut ticket: Ticket) {
         let (begin, at, pid) = (Instant::now(), SystemTime::now(), ticket.caller());
-        let local = match self.fetcher.demand_by(Group::of(pid), &digest).await {
+        let fetched = tokio::select! {
+            biased;
+            fetched = self.fetcher.demand_by(Group::of(pid), &digest) => fetched,
+            // Killed. What nobody waits for leaves the queue.
+            () = ticket.abandoned() => return tracing::debug!("nobody waits for {digest} any more"),
+        };
+        let local = match fetched {
             Ok(()) => self.store.cas().link_late(&digest),
             Err(error) => Err(error),
         };
@@ -59,9 +65,13 @@ impl Demand {
         self.fetcher.observer().waited(at, waited, pid, What::File(digest), local.as_ref().err());
     }
 
-    async fn answer_read(&self, layer: Digest, range: Range<u64>, ticket: ReadTicket) {
+    async fn answer_read(&self, layer: Digest, range: Range<u64>, mut ticket: ReadTicket) {
         let (begin, at, pid) = (Instant::now(), SystemTime::now(), ticket.caller());
-        let bytes = self.bytes(Group::of(pid), layer, range.clone()).await;
+        let bytes = tokio::select! {
+            biased;
+            bytes = self.bytes(Group::of(pid), layer, range.clone()) => bytes,
+            () = ticket.abandoned() => return tracing::debug!("nobody waits for bytes {range:?} of layer {layer} any more"),
+        };
         let waited = begin.elapsed();
         match &bytes {
             Ok(bytes) => {

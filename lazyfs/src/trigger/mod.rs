@@ -13,7 +13,7 @@
 //!                     ├── Trigger::unmount        EIO    ──► the same
 //!                     ├── process killed          another adopts the device: asked again (RESEND)
 //!                     ├── and nobody keeps it     ENOTCONN, from the kernel ──► the same
-//!                     └── caller got SIGKILL      EINTR  ──► it dies; a ticket's answer goes nowhere
+//!                     └── caller got SIGKILL      EINTR  ──► it dies; ticket.abandoned() ends
 //! ```
 //!
 //! Large files are read through `<layer digest>.data`, one file for each layer, as long as the tree says that their bytes are not here
@@ -61,6 +61,7 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
+use tokio::sync::oneshot;
 
 pub use self::kept::Kept;
 use self::kept::Note;
@@ -101,6 +102,7 @@ pub struct Ticket {
     unique: u64,
     pid: u32,
     session: WeakSession,
+    gone: oneshot::Receiver<()>,
     answered: bool,
 }
 
@@ -114,6 +116,12 @@ impl Ticket {
     /// ended.
     pub fn caller(&self) -> u32 {
         self.pid
+    }
+
+    /// Ends when nobody waits any more: the caller was killed, or the session left.
+    pub async fn abandoned(&mut self) {
+        // Nothing is ever sent.
+        drop((&mut self.gone).await);
     }
 
     /// The object has its name in `cas/` **and** in `late/`: lets the caller open it.
@@ -149,6 +157,7 @@ pub struct ReadTicket {
     len: u64,
     unique: u64,
     session: WeakSession,
+    gone: oneshot::Receiver<()>,
     answered: bool,
 }
 
@@ -156,6 +165,12 @@ impl ReadTicket {
     /// The thread that waits, as [`Ticket::caller`].
     pub fn caller(&self) -> u32 {
         self.pid
+    }
+
+    /// Ends when nobody waits any more: the caller was killed, or the session left.
+    pub async fn abandoned(&mut self) {
+        // Nothing is ever sent.
+        drop((&mut self.gone).await);
     }
 
     /// Answers with all bytes that were asked for, which the caller has verified.

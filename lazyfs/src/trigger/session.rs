@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use tokio::sync::oneshot;
 
 use super::data::{self, DataFile, DataFiles};
 use super::interrupt::{WATCH_INTERVAL, is_killed};
@@ -62,6 +63,8 @@ struct Waiting {
     digest: Digest,
     /// Its caller got a signal.
     watched: bool,
+    /// Dropped with this: whoever holds the ticket may stop.
+    _gone: oneshot::Sender<()>,
 }
 
 /// Opens the FUSE device, for [`Session::negotiate`].
@@ -312,9 +315,9 @@ impl Session {
                 None => wire::error(unique, Errno::NOENT.raw_os_error()),
             }),
             Target::Object(digest) => {
-                if self.register(unique, pid, digest) {
+                if let Some(gone) = self.register(unique, pid, digest) {
                     let session = Arc::downgrade(self);
-                    self.resolver.resolve(digest, Ticket { digest, unique, pid, session, answered: false });
+                    self.resolver.resolve(digest, Ticket { digest, unique, pid, session, gone, answered: false });
                 }
             }
         }
@@ -329,28 +332,29 @@ impl Session {
         if len == 0 {
             return self.reply(&wire::read_header(unique, 0));
         }
-        if self.register(unique, pid, file.layer) {
+        if let Some(gone) = self.register(unique, pid, file.layer) {
             self.resolver.read(
                 file.layer,
                 range,
-                ReadTicket { pid, len, unique, session: Arc::downgrade(self), answered: false },
+                ReadTicket { pid, len, unique, session: Arc::downgrade(self), gone, answered: false },
             );
         }
     }
 
-    /// Notes a request that gets a ticket. False where the session is closed: it was failed then, or is left to the next session.
-    fn register(&self, unique: u64, pid: u32, digest: Digest) -> bool {
+    /// Notes a request that gets a ticket. Nothing where the session is closed: it was failed then, or is left to the next session.
+    fn register(&self, unique: u64, pid: u32, digest: Digest) -> Option<oneshot::Receiver<()>> {
+        let (sender, gone) = oneshot::channel();
         let (closed, left) = {
             let mut state = self.lock();
             if !state.closed {
-                state.waiting.insert(unique, Waiting { pid, digest, watched: false });
+                state.waiting.insert(unique, Waiting { pid, digest, watched: false, _gone: sender });
             }
             (state.closed, state.left)
         };
         if closed && !left {
             self.reply(&wire::error(unique, Errno::IO.raw_os_error()));
         }
-        !closed
+        (!closed).then_some(gone)
     }
 
     /// The file with this number, as the kernel knows it.
