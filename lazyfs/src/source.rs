@@ -78,6 +78,11 @@ pub trait Source: Send + Sync {
         self.name()
     }
 
+    /// The same for bytes that a program waits for: where the first place is late, a source with several may ask another one as well.
+    fn open_urgently(&self, blob: Digest, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream>> {
+        self.open(blob, range)
+    }
+
     /// Says that what was last read of a blob was damaged: a source with several places asks another one from now on.
     fn distrust(&self, _blob: &Digest) {}
 

@@ -28,7 +28,7 @@ impl Daemon {
 async fn render(daemon: Weak<Daemon>) -> String {
     let Some(daemon) = daemon.upgrade() else { return "# EOF\n".to_owned() };
     let counted = daemon.database.with(|db| Ok((db.images()?, db.all_pins()?))).await;
-    let mut gauges = Gauges { held: daemon.custody.is_held(), ..Gauges::default() };
+    let mut gauges = Gauges { held: daemon.custody.is_held(), hedges: daemon.sources.hedged(), ..Gauges::default() };
     match counted {
         Ok((images, pins)) => {
             gauges.lazy_images = images.iter().filter(|image| image.state == ImageState::Lazy).count() as u64;

@@ -145,7 +145,9 @@ impl<'a> Course<'a> {
             let mut turn = self.turn(stop).await;
             // Others may have come while it waited for its turn.
             let stop = self.largest(stop);
-            let failure = match image.content.source.open(blob, self.position..stop).await {
+            let (source, range) = (&image.content.source, self.position..stop);
+            let opened = if self.is_waited_for() { source.open_urgently(blob, range) } else { source.open(blob, range) };
+            let failure = match opened.await {
                 Ok(stream) => self.receive(stream, stop, sender, arrivals, turn.as_mut()).await,
                 Err(error) => Err(error),
             };
@@ -170,6 +172,12 @@ impl<'a> Course<'a> {
     async fn turn(&self, stop: u64) -> Option<Turn> {
         let bytes = self.largest(stop) - self.position;
         Some(self.fetcher.turns.turn(self.transfer.payer, self.transfer.kind?, bytes).await)
+    }
+
+    /// Whether a program waits for what comes next, and not only somebody who supposes that one will.
+    fn is_waited_for(&self) -> bool {
+        let is_overtaken = self.transfer.origin == Origin::Background && self.transfer.control.is_urgent();
+        self.transfer.origin == Origin::Demand || is_overtaken
     }
 
     /// Where a request that should go to `stop` ends if others want the line as well.

@@ -58,6 +58,8 @@ pub struct Gauges {
     pub containers: u64,
     /// Whether the trigger's device is held for a successor of this daemon.
     pub held: bool,
+    /// How often a second host was asked because the first was late.
+    pub hedges: u64,
 }
 
 #[derive(Debug)]
@@ -98,6 +100,9 @@ impl Metrics {
             gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
             gauge
         };
+        let hedges = Counter::<u64, AtomicU64>::default();
+        hedges.inc_by(gauges.hedges);
+        registry.register("fetch_hedges", "Requests that a second host was asked for since the first was late", hedges);
         registry.register("lazy_images", "Images that are not complete", gauge(gauges.lazy_images));
         registry.register("pinned_containers", "Containers and mounts that use an image", gauge(gauges.containers));
         registry.register_with_unit("store", "Compressed bytes of images that are local", Unit::Bytes, gauge(gauges.store_bytes));

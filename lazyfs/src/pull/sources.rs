@@ -41,6 +41,11 @@ impl Sources {
         Ok(Self { registry, settings, credentials: CredentialStore::open(state)? })
     }
 
+    /// How often a second registry host was asked because the first was late.
+    pub fn hedged(&self) -> u64 {
+        self.registry.hedged()
+    }
+
     /// Keeps the credentials that came with a request.
     pub fn keep(&self, logins: &[Login]) -> Result<()> {
         logins.iter().try_for_each(|login| self.credentials.keep(&login.scope, login.credentials.clone()))

@@ -13,6 +13,7 @@ use reqwest::{Client, ClientBuilder, RequestBuilder, Response, StatusCode, Url};
 
 use super::date;
 use super::endpoint::{Endpoint, Transport};
+use super::hedge::Hedges;
 use super::host::{Host, Hosts};
 use super::proxies::Proxies;
 use super::repository::without_query;
@@ -76,6 +77,7 @@ struct Shared {
     /// By what tells them apart: trust, identity, deadline.
     clients: Mutex<HashMap<Digest, Client>>,
     hosts: Hosts,
+    hedges: Hedges,
 }
 
 impl Registry {
@@ -89,6 +91,15 @@ impl Registry {
         }
         let http = built(builder(&options)?)?;
         Ok(Self { http, options: Arc::new(options), shared: Arc::default() })
+    }
+
+    /// How often a second host was asked because the first was late.
+    pub fn hedged(&self) -> u64 {
+        self.shared.hedges.total()
+    }
+
+    pub(super) fn hedges(&self) -> &Hedges {
+        &self.shared.hedges
     }
 
     /// The client for an endpoint, with its trust, identity and deadline. Reads the files that the endpoint names.

@@ -1,7 +1,8 @@
 //! One repository at several hosts: mirrors in their order, the registry itself last.
 //!
-//! A host that fails is asked last until it is well again ([`super::host`]). When a host's first byte is later than nineteen of twenty
-//! of its answers were, the next host is asked as well, and whoever is first is read; the other request is dropped. A body that breaks off
+//! A host that fails is asked last until it is well again ([`super::host`]). When a program waits, and a host's first byte is later than
+//! nineteen of twenty of its answers were, the next host is asked as well, and whoever is first is read; the other request is dropped. That is
+//! done once for a request, for a few at a time ([`super::hedge`]), and never for what nobody waits for. A body that breaks off
 //! or crawls while another host could be asked is given up, and its host is asked last for a while. What a host
 //! sends is checked against its digest like that of any other; a host whose content turned out to be wrong is not asked for
 //! that blob again.
@@ -74,7 +75,7 @@ impl Mirrors {
         Err(failure.unwrap_or_else(|| self.nobody(selector)))
     }
 
-    async fn first_range(&self, blob: Digest, range: Range<u64>) -> Result<ByteStream> {
+    async fn first_range(&self, blob: Digest, range: Range<u64>, is_urgent: bool) -> Result<ByteStream> {
         let mut order = self.order(|member| member.endpoint().serves.digests);
         {
             let distrusted = self.distrusted.lock().expect("no holder of this lock panics");
@@ -84,6 +85,7 @@ impl Mirrors {
         }
         let mut left = order.into_iter().peekable();
         let (mut asked, mut failure): (FuturesUnordered<Work<'_, _>>, _) = (FuturesUnordered::new(), None);
+        let mut hedge = None;
         loop {
             let Some(next) = left.next().or_else(|| if asked.is_empty() { None } else { Some(usize::MAX) }) else {
                 return Err(failure.unwrap_or_else(|| self.nobody(&blob.to_string())));
@@ -91,15 +93,20 @@ impl Mirrors {
             let mut patience = None;
             if next != usize::MAX {
                 let host = self.members[next].known_host();
-                patience = left.peek().map(|_| host.answers_within().unwrap_or(HEDGE_UNKNOWN).max(HEDGE_FLOOR) * 3 / 2);
+                let may_hedge = is_urgent && hedge.is_none() && left.peek().is_some();
+                patience = may_hedge.then(|| host.answers_within().unwrap_or(HEDGE_UNKNOWN).max(HEDGE_FLOOR) * 3 / 2);
                 asked.push(self.first_byte(next, blob, range.clone()).boxed());
             }
             let arrived = match patience {
                 Some(patience) => match tokio::time::timeout(patience, asked.next()).await {
                     Ok(arrived) => arrived,
                     Err(_) => {
-                        tracing::debug!("{} is late, asking the next host, too", self.members[next].endpoint());
-                        continue;
+                        hedge = self.members[next].registry.hedges().begin();
+                        if hedge.is_some() {
+                            tracing::debug!("{} is late, asking the next host, too", self.members[next].endpoint());
+                            continue;
+                        }
+                        asked.next().await
                     }
                 },
                 None => asked.next().await,
@@ -220,7 +227,11 @@ impl Source for Mirrors {
     }
 
     fn open(&self, blob: Digest, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream>> {
-        Box::pin(self.first_range(blob, range))
+        Box::pin(self.first_range(blob, range, false))
+    }
+
+    fn open_urgently(&self, blob: Digest, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream>> {
+        Box::pin(self.first_range(blob, range, true))
     }
 
     fn origin(&self, blob: &Digest) -> String {

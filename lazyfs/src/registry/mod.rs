@@ -11,6 +11,7 @@ pub mod config;
 mod credentials;
 mod date;
 mod endpoint;
+mod hedge;
 mod host;
 mod mirrors;
 mod pace;

@@ -1,5 +1,7 @@
 //! Several hosts, hosts that fail, proxies and certificates.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+
 use super::*;
 use crate::registry::endpoint::Tls;
 
@@ -18,6 +20,10 @@ fn mirrors(registry: &Registry, servers: &[&Server]) -> Mirrors {
 
 async fn read_from(source: &dyn Source, blob: &[u8]) -> Result<Vec<u8>> {
     read(source.open(Digest::of(blob), 2..6).await).await
+}
+
+async fn read_urgently(source: &dyn Source) -> Result<Vec<u8>> {
+    read(source.open_urgently(Digest::of(b"blob"), 2..6).await).await
 }
 
 #[tokio::test]
@@ -105,7 +111,7 @@ async fn a_late_first_byte_makes_the_next_host_be_asked() {
     let fast = Server::start(|_, stream| good(stream));
     let source = mirrors(&Registry::new(Options::default()).unwrap(), &[&slow, &fast]);
     let begin = Instant::now();
-    assert_eq!(read_from(&source, b"blob").await.unwrap(), b"2345");
+    assert_eq!(read_urgently(&source).await.unwrap(), b"2345");
     assert!(begin.elapsed() < Duration::from_secs(14), "the slow one was waited for");
     assert_eq!((slow.asked().len(), fast.asked().len()), (1, 1));
 }
@@ -146,6 +152,48 @@ async fn a_mirror_that_drips_is_left_in_the_middle_and_asked_last() {
         }
         assert_eq!((slow.asked().len(), own.asked().len()), (1, 3), "the slow one is asked again");
         assert!(source.origin(&Digest::of(b"blob")).contains(&own.port.to_string()), "{}", source.origin(&Digest::of(b"blob")));
+    }
+}
+
+#[tokio::test]
+async fn a_second_host_is_asked_only_for_programs_that_wait_and_seldom() {
+    let (release, seconds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let held = |count: Option<Arc<AtomicUsize>>| {
+        let release = Arc::clone(&release);
+        Server::start(move |_, stream| {
+            if let Some(count) = &count {
+                count.fetch_add(1, Relaxed);
+            }
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while !release.load(Relaxed) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            good(stream)
+        })
+    };
+    let (first, second) = (held(None), held(Some(Arc::clone(&seconds))));
+    let registry = Registry::new(Options::default()).unwrap();
+    let source = Arc::new(mirrors(&registry, &[&first, &second]));
+    let background = tokio::time::timeout(Duration::from_secs(2), read_from(&*source, b"blob")).await;
+    assert!(background.is_err());
+    assert_eq!((seconds.load(Relaxed), registry.hedged()), (0, 0), "a second host was asked though nobody waits");
+
+    let programs: Vec<_> = (0..12)
+        .map(|_| {
+            let source = Arc::clone(&source);
+            tokio::spawn(async move { read_urgently(&*source).await })
+        })
+        .collect();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while seconds.load(Relaxed) < 4 {
+        assert!(Instant::now() < deadline, "{} of the programs have asked the second host", seconds.load(Relaxed));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!((seconds.load(Relaxed), registry.hedged()), (4, 4));
+    release.store(true, Relaxed);
+    for program in programs {
+        assert_eq!(program.await.unwrap().unwrap(), b"2345");
     }
 }
 
