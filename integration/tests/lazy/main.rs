@@ -18,6 +18,8 @@ mod damage;
 #[cfg(test)]
 mod failure;
 #[cfg(test)]
+mod fair;
+#[cfg(test)]
 mod hand_off;
 #[cfg(test)]
 mod hosts;
