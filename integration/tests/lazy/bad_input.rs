@@ -224,3 +224,30 @@ fn malformed_images() {
     assert!(flaws.is_empty(), "{}", flaws.join("\n"));
     next_run_works("malformed images", &towline);
 }
+
+#[test]
+fn encrypted_layers_are_refused() {
+    if !images::available("bad_input::encrypted_layers_are_refused") {
+        return;
+    }
+    let towline = Towline::new();
+    let broken = Broken::new(&towline.dir().join("layout"));
+    for (tag, media_type) in [("gzip", TAR_GZIP), ("zstd", "application/vnd.oci.image.layer.v1.tar+zstd")] {
+        let mut layer = broken.layer.clone();
+        layer["mediaType"] = json!(format!("{media_type}+encrypted"));
+        layer["annotations"] = json!({"org.opencontainers.image.enc.keys.jwe": "e30="});
+        let (image, copy) = (broken.tag(tag, &broken.config, &[&layer]), towline.dir().join("copy.tar"));
+        let to = format!("oci-archive:{}", copy.display());
+        for command in [
+            &["run", "--rm", &image, "true"][..],
+            &["images", "pull", &image],
+            &["images", "convert", &image, &to, "--compression", "zstd"],
+        ] {
+            let done = towline.run(command);
+            is_one_clear_line(&format!("{tag}: {command:?}"), &done, &["layers[0]", "+encrypted", "decrypt the image"]);
+        }
+        assert!(!copy.exists(), "{tag}");
+    }
+    assert_eq!(towline.run(&["images", "ls", "--format", "json"]).success().stdout.trim(), "[]");
+    next_run_works("encrypted layers", &towline);
+}
