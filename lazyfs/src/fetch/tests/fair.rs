@@ -122,6 +122,8 @@ async fn a_profile_of_one_image_makes_room_for_another() {
     // One that was about to begin may have been too early to know, and the program's answer may have been seen late.
     let (small, large): (Vec<_>, Vec<_>) = meanwhile.iter().partition(|range| range.end - range.start <= SHARED_GUESS);
     assert!(!small.is_empty(), "the line was left idle");
+    let is_rest = |range: &&std::ops::Range<u64>| guessed.files.iter().all(|(_, file)| file.start != range.start);
+    assert!(small.iter().any(is_rest), "no request was broken off: {meanwhile:?}");
     assert!(small.len() > large.len(), "{large:?} were asked for meanwhile");
     in_good_time(prefetch).await.unwrap();
     assert_eq!(guessed.local().len(), FILES);
