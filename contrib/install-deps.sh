@@ -14,6 +14,8 @@ packages=(
     runc crun criu erofs-utils attr e2fsprogs iproute2 util-linux fuse3
     # the test machine (integration/testbed)
     qemu-system-x86 cpio kmod xz-utils
+    # a clock that jumps, for one program
+    faketime
     # make bench-runtime
     hyperfine strace time
 )

@@ -88,12 +88,17 @@ impl Layout {
 
     /// The manifest of a tag.
     pub fn manifest(&self, tag: &str) -> Value {
+        serde_json::from_slice(&self.manifest_bytes(tag)).expect("manifest is JSON")
+    }
+
+    /// The manifest of a tag as it is stored.
+    pub fn manifest_bytes(&self, tag: &str) -> Vec<u8> {
         let index = self.index();
         let entry = index["manifests"]
             .as_array()
             .and_then(|all| all.iter().find(|entry| entry["annotations"]["org.opencontainers.image.ref.name"] == tag))
             .unwrap_or_else(|| panic!("{} has no tag {tag}", self.dir.display()));
-        serde_json::from_slice(&self.blob(entry["digest"].as_str().expect("a digest"))).expect("manifest is JSON")
+        self.blob(entry["digest"].as_str().expect("a digest"))
     }
 
     /// Tags a manifest, given as its bytes so that it can be wrong.

@@ -5,6 +5,7 @@
 //! | [`cosign`] | signing images, and policies that demand it |
 //! | [`images`] | where the built images are, and blobs of an image on disk |
 //! | [`registry`] | one `docker-registry` process on a private copy of the images' storage, and its access log |
+//! | [`faulty`] | a registry of a few lines that misbehaves on command |
 //! | [`link`] | a TCP proxy with a rate, a round-trip time and a switch to cut it |
 //! | [`towline`] | one sandboxed installation: store, state, daemon, containers, mounts |
 //! | [`bundle`] | an OCI bundle with a busybox root, and one container of it under the runtime that `RUNTIME` names |
@@ -14,6 +15,7 @@
 
 pub mod bundle;
 pub mod cosign;
+pub mod faulty;
 pub mod images;
 pub mod link;
 pub mod process;

@@ -63,10 +63,7 @@ impl Error {
                 "make that file system writable again (`mount -o remount,rw`, after a look at the kernel's log); \
                  containers go on with what is local",
             ),
-            _ if matches!(Errno::from_io_error(&cause), Some(Errno::MFILE | Errno::NFILE)) => {
-                Self { outcome: Outcome::Busy, ..error }
-                    .advise("allow this process more open files (`LimitNOFILE=` of a service, `ulimit -n`)")
-            }
+            _ if is_lack_of_files(&cause) => Self { outcome: Outcome::Busy, ..error }.advise(MORE_FILES),
             _ => error,
         }
         .because(cause)
@@ -166,6 +163,14 @@ impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.cause.as_deref().map(|cause| cause as _)
     }
+}
+
+/// What helps against [`is_lack_of_files`].
+pub(crate) const MORE_FILES: &str = "allow this process more open files (`LimitNOFILE=` of a service, `ulimit -n`)";
+
+/// Whether this process, or the machine, has no descriptors left.
+pub(crate) fn is_lack_of_files(error: &std::io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }
 
 #[cfg(test)]

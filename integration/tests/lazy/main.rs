@@ -20,11 +20,15 @@ mod failure;
 #[cfg(test)]
 mod fair;
 #[cfg(test)]
+mod faults;
+#[cfg(test)]
 mod hand_off;
 #[cfg(test)]
 mod hosts;
 #[cfg(test)]
 mod large;
+#[cfg(test)]
+mod limits;
 #[cfg(test)]
 mod metadata;
 #[cfg(test)]

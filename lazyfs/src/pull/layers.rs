@@ -431,6 +431,6 @@ async fn keep_file(path: std::path::PathBuf, bytes: Vec<u8>) -> Result<()> {
     .await
 }
 
-async fn blocking<T: Send + 'static>(tried: &str, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(super) async fn blocking<T: Send + 'static>(tried: &str, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(|e| Error::new(Outcome::Io, tried.to_owned()).because(e))?
 }

@@ -118,8 +118,13 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
     let manifest_bytes = raw.bytes.len() as u64;
     let annotated = Some((source.clone(), manifest.annotations.clone()));
     let profile = tokio::spawn(profiles::find(daemon.clone(), annotated, raw.digest));
-    let (row, index_bytes) = match daemon.database.with(move |db| db.image(&raw.digest)).await? {
-        Some(row) if row.state != ImageState::Poisoned && daemon.store.image(&row.digest).exist() => {
+    let known = daemon.database.with(move |db| db.image(&raw.digest)).await?;
+    let files = daemon.store.image(&raw.digest);
+    let is_known = known.as_ref().is_some_and(|row| row.state != ImageState::Poisoned);
+    // Whoever was told that they are damaged pulls again.
+    let intact = is_known && layers::blocking("reading an image's files", move || Ok(files.are_intact())).await?;
+    let (row, index_bytes) = match known {
+        Some(row) if intact => {
             keep_manifest(daemon, &raw)?;
             let (digest, name, reference) = (row.digest, name.clone(), reference.to_string());
             daemon.database.with(move |db| db.name_image(&digest, &name, &reference)).await?;

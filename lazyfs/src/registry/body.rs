@@ -12,7 +12,7 @@ use crate::error::{Error, Outcome, Result};
 use crate::source::ByteStream;
 
 /// Over how much time spent waiting a body has to make progress.
-const WINDOW: Duration = Duration::from_secs(20);
+const WINDOW: Duration = Duration::from_secs(5);
 
 struct Body {
     response: Response,

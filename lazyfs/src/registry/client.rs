@@ -19,7 +19,7 @@ use super::proxies::Proxies;
 use super::repository::without_query;
 use super::tls::Pem;
 use crate::digest::Digest;
-use crate::error::{Error, Outcome, Result};
+use crate::error::{Error, MORE_FILES, Outcome, Result, is_lack_of_files};
 
 /// How many hops a redirect may take.
 pub(super) const MAX_REDIRECTS: usize = 10;
@@ -196,6 +196,8 @@ impl Registry {
                 }
                 pass.failed(None, &last.to_string());
             }
+            // The host was not asked.
+            Outcome::Busy => drop(pass),
             _ => pass.worked(None),
         }
         Err(failure)
@@ -332,7 +334,11 @@ pub(super) fn is_loopback(host: &str) -> bool {
 }
 
 pub(super) fn transport(tried: String, cause: reqwest::Error) -> Error {
-    let (outcome, advice) = if cause.is_redirect() {
+    let mut causes = std::iter::successors(std::error::Error::source(&cause), |cause| cause.source());
+    let lacks_files = causes.any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(is_lack_of_files));
+    let (outcome, advice) = if lacks_files {
+        (Outcome::Busy, MORE_FILES)
+    } else if cause.is_redirect() {
         (Outcome::Denied, "the registry sends its content from a place that is not safe to follow")
     } else if cause.is_connect() {
         (Outcome::Unavailable, "is the registry's name and port right, is it running, and reachable from here?")
