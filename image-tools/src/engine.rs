@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use towline_lazyfs::daemon::client::{Client, Paths};
 use towline_lazyfs::daemon::protocol::ClientSettings;
 use towline_lazyfs::error::{Error, Outcome, Result};
+use towline_lazyfs::observe::spans;
 use towline_lazyfs::pull::sources::Settings;
 use towline_lazyfs::registry::config::Places;
 use towline_lazyfs::store::create_private_dir;
@@ -22,6 +23,10 @@ pub struct Engine {
     pub towlined: PathBuf,
     /// How a daemon that is started now reaches registries.
     pub settings: ClientSettings,
+    /// Where this command's spans go; `None`: there are none.
+    pub spans: Option<spans::Settings>,
+    /// The span that this command is a part of.
+    pub trace: Option<spans::Context>,
 }
 
 impl Engine {

@@ -17,6 +17,7 @@ use towline_lazyfs::fetch::FetchConfig;
 use towline_lazyfs::holder::systemd::Environment;
 use towline_lazyfs::holder::{Keeper, process};
 use towline_lazyfs::observe::serve::Place;
+use towline_lazyfs::observe::spans::{self, Found};
 use towline_lazyfs::pull::sources::Settings;
 use towline_lazyfs::registry::Proxies;
 use towline_lazyfs::registry::config::Places;
@@ -73,7 +74,10 @@ fn main() -> ExitCode {
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("TOWLINE_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
-    let start = |config, keeper| Start { config, settings, keeper, replace, metrics, quota };
+    let variable = |name: &str| std::env::var(name).ok();
+    let Found { settings: spans, warnings } = spans::Settings::from_variables("towlined", settings.proxies.clone(), variable);
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let start = |config, keeper| Start { config, settings, keeper, replace, metrics, quota, spans };
     match serve(Paths { root, state }, &fetch, start) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

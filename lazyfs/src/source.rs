@@ -92,6 +92,11 @@ pub trait Source: Send + Sync {
         Box::pin(std::future::ready(Ok(Vec::new())))
     }
 
+    /// The host that was last read for a blob; `None` where it came from no host.
+    fn host_of(&self, _blob: &Digest) -> Option<String> {
+        self.repository().map(|(host, _)| host.to_owned())
+    }
+
     /// The repository in a registry that this is. Who pushes into another repository of the same registry need not send a blob that
     /// is here.
     fn repository(&self) -> Option<(&str, &str)> {

@@ -24,6 +24,7 @@ use clap::{Parser, Subcommand};
 use towline_lazyfs::daemon::client::Paths;
 use towline_lazyfs::daemon::protocol::ClientSettings;
 use towline_lazyfs::error::{Error, Outcome as Kind};
+use towline_lazyfs::observe::spans::{self, Found};
 use towline_lazyfs::registry::Proxies;
 
 use crate::engine::{self, Engine};
@@ -96,15 +97,23 @@ enum Verb {
 
 /// Runs a command that began at `begin`; the result is its exit code.
 pub fn run(cli: Cli, begin: Instant) -> Outcome {
+    let proxies = Proxies::from_variables(variable);
+    let Found { settings: spans, warnings } = spans::Settings::from_variables("towline", proxies.clone(), variable);
+    if cli.verb.makes_spans() {
+        warnings.iter().for_each(|warning| warn(warning));
+    }
     let engine = Engine {
         paths: paths(cli.root, cli.state)?,
         runtime: cli.runtime.unwrap_or_else(|| beside("towline-oci")),
         towlined: cli.towlined.unwrap_or_else(|| beside("towlined")),
         settings: ClientSettings {
             registry_config: cli.registry_config.map(absolute).transpose()?,
-            proxies: Proxies::from_variables(|name| std::env::var(name).ok()),
+            proxies,
             signature_policy: policy::find(cli.signature_policy.map(absolute).transpose()?, std::env::var_os("HOME")),
         },
+        spans,
+        // As the recommendation has it, one that cannot be read is none.
+        trace: variable("TRACEPARENT").and_then(|text| text.parse().ok()),
     };
     if matches!(cli.verb, Verb::Version) {
         return version::run(&engine);
@@ -132,10 +141,19 @@ pub fn run(cli: Cli, begin: Instant) -> Outcome {
 }
 
 impl Verb {
+    /// Whether it makes spans by itself.
+    fn makes_spans(&self) -> bool {
+        matches!(self, Self::Run(_))
+    }
+
     /// Whether it has to do with containers. Any user can pull and mount images, into a store of their own.
     fn is_for_root(&self) -> bool {
         !matches!(self, Self::Images(_) | Self::Info(_) | Self::Registries(_) | Self::Version)
     }
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
 }
 
 /// Where store and state are.

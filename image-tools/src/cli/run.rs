@@ -7,9 +7,10 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use towline_lazyfs::daemon::protocol::{Prepared, PullPolicy, PullUntil, Reply};
+use towline_lazyfs::daemon::protocol::{Prepared, PullPolicy, PullRequest, PullUntil, Reply};
 use towline_lazyfs::digest::Digest;
 use towline_lazyfs::error::{Error, Outcome as Kind};
+use towline_lazyfs::observe::spans::Context;
 use towline_lazyfs::rootfs::plan::{RootPlan, Writable};
 use towline_lazyfs::store::db::ImageState;
 use towline_lazyfs::store::profiles::Profiles;
@@ -29,6 +30,7 @@ use crate::relay::console::RawMode;
 use crate::relay::process::Signals;
 use crate::spec::process::{Changes, Plan};
 use crate::timeline::Timeline;
+use crate::timeline::spans::Spans;
 use crate::timeline::step::Step;
 use crate::timeline::view::{Style, View};
 use listener::{Listener, Waited};
@@ -97,27 +99,36 @@ fn lock(timeline: &Shared) -> MutexGuard<'_, Timeline> {
 
 /// Runs a program in a new container; the result is its exit code.
 pub fn run(engine: &Engine, args: Args, begin: Instant) -> Outcome {
+    let mut spans = Spans::begin(engine, begin, &args.image);
+    let outcome = container(engine, args, begin, &mut spans);
+    spans.finish(&outcome);
+    outcome
+}
+
+fn container(engine: &Engine, args: Args, begin: Instant, spans: &mut Spans) -> Outcome {
     let settings = args.surroundings.settings(args.tty, args.interactive)?;
     let changes = args.process.changes(&args.command, args.tty)?;
     let style = if args.timeline.is_none() && args.progress == Style::Auto { Style::quiet() } else { args.progress };
     let timeline = Arc::new(Mutex::new(Timeline::new(begin, View::new(style, args.timeline.is_some()))));
     lock(&timeline).step(Step::Begin { what: format!("run {}", args.image) });
-    let pulled = pull(engine, &args, &timeline);
+    let pulled = pull(engine, &args, &timeline, spans.context());
     lock(&timeline).yield_terminal(true);
     let pulled = pulled?;
 
     let (id, name) = registry::reserve(&engine.paths, args.name.as_deref())?;
-    let made = prepare(engine, &args, pulled, &id, &timeline)
-        .and_then(|prepared| make(engine, &args, prepared, (&id, &name), changes, settings))
+    spans.next();
+    let made = prepare(engine, &args, pulled, &id, (&timeline, spans.context()))
+        .and_then(|prepared| make(engine, &args, prepared, (&id, &name), (changes, settings), spans.context()))
         .inspect_err(|_| give_up(engine, &id, &name));
     let (record, order) = made?;
+    spans.container(&id, &name, &record.image);
     let lazy = order.lazy;
     let signals = Signals::take(false)?;
     let monitor = Monitor::start(engine, &record, &order, !args.detach).map_err(Failure::from);
     let monitor = monitor.inspect_err(|_| give_up(engine, &id, &name))?;
     let wanted = args.timeline.is_some() && order.lazy;
     let listener = if wanted { Listener::start(engine, record.image, &timeline)? } else { None };
-    let mut ended = attend(monitor, &signals, &record, lazy, &timeline, &args);
+    let mut ended = attend(monitor, &signals, &record, lazy, (&timeline, spans), &args);
     lock(&timeline).yield_terminal(false);
     // Whatever became of the container, its image goes on arriving; only a broken command waits for nothing.
     if let Some(listener) = listener
@@ -144,7 +155,7 @@ fn await_rest(listener: Listener, signals: &Signals, timeline: &Shared) -> Resul
 }
 
 /// Makes sure that containers of the image can start.
-fn pull(engine: &Engine, args: &Args, timeline: &Shared) -> Result<String, Failure> {
+fn pull(engine: &Engine, args: &Args, timeline: &Shared, trace: Option<Context>) -> Result<String, Failure> {
     let name = canonical(&args.image)?;
     if args.pull != Pull::Always {
         let row = engine.db()?.resolve(&args.image).and_then(|row| match row {
@@ -174,6 +185,7 @@ fn pull(engine: &Engine, args: &Args, timeline: &Shared) -> Result<String, Failu
     }
     let policy = if args.pull == Pull::Always { PullPolicy::Always } else { PullPolicy::Missing };
     let request = args.source.request(engine, &args.image, PullUntil::Startable, policy)?;
+    let request = PullRequest { trace, ..request };
     match engine.daemon()?.pull(request, &mut |event| lock(timeline).event(event))? {
         Reply::Pulled { image, complete, fetched, .. } => {
             if !fetched {
@@ -186,10 +198,16 @@ fn pull(engine: &Engine, args: &Args, timeline: &Shared) -> Result<String, Failu
 }
 
 /// Pins the image. It may have been removed since it was found: then it is pulled once more.
-fn prepare(engine: &Engine, args: &Args, image: String, id: &str, timeline: &Shared) -> Result<Prepared, Failure> {
+fn prepare(
+    engine: &Engine,
+    args: &Args,
+    image: String,
+    id: &str,
+    (timeline, trace): (&Shared, Option<Context>),
+) -> Result<Prepared, Failure> {
     match image::prepare(engine, &image, id) {
         Err(_) if args.pull != Pull::Never && engine.db()?.resolve(&image)?.is_none() => {
-            let image = pull(engine, args, timeline)?;
+            let image = pull(engine, args, timeline, trace)?;
             Ok(image::prepare(engine, &image, id)?)
         }
         prepared => Ok(prepared?),
@@ -202,14 +220,14 @@ fn make(
     args: &Args,
     prepared: Prepared,
     (id, name): (&str, &str),
-    changes: Changes,
-    settings: crate::spec::settings::Settings,
+    (changes, settings): (Changes, crate::spec::settings::Settings),
+    trace: Option<Context>,
 ) -> Result<(Record, Order), Failure> {
     let dirs = Dirs::of(&engine.paths, id);
     let Prepared { image, name: image_name, tree, devices, data, lazy, config } = prepared;
     let plan = Plan::new(&image_name, &config, changes)?;
     if lazy {
-        engine.daemon()?.ahead(image, plan.command())?;
+        engine.daemon()?.ahead(image, plan.command(), trace)?;
     }
     let writable = Writable { upper: dirs.home.join("upper"), work: dirs.home.join("work") };
     let root = RootPlan { tree, devices, data, writable: Some(writable) };
@@ -252,27 +270,42 @@ fn give_up(engine: &Engine, id: &str, name: &str) {
 }
 
 /// Follows the container to its end, or, detached, to its start.
-fn attend(mut monitor: Monitor<'_>, signals: &Signals, record: &Record, lazy: bool, timeline: &Shared, args: &Args) -> Outcome {
+fn attend(
+    mut monitor: Monitor<'_>,
+    signals: &Signals,
+    record: &Record,
+    lazy: bool,
+    (timeline, spans): (&Shared, &mut Spans),
+    args: &Args,
+) -> Outcome {
     let mut raw = None;
     loop {
         let report = monitor.next(signals)?;
         match report {
             Report::Mounted => {
+                spans.step("mount");
                 lock(timeline).step(Step::Mounted);
                 // Well before its program writes: in the usual mode the terminal would change that.
                 if args.tty && args.interactive && !args.detach {
                     raw = RawMode::enter(std::io::stdin().as_fd())?;
                 }
             }
-            Report::Created => lock(timeline).step(Step::Created),
+            Report::Created => {
+                spans.step("create");
+                lock(timeline).step(Step::Created);
+            }
             Report::Started => {
+                spans.started();
                 lock(timeline).step(Step::Started);
                 if args.detach {
                     super::print(&format!("{}\n", record.id))?;
                     return Ok(0);
                 }
             }
-            Report::FirstOutput => lock(timeline).first_output(lazy),
+            Report::FirstOutput => {
+                spans.step("first output");
+                lock(timeline).first_output(lazy);
+            }
             Report::Warning { text } => super::warn(&format!("{text}{}", if raw.is_some() { "\r" } else { "" })),
             Report::Exited { code } => {
                 drop(raw);

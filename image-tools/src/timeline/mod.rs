@@ -6,9 +6,11 @@
 //! | [`step`] | the steps and how each reads |
 //! | [`view`] | where they are shown: a terminal, plain lines, JSON |
 //! | [`svg`] | the picture |
+//! | [`spans`] | the steps for a collector of traces |
 //!
 //! Everything goes to standard error: standard output is the container's.
 
+pub mod spans;
 pub mod step;
 pub mod svg;
 pub mod view;

@@ -50,6 +50,8 @@ mod rig;
 #[cfg(test)]
 mod signals;
 #[cfg(test)]
+mod spans;
+#[cfg(test)]
 mod start;
 #[cfg(test)]
 mod store;

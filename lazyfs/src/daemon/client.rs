@@ -12,6 +12,7 @@ use super::protocol::{
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::observe::Wait;
+use crate::observe::spans::Context;
 use crate::store::create_private_dir;
 
 /// Where a store and its daemon live.
@@ -164,8 +165,8 @@ impl Client {
     }
 
     /// Says what a container of `image` is about to run.
-    pub fn ahead(&mut self, image: Digest, command: Runs) -> Result<()> {
-        self.request(&Request::Ahead { image, command }, &mut |_| {}).map(drop)
+    pub fn ahead(&mut self, image: Digest, command: Runs, trace: Option<Context>) -> Result<()> {
+        self.request(&Request::Ahead { image, command, trace }, &mut |_| {}).map(drop)
     }
 
     /// The last waits of programs, oldest first: of the daemon that runs, else those that the last one left behind when it went.

@@ -85,7 +85,10 @@ impl Connection {
                 self.while_sending(received, pull::pull(&daemon, request, events)).await
             }
             Request::Prepare { image, container } => Ok(daemon.prepare(image, container).await.map(Reply::Prepared)),
-            Request::Ahead { image, command } => Ok(daemon.ahead.command(image, command).map(|()| Reply::Ok)),
+            Request::Ahead { image, command, trace } => {
+                daemon.fetcher.observer().tracer().follow(image, trace);
+                Ok(daemon.ahead.command(image, command).map(|()| Reply::Ok))
+            }
             Request::Waits => Ok(Ok(Reply::Waits { waits: daemon.fetcher.observer().waits(|_| true) })),
             Request::MountTree { image, dir } => Ok(daemon.mount_tree(image, dir).await.map(|()| Reply::Ok)),
             Request::UnmountTree { dir } => Ok(daemon.unmount_tree(dir).await.map(|()| Reply::Ok)),

@@ -11,11 +11,13 @@ use super::large::Large;
 use crate::ahead::Ahead;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
-use crate::fetch::{Fetcher, Group, what_next};
+use crate::fetch::{Caller, Fetcher, Group, what_next};
 use crate::observe::What;
 use crate::store::Store;
 use crate::trigger::{ReadTicket, Resolver, Ticket};
 
+/// What a span says of a wait that nobody waited for to the end.
+const GONE: &str = "the program was killed while it waited";
 /// How long the same failure of the same file is not logged again.
 const LOG_AGAIN: Duration = Duration::from_secs(10);
 
@@ -37,11 +39,17 @@ impl Demand {
 
     async fn answer(&self, digest: Digest, mut ticket: Ticket) {
         let (begin, at, pid) = (Instant::now(), SystemTime::now(), ticket.caller());
+        let what = What::File(digest);
+        let mut span = self.fetcher.observer().begin_wait(&what, || self.fetcher.image_of(&what));
+        let caller = Caller { group: Group::of(pid), cause: span.context() };
         let fetched = tokio::select! {
             biased;
-            fetched = self.fetcher.demand_by(Group::of(pid), &digest) => fetched,
+            fetched = self.fetcher.demand_by(caller, &digest) => fetched,
             // Killed. What nobody waits for leaves the queue.
-            () = ticket.abandoned() => return tracing::debug!("nobody waits for {digest} any more"),
+            () = ticket.abandoned() => {
+                span.fail_with(GONE);
+                return tracing::debug!("nobody waits for {digest} any more");
+            }
         };
         let local = match fetched {
             Ok(()) => self.store.cas().link_late(&digest),
@@ -62,15 +70,21 @@ impl Demand {
                 ticket.failed(Errno::IO);
             }
         }
-        self.fetcher.observer().waited(at, waited, pid, What::File(digest), local.as_ref().err());
+        self.fetcher.observer().waited(span, at, waited, pid, what, local.as_ref().err());
     }
 
     async fn answer_read(&self, layer: Digest, range: Range<u64>, mut ticket: ReadTicket) {
         let (begin, at, pid) = (Instant::now(), SystemTime::now(), ticket.caller());
+        let what = What::Data { layer, range: range.clone() };
+        let mut span = self.fetcher.observer().begin_wait(&what, || self.fetcher.image_of(&what));
+        let caller = Caller { group: Group::of(pid), cause: span.context() };
         let bytes = tokio::select! {
             biased;
-            bytes = self.bytes(Group::of(pid), layer, range.clone()) => bytes,
-            () = ticket.abandoned() => return tracing::debug!("nobody waits for bytes {range:?} of layer {layer} any more"),
+            bytes = self.bytes(caller, layer, range.clone()) => bytes,
+            () = ticket.abandoned() => {
+                span.fail_with(GONE);
+                return tracing::debug!("nobody waits for bytes {range:?} of layer {layer} any more");
+            }
         };
         let waited = begin.elapsed();
         match &bytes {
@@ -86,11 +100,11 @@ impl Demand {
                 ticket.failed(Errno::IO);
             }
         }
-        self.fetcher.observer().waited(at, waited, pid, What::Data { layer, range }, bytes.as_ref().err());
+        self.fetcher.observer().waited(span, at, waited, pid, what, bytes.as_ref().err());
     }
 
     /// Bytes of the large files of a layer, verified.
-    async fn bytes(&self, caller: Option<Group>, layer: Digest, range: Range<u64>) -> Result<Vec<u8>> {
+    async fn bytes(&self, caller: Caller, layer: Digest, range: Range<u64>) -> Result<Vec<u8>> {
         let tried = || format!("reading bytes {range:?} of the large files of layer {layer}");
         let data = self.large.get(&layer).ok_or_else(|| Error::new(Outcome::NotFound, tried()).because("nobody serves them"))?;
         // Whether or not an image with them is still being fetched.

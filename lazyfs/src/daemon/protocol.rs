@@ -18,6 +18,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Outcome};
 use crate::layer::LayerKind;
 use crate::observe::Wait;
+use crate::observe::spans::Context;
 use crate::registry::Proxies;
 
 /// Version of this protocol; both sides must have the same, since they are installed together.
@@ -56,6 +57,9 @@ pub enum Request {
         image: Digest,
         /// What runs.
         command: Command,
+        /// The span of the start; what programs wait for from now on belongs to it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        trace: Option<Context>,
     },
     /// The last waits of programs for content. [`Reply::Waits`].
     Waits,
@@ -118,6 +122,9 @@ pub struct PullRequest {
     pub settings: ClientSettings,
     /// Talk plain HTTP to the registry even if it is not on this machine.
     pub plain_http: bool,
+    /// The span that the pull is a part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<Context>,
 }
 
 /// What a container runs.

@@ -37,7 +37,10 @@ use crate::ahead::Ahead;
 use crate::error::{Error, Outcome, Result};
 use crate::fetch::{FetchConfig, Fetcher, UseReferrers};
 use crate::holder::Keeper;
+use crate::observe::Observer;
 use crate::observe::serve::Place;
+use crate::observe::spans::export::Exporting;
+use crate::observe::spans::{self, Tracer};
 use crate::pull::sources::Settings;
 use crate::pull::{self, LayerLocks, Sources};
 use crate::rootfs::probe::{self, Features, Mode};
@@ -53,6 +56,12 @@ const GOODBYE_DEADLINE: Duration = Duration::from_secs(1);
 
 /// How long a successor waits for pulls to end; those that have not ended are given up.
 const HAND_OVER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long the last spans may take.
+const LAST_SPANS: Duration = Duration::from_secs(2);
+
+/// The same while a successor waits, and with it programs.
+const LAST_SPANS_BRIEFLY: Duration = Duration::from_millis(100);
 
 /// How long a removal waits for pulls to end.
 const REMOVE_DEADLINE: Duration = Duration::from_secs(30);
@@ -97,6 +106,8 @@ pub struct Start {
     pub metrics: Option<Place>,
     /// How much the store may hold.
     pub quota: Option<Quota>,
+    /// Where spans go; `None`: there are none.
+    pub spans: Option<spans::Settings>,
 }
 
 /// A daemon that is ready to serve.
@@ -105,12 +116,13 @@ pub struct Ready {
     daemon: Arc<Daemon>,
     listener: UnixListener,
     beginning: Stay,
+    exporting: Option<Exporting>,
 }
 
 impl Ready {
     /// Makes everything that can fail: after this, clients can connect.
     pub async fn prepare(paths: Paths, start: Start) -> Result<Self> {
-        let Start { config, settings, keeper, replace, metrics, quota } = start;
+        let Start { config, settings, keeper, replace, metrics, quota, spans } = start;
         create_private_dir(&paths.state)?;
         create_private_dir(&paths.root)?;
         let contender = if replace { ask_to_leave(&paths).await? } else { Contender::Plain };
@@ -129,7 +141,9 @@ impl Ready {
         }
         report(&boot::check(&store, &mut db)?);
         let database = Database::new(db);
-        let fetcher = Fetcher::new(store.clone(), config);
+        let tracer = spans.as_ref().map(Tracer::new).unwrap_or_default();
+        let exporting = spans.map(|settings| Exporting::start(settings, tracer.clone(), Some(paths.root.clone()))).transpose()?;
+        let fetcher = Fetcher::observed(store.clone(), config, Arc::new(Observer::with_spans(tracer)));
         let (life, beginning) = Life::begin();
         let daemon = Arc::new(Daemon {
             large: Arc::default(),
@@ -155,12 +169,12 @@ impl Ready {
         daemon.resume_trees().await?;
         daemon.serve_metrics(metrics).await?;
         let listener = listen(&daemon.paths.socket())?;
-        Ok(Self { daemon, listener, beginning })
+        Ok(Self { daemon, listener, beginning, exporting })
     }
 
     /// Serves until nothing is lazy any more, or until a signal says to end.
     pub async fn serve(self) -> Result<()> {
-        let Self { daemon, listener, beginning } = self;
+        let Self { daemon, listener, beginning, exporting } = self;
         let mut clients = JoinSet::new();
         let signals = |kind| signal(kind).map_err(|e| Error::io("watching for", "signals", e));
         let (mut terminate, mut interrupt) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
@@ -210,6 +224,10 @@ impl Ready {
         let goodbye = async { while clients.join_next().await.is_some() {} };
         if tokio::time::timeout(GOODBYE_DEADLINE, goodbye).await.is_err() {
             tracing::warn!("leaving although {} clients are still connected", clients.len());
+        }
+        if let Some(exporting) = exporting {
+            let is_awaited = daemon.hands_over.load(Ordering::Relaxed);
+            exporting.finish(if is_awaited { LAST_SPANS_BRIEFLY } else { LAST_SPANS }).await;
         }
         tracing::info!("leaving");
         let_go

@@ -16,7 +16,8 @@ use tokio::runtime::Handle;
 use super::server::Daemon;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
-use crate::fetch::Fetcher;
+use crate::fetch::{Caller, Fetcher};
+use crate::observe::What;
 use crate::store::big::BigData;
 use crate::store::pins::{self, Holder};
 use crate::store::{Store, check_startable};
@@ -65,7 +66,11 @@ impl Contents for Demanded {
             return opened(Ok(Open::Parts));
         }
         self.runtime.spawn(async move {
-            let fetched = fetcher.demand(&content).await;
+            let what = What::File(content);
+            let mut span = fetcher.observer().begin_wait(&what, || fetcher.image_of(&what));
+            let fetched = fetcher.demand_by(Caller { cause: span.context(), ..Caller::default() }, &content).await;
+            span.result(&fetched);
+            drop(span);
             opened(fetched.and_then(|()| store.cas().get(&content)).map(Open::Whole));
         });
     }
@@ -81,7 +86,14 @@ impl Contents for Demanded {
             let wanted = place.start + range.start..place.start + range.end;
             let fetched = match data.has(wanted.clone()) {
                 true => Ok(()),
-                false => fetcher.demand_data(data.layer(), wanted.clone()).await,
+                false => {
+                    let what = What::Data { layer: *data.layer(), range: wanted.clone() };
+                    let mut span = fetcher.observer().begin_wait(&what, || fetcher.image_of(&what));
+                    let caller = Caller { cause: span.context(), ..Caller::default() };
+                    let fetched = fetcher.demand_data_by(caller, data.layer(), wanted.clone()).await;
+                    span.result(&fetched);
+                    fetched
+                }
             };
             read(fetched.and_then(|()| {
                 let mut bytes =

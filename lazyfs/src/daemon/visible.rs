@@ -6,6 +6,7 @@ use super::client::Paths;
 use super::server::Daemon;
 use crate::error::{Error, Result};
 use crate::observe::serve::{Place, listen};
+use crate::observe::spans::{Context, Kind, Span};
 use crate::observe::{Gauges, Observer};
 use crate::store::db::ImageState;
 use crate::store::pins::Holder;
@@ -15,6 +16,11 @@ impl Daemon {
         let place = place.unwrap_or_else(|| Place::Unix(self.paths.metrics()));
         let daemon = Arc::downgrade(self);
         listen(&place, move || render(daemon.clone())).await
+    }
+
+    /// Begins the span of a step.
+    pub(crate) fn span(&self, name: &'static str, parent: Option<Context>) -> Span {
+        self.fetcher.observer().tracer().begin(name, Kind::Internal, parent)
     }
 
     /// Keeps the waits for `towline lazy trace`: they are most of interest when everything is local and the daemon gone.

@@ -11,6 +11,7 @@ use tokio::sync::{Notify, watch};
 
 use super::piece::PieceId;
 use crate::error::Error;
+use crate::observe::spans::Context;
 
 /// Who caused a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,9 +31,21 @@ pub(super) enum Origin {
 pub(super) struct Control {
     urgent: AtomicBool,
     urged: Notify,
+    /// The span of the wait that caused the transfer.
+    cause: Option<Context>,
 }
 
 impl Control {
+    /// Of a transfer that this wait causes.
+    pub fn of(cause: Option<Context>) -> Arc<Self> {
+        Arc::new(Self { cause, ..Self::default() })
+    }
+
+    /// The span of the wait that caused the transfer, where one did that is traced.
+    pub fn cause(&self) -> Option<Context> {
+        self.cause
+    }
+
     /// A program waits for something that this transfer brings: it must not make room for others any more.
     pub fn urge(&self) {
         if !self.urgent.swap(true, Ordering::Relaxed) {

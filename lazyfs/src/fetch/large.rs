@@ -8,7 +8,7 @@ use super::Fetcher;
 use super::backoff::may_pass;
 use super::image::{Image, Place};
 use super::inflight::{Claim, Claimed, Control, Landing, Origin};
-use super::payer::Group;
+use super::payer::Caller;
 use super::schedule::Take;
 use super::span::{Limits, Part, plan};
 use super::transfer::Transfer;
@@ -24,11 +24,12 @@ impl Fetcher {
     /// Brings bytes of a layer's large files that a program waits for; when this ends well they are in its data file. Ends after
     /// [`super::FetchConfig::demand_deadline`] at the latest.
     pub async fn demand_data(self: &Arc<Self>, layer: &Digest, range: Range<u64>) -> Result<()> {
-        self.demand_data_by(None, layer, range).await
+        self.demand_data_by(Caller::default(), layer, range).await
     }
 
-    /// The same, charged to the container of the program.
-    pub async fn demand_data_by(self: &Arc<Self>, caller: Option<Group>, layer: &Digest, range: Range<u64>) -> Result<()> {
+    /// The same, for this caller.
+    pub async fn demand_data_by(self: &Arc<Self>, caller: impl Into<Caller>, layer: &Digest, range: Range<u64>) -> Result<()> {
+        let caller = caller.into();
         // Where that cannot be said, it is tried in the time that a demand has.
         if self.has_data(layer, &range).unwrap_or(false) {
             return Ok(());
@@ -45,7 +46,7 @@ impl Fetcher {
             here => return here.unwrap_or(false),
         }
         let _waiting = self.gate.enter();
-        let bring = || self.bring_data(*layer, range.clone(), Origin::Readahead, None);
+        let bring = || self.bring_data(*layer, range.clone(), Origin::Readahead, Caller::default());
         self.in_time(bring, || self.account_of_data(layer, &range)).await.is_ok()
     }
 
@@ -74,7 +75,7 @@ impl Fetcher {
         layer: Digest,
         range: Range<u64>,
         origin: Origin,
-        caller: Option<Group>,
+        caller: Caller,
     ) -> Result<()> {
         let mut filled = false;
         loop {
@@ -130,11 +131,11 @@ impl Fetcher {
         number: usize,
         range: &Range<u64>,
         origin: Origin,
-        caller: Option<Group>,
+        caller: Caller,
     ) -> Result<Vec<(impl Future<Output = Landing> + Send + use<>, bool)>> {
         let layer = &image.layers[number];
         let missing = layer.data(&self.store)?.missing(range.clone());
-        let control: Arc<Control> = Arc::default();
+        let control = Control::of(caller.cause);
         // What somebody waits for does not make room.
         control.urge();
         let (mut flights, mut claims) = (Vec::new(), Claims::new());
@@ -160,7 +161,7 @@ impl Fetcher {
         if origin == Origin::Demand && !image.is_guided(!claims.is_empty()) {
             self.read_on(image, number, range, &control, &mut claims);
         }
-        let payer = image.payer(caller);
+        let payer = image.payer(caller.group);
         for transfer in self.spans(image, number, claims, &wanted, origin, &control) {
             // What is read ahead is paid by whoever reads, and wanted as soon.
             let transfer = Transfer { payer, kind: Some(Kind::Demand), ..transfer };

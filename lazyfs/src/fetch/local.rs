@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::Fetcher;
 use super::image::{Image, Place};
 use super::inflight::Origin;
-use super::payer::Group;
+use super::payer::Caller;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::layer::Chunk;
@@ -50,7 +50,7 @@ impl Fetcher {
         layer: usize,
         range: Range<u64>,
         file: Digest,
-        caller: Option<Group>,
+        caller: Caller,
     ) -> Result<()> {
         self.bring_data(image.layers[layer].record.digest, range.clone(), Origin::Demand, caller).await?;
         let this = Arc::clone(self);

@@ -74,12 +74,12 @@ pub use config::{FetchConfig, UseReferrers};
 pub use image::ImageContent;
 pub use large::LargeFile;
 pub use obstacle::Obstacle;
-pub use payer::Group;
+pub use payer::{Caller, Group};
 
 use crate::daemon::protocol::Progress;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
-use crate::observe::Observer;
+use crate::observe::{Observer, What};
 use crate::store::Store;
 use backoff::Backoff;
 use gate::Gate;
@@ -109,9 +109,14 @@ pub struct Fetcher {
 impl Fetcher {
     /// A fetcher that brings content into `store`.
     pub fn new(store: Arc<Store>, config: FetchConfig) -> Arc<Self> {
+        Self::observed(store, config, Arc::default())
+    }
+
+    /// The same, seen by `observer`.
+    pub fn observed(store: Arc<Store>, config: FetchConfig, observer: Arc<Observer>) -> Arc<Self> {
         let (turns, aheads) = (Turns::new(config.demand_parallel), Semaphore::new(config.ahead));
         Arc::new(Self {
-            observer: Arc::default(),
+            observer,
             store,
             config,
             images: Mutex::default(),
@@ -185,11 +190,12 @@ impl Fetcher {
     /// Brings a file that a program waits for; when this ends well it is in the store. Ends after
     /// [`FetchConfig::demand_deadline`] at the latest.
     pub async fn demand(self: &Arc<Self>, file: &Digest) -> Result<()> {
-        self.demand_by(None, file).await
+        self.demand_by(Caller::default(), file).await
     }
 
-    /// The same, charged to the container of the program.
-    pub async fn demand_by(self: &Arc<Self>, caller: Option<Group>, file: &Digest) -> Result<()> {
+    /// The same, for this caller.
+    pub async fn demand_by(self: &Arc<Self>, caller: impl Into<Caller>, file: &Digest) -> Result<()> {
+        let caller = caller.into();
         if self.store.cas().contains(file) {
             return Ok(());
         }
@@ -234,6 +240,15 @@ impl Fetcher {
         let here = tokio::time::timeout(self.config.demand_deadline, self.bring_ahead(*file)).await.unwrap_or(false);
         tracing::debug!("fetched ahead in {:?}: {file}", begin.elapsed());
         here
+    }
+
+    /// The attached image that content comes from, with its name.
+    pub fn image_of(&self, what: &What) -> Option<(Digest, String)> {
+        let image = match what {
+            What::File(file) => self.images().iter().find(|image| image.content.table.lookup(file).is_some()).cloned(),
+            What::Data { layer, range } => self.find_data(layer, range).ok().map(|(image, _)| image),
+        }?;
+        Some((image.content.image, image.content.name.clone()))
     }
 
     /// An attached image that has the file.

@@ -10,6 +10,7 @@
 use std::io::Read as _;
 
 use crate::digest::Digest;
+use crate::observe::spans::Context;
 
 /// Most of a `/proc/PID/cgroup` that is read, bytes.
 const LONGEST: u64 = 8 << 10;
@@ -68,6 +69,21 @@ impl Payer {
     /// Whether these are different containers. Where only the image of one is known, and it is the same, they are not.
     pub fn competes_with(&self, other: &Self) -> bool {
         self.image != other.image || self.group.zip(other.group).is_some_and(|(own, theirs)| own != theirs)
+    }
+}
+
+/// Whoever waits for content.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Caller {
+    /// Their container, which is charged.
+    pub group: Option<Group>,
+    /// The span of the wait, where it is traced.
+    pub cause: Option<Context>,
+}
+
+impl From<Option<Group>> for Caller {
+    fn from(group: Option<Group>) -> Self {
+        Self { group, cause: None }
     }
 }
 

@@ -20,7 +20,7 @@ use super::Fetcher;
 use super::backoff::{Backoff, may_pass};
 use super::image::{Image, Place};
 use super::inflight::{Claim, Claimed, Control, Landing, Origin};
-use super::payer::{Group, Payer};
+use super::payer::{Caller, Payer};
 use super::piece::PieceId;
 use super::span::{Limits, Part, plan};
 use super::transfer::Transfer;
@@ -37,7 +37,7 @@ const GROW_EVERY: Duration = Duration::from_millis(500);
 
 impl Fetcher {
     /// Brings a file that a program waits for, or waits with it for whoever brings it.
-    pub(super) async fn bring(self: &Arc<Self>, file: Digest, caller: Option<Group>) -> Result<()> {
+    pub(super) async fn bring(self: &Arc<Self>, file: Digest, caller: Caller) -> Result<()> {
         loop {
             if self.store.cas().contains(&file) {
                 return Ok(());
@@ -46,7 +46,7 @@ impl Fetcher {
                 (image, Place::Piece(layer, nth)) => (image, layer, nth),
                 (image, Place::Data(layer, range)) => return self.bring_object(image, layer, range, file, caller).await,
             };
-            let control = Arc::default();
+            let control = Control::of(caller.cause);
             let (landed, is_ours) = match self.inflight.claim(PieceId::Object(file), &control) {
                 Claimed::Theirs(flight) => {
                     flight.control.urge();
@@ -56,7 +56,7 @@ impl Fetcher {
                     let landed = claim.flight().landed();
                     image.progress.send_modify(|progress| progress.demanded_files += 1);
                     // A task of its own: the program may die, but others may wait for the same file by then.
-                    let payer = image.payer(caller);
+                    let payer = image.payer(caller.group);
                     tokio::spawn(Arc::clone(self).demanded(image, layer, nth, claim, control, payer));
                     (landed, true)
                 }

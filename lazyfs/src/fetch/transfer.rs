@@ -27,6 +27,7 @@ use super::span::cut;
 use super::turns::{Kind, Turn};
 use crate::error::{Error, Outcome, Result};
 use crate::observe;
+use crate::observe::spans::{Kind as SpanKind, Span};
 use crate::source::ByteStream;
 
 /// Portions between network and decoder. A portion is what one read from a connection gave, some tens of kilobytes.
@@ -80,6 +81,8 @@ struct Course<'a> {
     position: u64,
     end: u64,
     yielded: bool,
+    /// Requests so far.
+    attempts: u64,
 }
 
 impl Fetcher {
@@ -98,7 +101,9 @@ impl Fetcher {
             tokio::task::spawn_blocking(move || arrivals.decode(&fetcher, segments, portions))
         };
         let mut course = Course::new(self, &transfer);
+        let mut span = course.begin_span();
         let fetched = course.run(&sender, &arrivals, &mut backoff).await;
+        course.describe(&mut span);
         drop(sender);
         let decoded = match thread.await {
             Ok(decoded) => decoded,
@@ -116,7 +121,10 @@ impl Fetcher {
                 }
                 Ok(Report { damaged, yielded: course.yielded })
             }
-            Err(error) => Err(arrivals.fail(&transfer, error)),
+            Err(error) => {
+                span.fail(&error);
+                Err(arrivals.fail(&transfer, error))
+            }
         }
     }
 }
@@ -127,7 +135,33 @@ impl<'a> Course<'a> {
         let pieces = transfer.segments.iter().filter(is_piece).map(Segment::range).collect();
         let position = transfer.segments.first().map_or(0, |segment| segment.range().start);
         let end = transfer.segments.iter().map(|segment| segment.range().end).max().unwrap_or(position);
-        Self { fetcher, transfer, pieces, position, end, yielded: false }
+        Self { fetcher, transfer, pieces, position, end, yielded: false, attempts: 0 }
+    }
+
+    /// One is made where a wait that is traced caused the transfer.
+    fn begin_span(&self) -> Span {
+        let Some(cause) = self.transfer.control.cause() else { return Span::default() };
+        let mut span = self.fetcher.observer.tracer().begin("fetch", SpanKind::Client, Some(cause));
+        let image = &self.transfer.image;
+        span.note_image(&image.content.image, &image.content.name);
+        span.note("towline.layer", || image.layers[self.transfer.layer].record.digest.to_string());
+        span.note("towline.offset", || self.position);
+        span.note("towline.length", || self.end - self.position);
+        span.note("towline.origin", || seen(self.transfer.origin).name());
+        span
+    }
+
+    fn describe(&self, span: &mut Span) {
+        let image = &self.transfer.image;
+        let begin = self.transfer.segments.first().map_or(self.position, |segment| segment.range().start);
+        span.note("towline.bytes", || self.position - begin);
+        span.note("towline.attempts", || self.attempts);
+        span.note("towline.source", || image.content.source.name());
+        if span.is_recorded()
+            && let Some(host) = image.content.source.host_of(&image.layers[self.transfer.layer].record.digest)
+        {
+            span.note("server.address", || host);
+        }
     }
 
     async fn run(&mut self, sender: &mpsc::Sender<Bytes>, arrivals: &Arrivals, backoff: &mut Backoff) -> Result<()> {
@@ -142,6 +176,7 @@ impl<'a> Course<'a> {
             }
             let before = self.position;
             let stop = if self.may_yield() { self.end.min(self.position + self.fetcher.budget(image)) } else { self.end };
+            self.attempts += 1;
             let mut turn = self.turn(stop).await;
             // Others may have come while it waited for its turn.
             let stop = self.largest(stop);
@@ -257,12 +292,16 @@ impl<'a> Course<'a> {
 
     fn counted(&self, origin: Origin, bytes: u64) {
         self.transfer.image.count_fetched(origin, bytes);
-        let seen = match origin {
-            Origin::Demand => observe::Origin::Demand,
-            Origin::Readahead | Origin::Prefetch => observe::Origin::Prefetch,
-            Origin::Background => observe::Origin::Background,
-        };
-        self.fetcher.observer.fetched(seen, bytes);
+        self.fetcher.observer.fetched(seen(origin), bytes);
+    }
+}
+
+/// An origin as it is told.
+fn seen(origin: Origin) -> observe::Origin {
+    match origin {
+        Origin::Demand => observe::Origin::Demand,
+        Origin::Readahead | Origin::Prefetch => observe::Origin::Prefetch,
+        Origin::Background => observe::Origin::Background,
     }
 }
 

@@ -26,14 +26,20 @@ pub enum Origin {
     Background,
 }
 
-impl EncodeLabelValue for Origin {
-    fn encode(&self, encoder: &mut LabelValueEncoder) -> std::fmt::Result {
-        let name = match self {
+impl Origin {
+    /// Its name in metrics and spans.
+    pub fn name(self) -> &'static str {
+        match self {
             Self::Demand => "demand",
             Self::Prefetch => "prefetch",
             Self::Background => "background",
-        };
-        EncodeLabelValue::encode(&name, encoder)
+        }
+    }
+}
+
+impl EncodeLabelValue for Origin {
+    fn encode(&self, encoder: &mut LabelValueEncoder) -> std::fmt::Result {
+        EncodeLabelValue::encode(&self.name(), encoder)
     }
 }
 
@@ -45,6 +51,11 @@ struct ByOrigin {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByKind {
     kind: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BySpanOutcome {
+    outcome: &'static str,
 }
 
 /// What is asked for only when somebody reads the metrics.
@@ -90,11 +101,16 @@ impl Metrics {
         self.errors.get_or_create(&ByKind { kind }).inc();
     }
 
-    pub(super) fn render(&self, gauges: &Gauges) -> String {
+    pub(super) fn render(&self, gauges: &Gauges, (exported, dropped): (u64, u64)) -> String {
         let mut registry = Registry::with_prefix("towline");
         registry.register("fetch_bytes", "Bytes received of layers, by what they were fetched for", self.bytes.clone());
         registry.register_with_unit("demand", "Waits of programs for content", Unit::Seconds, self.waits.clone());
         registry.register("demand_errors", "Waits that ended with an error, by its kind", self.errors.clone());
+        let spans = Family::<BySpanOutcome, Counter<u64, AtomicU64>>::default();
+        for (outcome, count) in [("exported", exported), ("dropped", dropped)] {
+            spans.get_or_create(&BySpanOutcome { outcome }).inc_by(count);
+        }
+        registry.register("spans", "OpenTelemetry spans that a collector took, and that were dropped", spans);
         let gauge = |value: u64| {
             let gauge = Gauge::<i64>::default();
             gauge.set(i64::try_from(value).unwrap_or(i64::MAX));

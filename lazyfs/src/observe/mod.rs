@@ -1,9 +1,12 @@
-//! What can be seen of a daemon from outside: counters for Prometheus, and the last waits of programs for `towline lazy trace`.
+//! What can be seen of a daemon from outside: counters for Prometheus, spans for OpenTelemetry, and the last waits of programs for
+//! `towline lazy trace`.
 //!
 //! Written to on the way of every demand, so nothing here takes more than a short lock.
 
 mod metrics;
+pub mod names;
 pub mod serve;
+pub mod spans;
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -14,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use self::metrics::Metrics;
 pub use self::metrics::{Gauges, Origin};
+use self::spans::{Kind, Span, Tracer};
 use crate::digest::Digest;
 use crate::error::Error;
 
@@ -59,16 +63,46 @@ pub enum What {
 pub struct Observer {
     metrics: Metrics,
     waits: Mutex<VecDeque<Wait>>,
+    tracer: Tracer,
 }
 
 impl Observer {
+    /// One whose spans go to that tracer.
+    pub fn with_spans(tracer: Tracer) -> Self {
+        Self { tracer, ..Self::default() }
+    }
+
+    /// Makes spans.
+    pub fn tracer(&self) -> &Tracer {
+        &self.tracer
+    }
+
+    /// Begins the span of a program's wait. `image` finds the image that has what it waits for, and is asked only where spans are made.
+    pub fn begin_wait(&self, what: &What, image: impl FnOnce() -> Option<(Digest, String)>) -> Span {
+        if !self.tracer.is_on() {
+            return Span::default();
+        }
+        let image = image();
+        let start = image.as_ref().and_then(|(image, _)| self.tracer.start_of(image));
+        let mut span = self.tracer.begin("wait", Kind::Internal, start);
+        if let Some((image, name)) = image {
+            span.note_image(&image, &name);
+            span.note_content(image, what);
+        }
+        match what {
+            What::File(file) => span.note("towline.file", || file.to_string()),
+            What::Data { layer, .. } => span.note("towline.layer", || layer.to_string()),
+        }
+        span
+    }
+
     /// Bytes came over the network.
     pub fn fetched(&self, origin: Origin, bytes: u64) {
         self.metrics.fetched(origin, bytes);
     }
 
     /// A program has waited since `begin`, for as long as `waited`.
-    pub fn waited(&self, begin: SystemTime, waited: Duration, pid: u32, what: What, error: Option<&Error>) {
+    pub fn waited(&self, mut span: Span, begin: SystemTime, waited: Duration, pid: u32, what: What, error: Option<&Error>) {
         self.metrics.waited(waited);
         if let Some(error) = error {
             self.metrics.failed(error.outcome());
@@ -82,6 +116,13 @@ impl Observer {
             what,
             error: error.map(Error::one_line),
         };
+        span.took(waited);
+        span.note("process.pid", || u64::from(pid));
+        span.note("process.executable.name", || wait.program.as_str());
+        if let Some(error) = error {
+            span.fail(error);
+        }
+        drop(span);
         let mut waits = self.lock();
         if waits.len() == WAITS {
             waits.pop_front();
@@ -96,7 +137,7 @@ impl Observer {
 
     /// Everything as OpenMetrics text.
     pub fn render(&self, gauges: &Gauges) -> String {
-        self.metrics.render(gauges)
+        self.metrics.render(gauges, self.tracer.counts())
     }
 
     /// Guards a list that every change leaves whole.
@@ -123,8 +164,8 @@ mod tests {
         let (file, layer) = (Digest::of(b"file"), Digest::of(b"layer"));
         let begin = UNIX_EPOCH + Duration::from_secs(7);
         let error = Error::new(Outcome::Unavailable, "fetching").because("no answer");
-        observer.waited(begin, Duration::from_millis(3), std::process::id(), What::File(file), None);
-        observer.waited(begin, Duration::from_secs(40), 0, What::Data { layer, range: 5..9 }, Some(&error));
+        observer.waited(Span::default(), begin, Duration::from_millis(3), std::process::id(), What::File(file), None);
+        observer.waited(Span::default(), begin, Duration::from_secs(40), 0, What::Data { layer, range: 5..9 }, Some(&error));
         observer.fetched(Origin::Demand, 100);
         observer.fetched(Origin::Demand, 11);
         observer.fetched(Origin::Background, 5);
@@ -146,13 +187,15 @@ mod tests {
             "towline_pinned_containers 3",
             "towline_store_bytes 12",
             "towline_holder_up 1",
+            "towline_spans_total{outcome=\"exported\"} 0",
+            "towline_spans_total{outcome=\"dropped\"} 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
         }
         assert!(text.ends_with("# EOF\n"));
 
         for n in 0..WAITS as u64 + 10 {
-            observer.waited(begin, Duration::from_micros(n), 0, What::File(file), None);
+            observer.waited(Span::default(), begin, Duration::from_micros(n), 0, What::File(file), None);
         }
         let all = observer.waits(|_| true);
         assert_eq!((all.len(), all[0].waited_us), (WAITS, 10));

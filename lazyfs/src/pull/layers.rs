@@ -22,6 +22,7 @@ use crate::layer::tar::CasSink;
 use crate::layer::zstd_chunked::{self, TocLocation};
 use crate::layer::{LayerIndex, LayerKind, estargz, saved};
 use crate::manifest::{Compression, Descriptor, Manifest};
+use crate::observe::spans::Context;
 use crate::source::Source;
 use crate::table::LayerSource;
 
@@ -118,11 +119,32 @@ pub async fn index_all(
     plans: &[Plan],
     events: &Events,
     gate: &Gate,
+    trace: Option<Context>,
 ) -> Result<Vec<Indexed>> {
     let gate = Some(gate).filter(|_| daemon.fetcher.uses_referrers() != UseReferrers::Always);
     let (streams, referrers) = (tokio::sync::Semaphore::new(STREAMS), Referrers::new(gate));
-    let ways = Ways { image, streams: &streams, referrers: &referrers };
-    try_join_all(plans.iter().enumerate().map(|(position, plan)| index(daemon, source, plan, position, events, ways))).await
+    let ways = Ways { image, streams: &streams, referrers: &referrers, trace };
+    try_join_all(plans.iter().enumerate().map(|(position, plan)| traced(daemon, source, plan, position, events, ways))).await
+}
+
+/// [`index`] as a span.
+async fn traced(
+    daemon: &Arc<Daemon>,
+    source: &Arc<dyn Source>,
+    plan: &Plan,
+    position: usize,
+    events: &Events,
+    ways: Ways<'_>,
+) -> Result<Indexed> {
+    let mut span = daemon.span("index", ways.trace);
+    span.note("towline.layer", || plan.digest.to_string());
+    span.note("towline.length", || plan.size);
+    let indexed = index(daemon, source, plan, position, events, ways).await;
+    if let Ok(indexed) = &indexed {
+        span.note("towline.bytes", || indexed.index_bytes);
+    }
+    span.result(&indexed);
+    indexed
 }
 
 /// What the layers of an image share while their indexes are had.
@@ -131,6 +153,8 @@ struct Ways<'a> {
     image: Digest,
     streams: &'a tokio::sync::Semaphore,
     referrers: &'a Referrers<'a>,
+    /// The span that they are part of.
+    trace: Option<Context>,
 }
 
 async fn index(

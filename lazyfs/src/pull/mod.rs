@@ -30,6 +30,7 @@ use crate::error::{Error, Outcome, Result};
 use crate::fetch::{Fetcher, ImageContent, UseReferrers};
 use crate::layer::LayerKind;
 use crate::manifest::{self, Config, Document, Manifest, Platform};
+use crate::observe::spans::Kind;
 use crate::profile::Profile;
 use crate::reference::Reference;
 use crate::source::{RawManifest, Source};
@@ -50,9 +51,18 @@ pub use sources::Sources;
 type Events = UnboundedSender<Event>;
 
 /// Serves [`crate::daemon::protocol::Request::Pull`].
-pub async fn pull(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Result<Reply> {
+pub async fn pull(daemon: &Arc<Daemon>, mut request: PullRequest, events: Events) -> Result<Reply> {
     let tried = format!("pulling {}", request.reference);
+    let mut span = daemon.fetcher.observer().tracer().begin("pull", Kind::Internal, request.trace);
+    span.note("towline.image.name", || request.reference.as_str());
+    // What follows is a part of this span.
+    request.trace = span.context();
     let result = serve(daemon, request, events).await;
+    if let Ok(Reply::Pulled { image, .. }) = &result {
+        span.note("towline.image", || image.to_string());
+    }
+    span.result(&result);
+    drop(span);
     if let Err(error) = &result
         && error.outcome() != Outcome::Unavailable
     {
@@ -110,7 +120,13 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
         Some(text) => text.parse()?,
         None => Platform::host(),
     };
-    let Resolved { raw, manifest, digests } = resolve_all(source.as_ref(), &reference.selector(), &platform).await?;
+    let resolved = async {
+        let mut span = daemon.span("manifest", request.trace);
+        let resolved = resolve_all(source.as_ref(), &reference.selector(), &platform).await;
+        span.result(&resolved);
+        resolved
+    };
+    let Resolved { raw, manifest, digests } = resolved.await?;
     let vouched = gate.admit(source.as_ref(), &digests).await?;
     let _pulled = daemon.keeper.pull(&raw.digest);
     daemon.admit(need(daemon, &manifest)).await?;
@@ -246,8 +262,12 @@ async fn add(
     let summary = |plan: &layers::Plan| LayerSummary { digest: plan.digest, size: plan.size, kind: plan.kind() };
     send(events, Event::Resolved { image, layers: plans.iter().map(summary).collect() });
     let config = layers::read_blob(source.as_ref(), &manifest.config, manifest::MAX_CONFIG);
-    let indexes = layers::index_all(daemon, source, image, &plans, events, gate);
-    let (config, indexed) = tokio::try_join!(config, indexes)?;
+    let mut span = daemon.span("indexes", request.trace);
+    let indexes = layers::index_all(daemon, source, image, &plans, events, gate, span.context());
+    let both = async { tokio::try_join!(config, indexes) }.await;
+    span.result(&both);
+    drop(span);
+    let (config, indexed) = both?;
     let checked = Config::parse(&config, plans.len())?;
     let text = String::from_utf8(config.to_vec())
         .map_err(|e| Error::new(Outcome::BadInput, format!("reading configuration {}", manifest.config.digest)).because(e))?;
@@ -257,8 +277,12 @@ async fn add(
     let index_bytes = config.len() as u64 + indexed.iter().map(|layer| layer.index_bytes).sum::<u64>();
     let kinds: Vec<LayerKind> = indexed.iter().map(|layer| layer.kind).collect();
     let store = daemon.store.clone();
+    let mut span = daemon.span("tree", request.trace);
     let built = tokio::task::spawn_blocking(move || build(&store, image, indexed, &checked.diff_ids, record)).await;
-    let (entries, content_bytes) = built.map_err(|e| Error::new(Outcome::Io, "building the image's tree").because(e))??;
+    let built = built.map_err(|e| Error::new(Outcome::Io, "building the image's tree").because(e))?;
+    span.result(&built);
+    drop(span);
+    let (entries, content_bytes) = built?;
 
     // Streamed layers are local and verified; the others still have to be.
     let complete = kinds.iter().all(|kind| *kind == LayerKind::Stream);

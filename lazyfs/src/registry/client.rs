@@ -83,12 +83,7 @@ struct Shared {
 impl Registry {
     /// Makes the client. Roots of trust are those of the system (and of `SSL_CERT_FILE`, which the TLS library reads itself).
     pub fn new(options: Options) -> Result<Self> {
-        // reqwest without a built-in provider takes the process's default. Somebody else having set one is as good.
-        if rustls::crypto::CryptoProvider::get_default().is_none()
-            && rustls::crypto::ring::default_provider().install_default().is_err()
-        {
-            tracing::debug!("another thread has installed a TLS provider");
-        }
+        provide_tls();
         let http = built(builder(&options)?)?;
         Ok(Self { http, options: Arc::new(options), shared: Arc::default() })
     }
@@ -241,7 +236,7 @@ impl Registry {
 }
 
 /// Whether a status says "later" rather than "no".
-pub(super) fn is_passing(status: StatusCode) -> bool {
+pub(crate) fn is_passing(status: StatusCode) -> bool {
     status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
         || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
 }
@@ -253,7 +248,7 @@ fn says_later(status: StatusCode) -> bool {
 
 /// `Retry-After` (RFC 9110 section 10.2.3): seconds, or a time, which is compared with the server's own clock. A time of a server that
 /// does not tell what its clock shows says nothing: ours may be set, or wrong.
-pub(super) fn retry_after(response: &Response) -> Option<Duration> {
+pub(crate) fn retry_after(response: &Response) -> Option<Duration> {
     let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
     date::wait(text(RETRY_AFTER)?, text(DATE).and_then(date::parse))
 }
@@ -284,6 +279,21 @@ pub(super) fn authority(url: &Url) -> String {
     format!("{}{port}", url.host_str().unwrap_or_default())
 }
 
+/// reqwest without a built-in provider takes the process's default. Somebody else having set one is as good.
+fn provide_tls() {
+    if rustls::crypto::CryptoProvider::get_default().is_none()
+        && rustls::crypto::ring::default_provider().install_default().is_err()
+    {
+        tracing::debug!("another thread has installed a TLS provider");
+    }
+}
+
+/// A client for servers that are no registries. It follows no redirects.
+pub(crate) fn ordinary_client(proxies: &Proxies, connect: Duration) -> Result<Client> {
+    provide_tls();
+    built(builder(&Options { connect, proxies: proxies.clone(), ..Options::default() })?.redirect(Policy::none()))
+}
+
 fn builder(options: &Options) -> Result<ClientBuilder> {
     let follow = Policy::custom(|attempt| {
         let came_from_tls = attempt.previous().last().is_some_and(|url| url.scheme() == "https");
@@ -309,7 +319,7 @@ fn built(builder: ClientBuilder) -> Result<Client> {
 }
 
 /// Reads a body of at most `limit` bytes.
-pub(super) async fn read_limited(mut response: Response, limit: u64) -> Result<Bytes> {
+pub(crate) async fn read_limited(mut response: Response, limit: u64) -> Result<Bytes> {
     let too_long = |len: u64| {
         Error::new(Outcome::BadInput, "reading the answer")
             .because(format!("it has {len} bytes or more, at most {limit} are read"))
@@ -333,7 +343,7 @@ pub(super) fn is_loopback(host: &str) -> bool {
     host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-pub(super) fn transport(tried: String, cause: reqwest::Error) -> Error {
+pub(crate) fn transport(tried: String, cause: reqwest::Error) -> Error {
     let mut causes = std::iter::successors(std::error::Error::source(&cause), |cause| cause.source());
     let lacks_files = causes.any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(is_lack_of_files));
     let (outcome, advice) = if lacks_files {

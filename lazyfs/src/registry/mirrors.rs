@@ -266,6 +266,11 @@ impl Source for Mirrors {
         })
     }
 
+    fn host_of(&self, blob: &Digest) -> Option<String> {
+        let last = self.last.lock().expect("no holder of this lock panics").iter().find(|(known, _)| known == blob).copied();
+        last.map(|(_, n)| self.members[n].endpoint().host.clone())
+    }
+
     fn repository(&self) -> Option<(&str, &str)> {
         self.members.last().and_then(|own| Source::repository(&**own))
     }

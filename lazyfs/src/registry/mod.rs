@@ -22,6 +22,7 @@ mod repository;
 mod tls;
 
 pub use client::{Options, Registry};
+pub(crate) use client::{is_passing, ordinary_client, read_limited, retry_after, transport};
 pub use credentials::{AuthFile, Credential};
 pub use endpoint::{Endpoint, Transport};
 pub use mirrors::Mirrors;

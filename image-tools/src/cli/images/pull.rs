@@ -112,6 +112,7 @@ impl SourceArgs {
             credentials,
             settings: engine.settings.clone(),
             plain_http: self.plain_http,
+            trace: engine.trace,
         })
     }
 

@@ -6,10 +6,11 @@ use std::time::Duration;
 use serde::Serialize;
 use towline_lazyfs::daemon::client::Client;
 use towline_lazyfs::digest::Digest;
+use towline_lazyfs::observe::names::Names;
 use towline_lazyfs::store::db::ImageRow;
 
 use super::Format;
-use super::waits::Names;
+use super::waits::Named;
 use crate::cli::{ps, table};
 use crate::container::registry;
 use crate::engine::Engine;
@@ -58,8 +59,8 @@ pub fn run(engine: &Engine, args: &Args) -> Outcome {
         let row = images.get(&record.image);
         let named: Vec<_> = match row {
             Some(_) => {
-                let names = Names::of(engine, &record.image)?;
-                waits.iter().filter_map(|wait| names.resolve(wait)).collect()
+                let names = Names::of(&engine.paths.root, &record.image)?;
+                waits.iter().filter_map(|wait| Named::of(&names, wait)).collect()
             }
             None => Vec::new(),
         };

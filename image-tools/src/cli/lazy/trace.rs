@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use towline_lazyfs::daemon::client::Client;
 use towline_lazyfs::error::Error;
+use towline_lazyfs::observe::names::Names;
 
-use super::waits::{Named, Names};
+use super::waits::Named;
 use super::{Format, picture};
 use crate::cli::table;
 use crate::container::registry;
@@ -29,8 +30,8 @@ pub struct Args {
 /// Prints each wait.
 pub fn run(engine: &Engine, args: &Args) -> Outcome {
     let record = registry::find_record(&engine.paths, &args.container)?;
-    let names = Names::of(engine, &record.image)?;
-    let mut waits: Vec<Named> = Client::waits(&engine.paths)?.iter().filter_map(|wait| names.resolve(wait)).collect();
+    let names = Names::of(&engine.paths.root, &record.image)?;
+    let mut waits: Vec<Named> = Client::waits(&engine.paths)?.iter().filter_map(|wait| Named::of(&names, wait)).collect();
     waits.sort_by_key(|wait| wait.begin_us);
     if let Some(path) = &args.svg {
         let title = format!("{}: what was waited for in {}", record.name, record.image_name);
