@@ -2,6 +2,7 @@
 
 mod flags;
 mod listener;
+pub mod rehearsal;
 
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -78,6 +79,9 @@ pub struct Args {
     /// Program and arguments instead of the image's
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
+    /// Whether it runs only to be recorded.
+    #[arg(skip)]
+    is_rehearsal: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -253,10 +257,10 @@ fn recording(engine: &Engine, args: &Args, image: &Digest) -> Result<Option<Reco
     Ok(match &args.record_profile {
         None if Profiles::of(&engine.paths.root).has(image) => None,
         None => Some(Recording::default()),
-        Some(file) if file.as_os_str().is_empty() => Some(Recording { asked: true, also: None }),
+        Some(file) if file.as_os_str().is_empty() => Some(Recording { asked: true, ..Recording::default() }),
         Some(file) => {
             let also = std::path::absolute(file).map_err(|e| Error::io("reading", "the working directory", e))?;
-            Some(Recording { asked: true, also: Some(also) })
+            Some(Recording { asked: true, also: Some(also), to_the_end: args.is_rehearsal })
         }
     })
 }

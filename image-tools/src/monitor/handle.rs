@@ -5,8 +5,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, Signal};
 use towline_lazyfs::error::{Error, Outcome, Result};
 
@@ -26,6 +27,17 @@ pub struct Monitor<'a> {
     child: Child,
     reports: BufReader<UnixStream>,
     started: bool,
+}
+
+/// What a command hears while it waits.
+#[derive(Debug)]
+pub enum Heard {
+    /// From the monitor.
+    Report(Report),
+    /// From the user.
+    Signal(Signal),
+    /// Neither, yet.
+    Nothing,
 }
 
 impl<'a> Monitor<'a> {
@@ -57,33 +69,47 @@ impl<'a> Monitor<'a> {
     /// The next report. Meanwhile signals are passed on to the container; before its program runs, SIGINT and SIGTERM end the
     /// whole undertaking.
     pub fn next(&mut self, signals: &Signals) -> Result<Report, Failure> {
-        while !self.reports.buffer().contains(&b'\n') {
+        loop {
+            match self.hear(signals, None)? {
+                Heard::Report(report) => return Ok(report),
+                Heard::Signal(signal @ (Signal::INT | Signal::TERM)) if !self.started => return Err(self.abandon(signal)),
+                Heard::Signal(signal) => self.send(signal),
+                Heard::Nothing => {}
+            }
+        }
+    }
+
+    /// What comes first within that time.
+    pub fn hear(&mut self, signals: &Signals, within: Option<Duration>) -> Result<Heard, Failure> {
+        if !self.reports.buffer().contains(&b'\n') {
+            if let Some(signal) = signals.next()? {
+                return Ok(Heard::Signal(signal));
+            }
+            let within = within.map(|time| Timespec {
+                tv_sec: time.as_secs().try_into().unwrap_or(i64::MAX),
+                tv_nsec: time.subsec_nanos().into(),
+            });
             let mut fds = [PollFd::new(self.reports.get_ref(), PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
-            match rustix::event::poll(&mut fds, None) {
+            match rustix::event::poll(&mut fds, within.as_ref()) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(Error::io("waiting for", "the monitor", e).into()),
             }
-            if !fds[0].revents().is_empty() {
-                break;
-            }
-            while let Some(signal) = signals.next()? {
-                if !self.started && (signal == Signal::INT || signal == Signal::TERM) {
-                    return Err(self.abandon(signal));
-                }
-                self.send(signal);
+            if fds[0].revents().is_empty() {
+                return Ok(signals.next()?.map_or(Heard::Nothing, Heard::Signal));
             }
         }
         match protocol::next_report(&mut self.reports)? {
             Some(Report::Failed { code, line }) => Err(Failure { code, line }),
             Some(report) => {
                 self.started |= report == Report::Started;
-                Ok(report)
+                Ok(Heard::Report(report))
             }
             None => Err(self.vanished()),
         }
     }
 
-    fn send(&self, signal: Signal) {
+    /// Passes a signal on to the container.
+    pub fn send(&self, signal: Signal) {
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
             // It may just have ended; it is not reaped before we do it, so this is never another process.
             rustix::process::kill_process(pid, signal).unwrap_or_default();
@@ -91,7 +117,7 @@ impl<'a> Monitor<'a> {
     }
 
     /// Ends the monitor and takes away what it has made so far.
-    fn abandon(&mut self, signal: Signal) -> Failure {
+    pub fn abandon(&mut self, signal: Signal) -> Failure {
         self.send(Signal::KILL);
         let mut line = format!("starting container {}: interrupted by the user", self.record.name);
         if let Err(failure) = self.reap().and_then(|()| self.clean_up()) {

@@ -172,7 +172,8 @@ impl Life<'_> {
         let forgotten = if wanted.asked { recorder::forget_pages(&store, &image) } else { Ok(()) };
         let is_cold = wanted.asked && forgotten.is_ok();
         let tree = self.order.root.tree.clone();
-        let subject = Subject { image, tree, rootfs: self.dirs.rootfs(), store, also: wanted.also, is_cold };
+        let subject =
+            Subject { image, tree, rootfs: self.dirs.rootfs(), store, also: wanted.also, to_the_end: wanted.to_the_end, is_cold };
         let started = forgotten.and_then(|()| Recorder::start(subject, self.journal.clone()));
         started.inspect_err(|e| self.journal.note(&e.one_line())).ok()
     }

@@ -42,6 +42,9 @@ pub struct Recording {
     pub asked: bool,
     /// Where the profile is written to besides the store.
     pub also: Option<std::path::PathBuf>,
+    /// Until the container ends, and not only until it opens nothing new; and what is written besides the store is this start alone.
+    #[serde(default)]
+    pub to_the_end: bool,
 }
 
 /// What the monitor has to say.

@@ -5,7 +5,8 @@
 //!                        large files are kept open ----------------end of the start--> pages in the page cache --> ranges
 //! ```
 //!
-//! The start is over when nothing new has been opened for a while, or the container has ended. Small files are fetched and stored as a
+//! The start is over when nothing new has been opened for a while, or the container has ended; where it is recorded to be optimized for,
+//! only with the container. Small files are fetched and stored as a
 //! whole, so that they were opened is all there is to know. The pages of a large file that lies in clusters on devices are in the page cache of
 //! the mounted tree only if somebody read them through it; those of a large file that is an object may just as well be there since it was
 //! stored, so of these only the beginning counts, unless the object was put out of the cache before ([`forget_pages`]).
@@ -57,6 +58,8 @@ pub struct Subject {
     pub store: PathBuf,
     /// Where the profile is written to besides.
     pub also: Option<PathBuf>,
+    /// Until the container ends, and not only until it opens nothing new.
+    pub to_the_end: bool,
     /// Whether objects were put out of the page cache before.
     pub is_cold: bool,
 }
@@ -160,10 +163,10 @@ impl Recording {
                         news = Instant::now();
                     }
                 }
-            } else if ends || (news.elapsed() > QUIET && !self.opened.is_empty()) {
+            } else if ends || (!self.subject.to_the_end && news.elapsed() > QUIET && !self.opened.is_empty()) {
                 return Ok(());
             }
-            if self.begin.elapsed() > LONGEST {
+            if !self.subject.to_the_end && self.begin.elapsed() > LONGEST {
                 return Ok(());
             }
         }
@@ -197,6 +200,7 @@ impl Recording {
         let accesses = self.opened.iter().map(Opened::access);
         let last = self.opened.last().map_or(Duration::ZERO, |opened| opened.at);
         let mut profile = Profile::new(self.subject.image, milliseconds(last), accesses);
+        let alone = self.subject.to_the_end.then(|| profile.to_bytes());
         let profiles = Profiles::of(&self.subject.store);
         if let Ok(Some(known)) = profiles.get(&self.subject.image) {
             profile = {
@@ -207,7 +211,9 @@ impl Recording {
         }
         profiles.put(&self.subject.image, &profile)?;
         match &self.subject.also {
-            Some(path) => std::fs::write(path, profile.to_bytes()).map_err(|e| Error::io("writing", path, e)),
+            Some(path) => {
+                std::fs::write(path, alone.unwrap_or_else(|| profile.to_bytes())).map_err(|e| Error::io("writing", path, e))
+            }
             None => Ok(()),
         }
     }

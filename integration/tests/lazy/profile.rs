@@ -52,3 +52,46 @@ fn what_one_start_reads_the_next_one_fetches_before_it_is_asked_for() {
     let refused = other.towline.run(&["images", "profile", "--import", bad.to_str().unwrap(), image]);
     assert!(!refused.status.success() && refused.stderr.contains("version 9"), "{}", refused.stderr);
 }
+
+#[test]
+fn an_image_is_optimized_for_what_a_run_of_it_reads() {
+    if !images::available("profile::an_image_is_optimized_for_what_a_run_of_it_reads") {
+        return;
+    }
+    let rig = Rig::quiet(Towline::new(), Quality::LOOPBACK);
+    let (towline, dir) = (&rig.towline, rig.towline.dir().join("optimized"));
+    let (source, target) = (rig.image("small:zstd"), format!("oci:{}", dir.display()));
+    let optimize = |flags: &[&str], tag: &str, script: &str| {
+        let target = format!("{target}:{tag}");
+        towline.run(&[&["images", "optimize"], flags, &[&source, &target, "--", "/bin/sh", "-c", script]].concat())
+    };
+    // One ends by itself, the other is a server.
+    optimize(&[], "ended", "cat /data/many/15? > /dev/null").success();
+    optimize(&["--until-output", "serving"], "served", "cat /data/many/12? > /dev/null; echo serving >&2; sleep 1000").success();
+    let document = |digest: &str| -> Value {
+        serde_json::from_slice(&fs::read(dir.join("blobs/sha256").join(digest.trim_start_matches("sha256:"))).unwrap()).unwrap()
+    };
+    let index: Value = serde_json::from_slice(&fs::read(dir.join("index.json")).unwrap()).unwrap();
+    for (tag, read, other) in [("ended", "data/many/150", "data/many/120"), ("served", "data/many/120", "data/many/150")] {
+        let named = |entry: &&Value| entry["annotations"]["org.opencontainers.image.ref.name"] == tag;
+        let entry = index["manifests"].as_array().unwrap().iter().find(named).unwrap_or_else(|| panic!("no {tag} in {index}"));
+        let manifest = document(entry["digest"].as_str().unwrap());
+        let profile = document(manifest["annotations"]["io.towline.profile.v1.digest"].as_str().unwrap());
+        let paths: Vec<&str> = profile["accesses"].as_array().unwrap().iter().map(|a| a["path"].as_str().unwrap()).collect();
+        assert!(paths.contains(&"bin/busybox") && paths.contains(&read) && !paths.contains(&other), "{tag}: {paths:?}");
+        let hot = |layer: &Value| layer["annotations"]["io.towline.hot-bytes"].as_str().is_some_and(|bytes| bytes != "0");
+        assert!(manifest["layers"].as_array().unwrap().iter().any(hot), "{manifest}");
+    }
+
+    for (flags, script, why) in [
+        (&[][..], "echo broken >&2; exit 3", "exit code 3; its last line: broken"),
+        (&["--until-output", "serving"], "echo done", "has not written \"serving\"; its last line: done"),
+    ] {
+        let failed = optimize(flags, "failed", script);
+        assert!(failed.code() == Some(125) && failed.stderr.contains(why), "{}", failed.stderr);
+    }
+    // Nothing of it stays.
+    assert!(towline.containers().is_empty());
+    let listed = towline.run(&["images", "ls", "--format", "json"]).success().stdout;
+    assert_eq!(serde_json::from_str::<Value>(&listed).unwrap().as_array().unwrap().len(), 0, "{listed}");
+}

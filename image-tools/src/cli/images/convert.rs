@@ -75,6 +75,16 @@ pub struct Ends {
 }
 
 impl WritingArgs {
+    /// How the image is had.
+    pub fn remote(&self) -> &SourceArgs {
+        &self.remote
+    }
+
+    /// How progress is shown.
+    pub fn progress(&self) -> Style {
+        self.progress
+    }
+
     /// What is to be done to each image.
     pub fn job(&self, format: LayerFormat, rewrite_all: bool) -> Result<Job, Failure> {
         let mut options = Options::new(format, self.level)?;

@@ -40,7 +40,7 @@ pub struct Args {
 }
 
 /// Flags about where an image comes from, which `run` has, too.
-#[derive(Debug, Default, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 pub struct SourceArgs {
     /// OS/ARCHITECTURE[/VARIANT] instead of this machine's
     #[arg(long)]

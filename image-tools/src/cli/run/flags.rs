@@ -11,7 +11,7 @@ use crate::spec::settings::{Limits, Network, Seccomp, Settings, parse_cpus, pars
 use crate::spec::{capabilities, env, seccomp, volume};
 
 /// Flags about what runs.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub struct ProcessArgs {
     /// Program instead of the image's entrypoint
     #[arg(long)]
@@ -31,7 +31,7 @@ pub struct ProcessArgs {
 }
 
 /// Flags about the surroundings.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub struct SurroundingsArgs {
     /// Directory or file of this machine
     #[arg(short, long, value_name = "SOURCE:DESTINATION[:ro]")]
