@@ -289,10 +289,11 @@ mod tests {
             expected.retain(|row| row.digest != lost);
             for row in &mut expected {
                 row.names.retain(|name| name != "other:1");
-                row.created = 0;
+                (row.created, row.last_used) = (0, 0);
             }
             let mut found = db.images().unwrap();
-            found.iter_mut().for_each(|row| row.created = 0);
+            // Times are those of the rebuilding.
+            found.iter_mut().for_each(|row| (row.created, row.last_used) = (0, 0));
             assert_eq!(found, expected, "{what}");
             let pins: Vec<String> = db.all_pins().unwrap().into_iter().map(|(holder, _)| holder).collect();
             assert_eq!(pins.contains(&"user pinned".to_owned()), readable, "{what}");
