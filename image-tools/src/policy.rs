@@ -7,8 +7,8 @@ use towline_lazyfs::digest::Digest;
 use towline_lazyfs::error::{Error, Outcome, Result};
 use towline_lazyfs::policy::{Accepted, Policy, Rule, kept};
 use towline_lazyfs::reference::Reference;
-use towline_lazyfs::store::Store;
 use towline_lazyfs::store::db::ImageRow;
+use towline_lazyfs::store::image::ImageFiles;
 
 use crate::engine::Engine;
 
@@ -42,8 +42,7 @@ pub fn admit(engine: &Engine, row: &ImageRow) -> Result<Option<Accepted>> {
         .parse()
         .map_err(|e| Error::new(Outcome::Integrity, format!("reading the origin of image {}", row.digest)).because(e))?;
     let Some(rule) = rule(engine, &reference)? else { return Ok(None) };
-    let files = Store::open(&engine.paths.root)?.image(&row.digest);
-    kept::decide(&rule, &row.digest, &files).map(Some)
+    kept::decide(&rule, &row.digest, &ImageFiles::of(&engine.paths.root, &row.digest)).map(Some)
 }
 
 /// Decides about an image that is elsewhere. `digests`: its manifest, and the indexes that led to it.
