@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use towline_lazyfs::error::{Error, Outcome, Result};
 use towline_lazyfs::rootfs::mount;
+use towline_lazyfs::rootfs::readahead::ReadaheadOff;
 use towline_lazyfs::store::create_private_dir;
 use towline_runtime::client::{Options, Runtime};
 
@@ -113,8 +114,8 @@ impl Life<'_> {
     /// All steps. An error means that its program never ran.
     fn live(self, signals: &Signals, user: User) -> Result<(), Failure> {
         let mut state = self.begin()?;
-        self.mount()?;
-        let recorder = self.record();
+        let readahead = self.mount()?.map(Arc::new);
+        let recorder = self.record(readahead.clone());
         self.write_bundle()?;
         let (ward, ours) = self.create()?;
         let streams = Streams::carry(ours, user, &self.tap())?;
@@ -122,7 +123,7 @@ impl Life<'_> {
         // Recorded before it is true, so that a monitor that is killed in between leaves a container that can be found.
         state.started = Some(time::now());
         write_json(&self.dirs.run_state(), &state)?;
-        self.watch_daemon();
+        self.watch_daemon(readahead);
         self.runtime.start(&self.record.id).map_err(|e| Failure::of_runtime(&e, "starting", &self.record.name))?;
         self.reporter.say(&Report::Started);
         // From here on it has run: what goes wrong is noted, and the end is recorded in any case.
@@ -154,26 +155,33 @@ impl Life<'_> {
         Ok(state)
     }
 
-    fn mount(&self) -> Result<()> {
+    /// Mounts the root; while it is lazy or recorded without the kernel's readahead.
+    fn mount(&self) -> Result<Option<ReadaheadOff>> {
         if let Some(writable) = &self.order.root.writable {
             for dir in [&writable.upper, &writable.work] {
                 std::fs::create_dir_all(dir).map_err(|e| Error::io("creating", dir, e))?;
             }
         }
-        mount::mount(&self.order.root, &self.dirs.rootfs())?;
+        let rootfs = self.dirs.rootfs();
+        let readahead = if self.order.lazy || self.order.record.is_some() {
+            mount::mount_without_readahead(&self.order.root, &rootfs)?
+        } else {
+            mount::mount(&self.order.root, &rootfs).map(|()| None)?
+        };
         self.reporter.say(&Report::Mounted);
-        Ok(())
+        Ok(readahead)
     }
 
     /// Begins to record what the start reads, where that is wanted. It is no reason for a container not to start.
-    fn record(&self) -> Option<Recorder> {
+    fn record(&self, readahead: Option<Arc<ReadaheadOff>>) -> Option<Recorder> {
         let wanted = self.order.record.clone()?;
         let (image, store) = (self.record.image, self.engine.paths.root.clone());
         let forgotten = if wanted.asked { recorder::forget_pages(&store, &image) } else { Ok(()) };
         let is_cold = wanted.asked && forgotten.is_ok();
         let tree = self.order.root.tree.clone();
+        let to_the_end = wanted.to_the_end;
         let subject =
-            Subject { image, tree, rootfs: self.dirs.rootfs(), store, also: wanted.also, to_the_end: wanted.to_the_end, is_cold };
+            Subject { image, tree, rootfs: self.dirs.rootfs(), store, also: wanted.also, to_the_end, is_cold, readahead };
         let started = forgotten.and_then(|()| Recorder::start(subject, self.journal.clone()));
         started.inspect_err(|e| self.journal.note(&e.one_line())).ok()
     }
@@ -239,7 +247,8 @@ impl Life<'_> {
         })
     }
 
-    fn watch_daemon(&self) {
+    /// Keeps `readahead` until the image is complete.
+    fn watch_daemon(&self, readahead: Option<Arc<ReadaheadOff>>) {
         if !self.order.lazy {
             return;
         }
@@ -252,7 +261,10 @@ impl Life<'_> {
             }
         };
         let (engine, image, name) = (self.engine.clone(), self.record.image, self.record.image_name.clone());
-        std::thread::spawn(move || watch::watch(&engine, image, &name, &say));
+        std::thread::spawn(move || {
+            watch::watch(&engine, image, &name, &say);
+            drop(readahead);
+        });
     }
 
     /// Records the end, takes everything away that a container which has ended does not need, and reports.

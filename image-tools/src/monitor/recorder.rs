@@ -19,6 +19,7 @@ use std::io::{PipeReader, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,7 @@ use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags}
 use towline_lazyfs::digest::Digest;
 use towline_lazyfs::error::{Error, Outcome, Result};
 use towline_lazyfs::profile::{Access, Profile};
+use towline_lazyfs::rootfs::readahead::ReadaheadOff;
 use towline_lazyfs::store::Store;
 use towline_lazyfs::store::profiles::Profiles;
 use towline_lazyfs::table::{CHUNKED_FROM, Table};
@@ -62,6 +64,8 @@ pub struct Subject {
     pub to_the_end: bool,
     /// Whether objects were put out of the page cache before.
     pub is_cold: bool,
+    /// Held while this records: only what is read by programs is in the page cache then.
+    pub readahead: Option<Arc<ReadaheadOff>>,
 }
 
 /// A running recording.
@@ -75,7 +79,7 @@ pub struct Recorder {
 
 impl Recorder {
     /// Begins to record; the root is mounted, and nothing of it was opened yet.
-    pub fn start(subject: Subject, journal: Journal) -> Result<Self> {
+    pub fn start(mut subject: Subject, journal: Journal) -> Result<Self> {
         let tried = || format!("watching what is opened in {}", subject.rootfs.display());
         let failed = |e: nix::Error| Error::new(Outcome::Io, tried()).because(e);
         let group = Fanotify::init(
@@ -89,9 +93,11 @@ impl Recorder {
         group.mark(flags, MaskFlags::FAN_OPEN | MaskFlags::FAN_OPEN_EXEC, &root, None::<&Path>).map_err(failed)?;
         let (ended, running) = std::io::pipe().map_err(|e| Error::io("making", "a pipe", e))?;
         let (tree, notes) = (StoredTree::open(&subject.tree)?, journal.clone());
+        let readahead = subject.readahead.take();
         let thread = std::thread::spawn(move || {
             let mut recording = Recording::new(subject, tree);
             let recorded = recording.follow(&group, &ended).and_then(|()| recording.write());
+            drop(readahead);
             if let Err(error) = recorded {
                 notes.note(&error.during("recording what the start reads").one_line());
             }

@@ -11,3 +11,4 @@
 pub mod mount;
 pub mod plan;
 pub mod probe;
+pub mod readahead;

@@ -14,11 +14,24 @@ use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, UnmountFlags};
 
 use super::plan::RootPlan;
+use super::readahead::{Before, ReadaheadOff};
 use crate::error::{Error, Outcome, Result};
 use crate::fscontext::{self, FsContext, Refused};
 
 /// `f_type` of an overlay (`OVERLAYFS_SUPER_MAGIC`).
 const OVERLAYFS_SUPER_MAGIC: rustix::fs::FsWord = 0x794c_7630;
+
+/// As [`mount`], with the kernel's readahead in the tree off for as long as the result lives; `None` where that was not possible.
+pub fn mount_without_readahead(plan: &RootPlan, target: &Path) -> Result<Option<ReadaheadOff>> {
+    let before = plan.data.first().and_then(|store| noted(Before::mount(store)));
+    mount(plan, target)?;
+    Ok(before.and_then(|before| noted(before.turn_off())).flatten())
+}
+
+/// What is not worth an error.
+fn noted<T>(result: Result<T>) -> Option<T> {
+    result.inspect_err(|e| tracing::debug!("the kernel's readahead stays as it is: {}", e.one_line())).ok()
+}
 
 /// Mounts the root file system at the directory `target`. When it fails, nothing stays behind.
 pub fn mount(plan: &RootPlan, target: &Path) -> Result<()> {
