@@ -16,7 +16,7 @@
 //! large    u32 each: numbers of the files that have a place in their layer's data file, for each layer by ascending place
 //! ```
 //!
-//! That was version 2; version 1 knew no data files.
+//! That was version 3; in version 2 fewer files were large (`table/data.rs`), version 1 knew no data files.
 //!
 //! Every file of every layer is in it, also one that a higher layer hides: a layer's diffID can be verified only with all of its
 //! files. Content that several layers have is listed with the lowest one that has random access.
@@ -40,7 +40,7 @@ use crate::wire::{self, Malformed, Reader};
 
 const MAGIC: [u8; 8] = *b"TLTABLE\n";
 const HEADER_EXTRA: usize = 16;
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const LAYER: usize = 104;
 const FILE: usize = 64;
 const CHUNK: usize = 72;

@@ -107,7 +107,7 @@ impl Ahead {
             let Some(large) = this.fetcher.large_file(&file) else { return };
             let Some(Looked { needs: Some(needs), .. }) = look(&large).await else { return };
             let len = large.size();
-            if len <= WHOLE {
+            if len <= WHOLE && !large.is_foretold() {
                 tokio::spawn(async move { large.bring(0, len as usize).await });
             }
             let found = this.needs_of(&file, &needs);
@@ -158,7 +158,7 @@ impl Ahead {
             let Some(large) = self.fetcher.large_file(&file.digest) else { return Vec::new() };
             let Some(looked) = look(&large).await else { return Vec::new() };
             let needed = case.places(&file, &looked);
-            if looked.needs.is_some() && file.size <= WHOLE {
+            if looked.needs.is_some() && file.size <= WHOLE && !large.is_foretold() {
                 // Beside what it needs. A program's pages are touched all over: each of them would cost a round trip.
                 tokio::spawn(async move { large.bring(0, file.size as usize).await });
             }

@@ -4,12 +4,10 @@ use crate::error::{Error, Outcome, Result};
 use crate::layer::name;
 use crate::layer::write::order::{HotFile, HotKey};
 use crate::profile::{Access, MAX_PROFILE, Profile};
+use crate::table::CHUNKED_FROM;
 
 /// The longest list or profile, bytes.
 pub const MAX_BYTES: u64 = MAX_PROFILE;
-/// Files below this are fetched as a whole, whatever of them is read (`store::big`).
-const PARTS_FROM: u64 = 1 << 20;
-
 /// Reads a profile, or a list of paths, one a line, the first needed first. A profile yields itself, too, for the image that is made
 /// with it.
 pub fn parse(bytes: &[u8]) -> Result<(Vec<HotFile>, Option<Profile>)> {
@@ -22,9 +20,11 @@ pub fn parse(bytes: &[u8]) -> Result<(Vec<HotFile>, Option<Profile>)> {
 
 /// The files of a profile in the order in which they are needed.
 pub fn of_profile(profile: &Profile) -> Vec<HotFile> {
-    // Of a file of which most is read anyway, the rest costs less than the gap that it would be.
-    let is_whole = |access: &Access| access.size < PARTS_FROM || access.bytes() >= access.size / 4 * 3;
-    let file = |access: &Access| HotFile { key: HotKey::Content(access.digest), whole: is_whole(access) };
+    // Files below that length are fetched as a whole, whatever of them is read; and of one of which most is read anyway the rest costs less
+    // than the gap that it would be.
+    let is_whole = |access: &Access| access.size < CHUNKED_FROM || access.bytes() >= access.size / 8 * 7;
+    let parts = |access: &Access| (!is_whole(access)).then(|| access.ranges());
+    let file = |access: &Access| HotFile { key: HotKey::Content(access.digest), parts: parts(access) };
     profile.accesses().iter().map(file).collect()
 }
 
@@ -40,7 +40,7 @@ fn paths(text: &[u8]) -> Result<Vec<HotFile>> {
             Error::new(Outcome::BadInput, format!("reading line {} of a list of paths", number + 1))
                 .because(format!("the path {why}"))
         })?;
-        files.push(HotFile { key: HotKey::Path(path), whole: true });
+        files.push(HotFile { key: HotKey::Path(path), parts: None });
     }
     Ok(files)
 }
@@ -52,7 +52,7 @@ mod tests {
 
     #[test]
     fn lists_of_paths() {
-        let path = |path: &str| HotFile { key: HotKey::Path(path.into()), whole: true };
+        let path = |path: &str| HotFile { key: HotKey::Path(path.into()), parts: None };
         assert_eq!(parse(b"/bin/sh\r\n\n# libraries\n./lib//x.so").unwrap().0, [path("bin/sh"), path("lib/x.so")]);
         assert_eq!(parse(b"").unwrap(), (vec![], None));
         for (text, says) in [("ok\n../x", "line 2"), ("a\0b", "NUL"), (" {\"version\":9}", "version 9"), ("{", "profile")] {
@@ -72,7 +72,8 @@ mod tests {
         );
         let (files, same) = parse(&profile.to_bytes()).unwrap();
         assert_eq!(same, Some(profile));
-        assert_eq!(files.iter().map(|file| file.whole).collect::<Vec<_>>(), [false, true, true, true]);
+        assert_eq!(files.iter().map(|file| file.parts.is_none()).collect::<Vec<_>>(), [false, true, true, false]);
+        assert_eq!(files[0].parts, Some(std::iter::once(0..16 << 10).collect()));
         assert_eq!(files[0].key, HotKey::Content(digest(1)));
     }
 }

@@ -205,7 +205,7 @@ async fn an_index_is_converted_whole_or_for_one_platform() {
 async fn hot_files_are_in_front_and_the_configuration_names_the_new_diff_ids() {
     let (from, to) = (Place::new(), Place::new());
     from.docker_image("amd64", Some("old")).await;
-    let hot = Some(vec![HotFile { key: HotKey::Path(b"bin/hot".to_vec()), whole: true }]);
+    let hot = Some(vec![HotFile { key: HotKey::Path(b"bin/hot".to_vec()), parts: None }]);
     let report = run(&from, &to, "old", &Job { hot, rewrite_all: true, ..job(Format::ZstdChunked) }).await.unwrap();
     let layers = &report.images[0].layers;
     assert!(layers[0].hot_bytes > 0 && layers[0].hot_bytes < 1000, "{layers:?}");
@@ -237,7 +237,7 @@ async fn an_image_carries_the_profile_it_was_made_with() {
     assert_eq!((referrers.len(), &artifact["layers"][0]["digest"]), (1, &digest.into()));
 
     // An image that has none of the files does not.
-    let hot = Some(vec![HotFile { key: HotKey::Path(b"no/such".to_vec()), whole: true }]);
+    let hot = Some(vec![HotFile { key: HotKey::Path(b"no/such".to_vec()), parts: None }]);
     let other = Place::new();
     run(&from, &other, "old", &Job { hot, ..optimize }).await.unwrap();
     assert!(other.read("new").await.1["annotations"].is_null());

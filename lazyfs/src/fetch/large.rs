@@ -257,6 +257,12 @@ impl LargeFile {
         self.content.read_exact_at(range.start, &mut bytes).ok().map(|()| bytes)
     }
 
+    /// Whether an access profile says what is read of it, so that nothing has to be guessed.
+    pub fn is_foretold(&self) -> bool {
+        let image = self.fetcher.find_data(&self.layer, &(self.start..self.start + 1));
+        image.is_ok_and(|(image, _)| image.is_guided(false))
+    }
+
     /// Its length, bytes.
     pub fn size(&self) -> u64 {
         self.content.size()

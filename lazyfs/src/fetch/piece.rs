@@ -10,8 +10,9 @@ use crate::digest::Digest;
 use crate::layer::Chunk;
 use crate::table::{FileRecord, Table};
 
-/// Chunks are taken together up to this many bytes of blob: a request costs more than they do.
-const RUN: u64 = 32 << 10;
+/// Chunks are taken together up to this many bytes of blob: less is not worth the account of its own. Not more, since chunks end where what is
+/// read of a file ends (`layer/write/cuts.rs`).
+const RUN: u64 = 4 << 10;
 /// And up to this many bytes of content, where the blob has few: whoever wants one page waits for all of the piece.
 const RUN_CONTENT: u64 = 256 << 10;
 
@@ -96,8 +97,7 @@ pub(super) fn pieces_of(table: &Table, file: &FileRecord) -> Vec<(Range<u64>, Pi
 
 /// Whether a chunk belongs to the run before it.
 fn goes_on(run: &Range<u64>, content: u64, chunk: &Chunk) -> bool {
-    let is_small = run.end - run.start < RUN && content < RUN_CONTENT;
-    is_small && content + chunk.len <= RUN_CONTENT && chunk.blob_offset + chunk.blob_len - run.start <= 2 * RUN
+    content + chunk.len <= RUN_CONTENT && chunk.blob_offset + chunk.blob_len - run.start <= RUN
 }
 
 impl fmt::Display for PieceId {

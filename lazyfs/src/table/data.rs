@@ -15,7 +15,7 @@ use crate::layer::LayerIndex;
 use crate::store::big::{CLUSTER, MAX_DATA};
 
 /// Files of this length or more, bytes, are fetched by chunks.
-pub const CHUNKED_FROM: u64 = 1 << 20;
+pub const CHUNKED_FROM: u64 = 256 << 10;
 /// The longest chunk, in bytes of content: a chunk is in memory until its digest is known.
 pub const MAX_CHUNK: u64 = 4 << 20;
 

@@ -58,7 +58,7 @@ fn sample() -> Vec<u8> {
 
 #[test]
 fn golden_file() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/table-v2");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/table-v3");
     if std::env::var_os("TOWLINE_WRITE_GOLDEN").is_some() {
         std::fs::write(path, sample()).unwrap();
     }

@@ -12,7 +12,9 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write as _;
+use std::ops::Range;
 
+use super::cuts::Cuts;
 use super::output::{Output, failed};
 use super::plain::gzip_level;
 use super::toc::{Dialect, Table};
@@ -74,7 +76,7 @@ impl<'a> Estargz<'a> {
         let tar = [&tar[..], &vec![0; tar.len().next_multiple_of(BLOCK) - tar.len()]].concat();
         let mut split = Split::new(&tar[..]);
         let head = split.next_head()?.expect("there is one entry");
-        self.append(&head.bytes, &head, &mut |buffer| split.payload(buffer))
+        self.append(&head.bytes, &head, &[], &mut |buffer| split.payload(buffer))
     }
 
     fn between(&mut self, bytes: &[u8]) -> Result<()> {
@@ -93,7 +95,7 @@ impl<'a> Estargz<'a> {
     }
 
     /// An entry whose head begins behind the padding.
-    fn append(&mut self, bytes: &[u8], head: &Head, payload: Bytes<'_>) -> Result<()> {
+    fn append(&mut self, bytes: &[u8], head: &Head, hot: &[Range<u64>], payload: Bytes<'_>) -> Result<()> {
         let padding = std::mem::take(&mut self.padding);
         self.between(&vec![0; padding])?;
         self.between(bytes)?;
@@ -101,8 +103,10 @@ impl<'a> Estargz<'a> {
         if head.payload_len() > 0 {
             self.flush()?;
         }
+        let cuts = Cuts { chunk: self.buffer.len() as u64, hot };
         loop {
-            let n = payload(&mut self.buffer)?;
+            let limit = usize::try_from(cuts.len_at(whole.length())).expect("chunks fit into memory");
+            let n = payload(&mut self.buffer[..limit])?;
             if n == 0 {
                 break;
             }
@@ -125,7 +129,7 @@ impl<'a> Estargz<'a> {
 }
 
 impl Encoder for Estargz<'_> {
-    fn add(&mut self, bytes: &[u8], head: &Head, payload: Bytes<'_>) -> Result<()> {
+    fn add(&mut self, bytes: &[u8], head: &Head, hot: &[Range<u64>], payload: Bytes<'_>) -> Result<()> {
         let is_own = matches!(&head.entry, Some(entry) if matches!(entry.kind, EntryKind::File(_))
             && [TABLE, LANDMARK, NO_LANDMARK].iter().any(|own| entry.path == own.as_bytes()));
         if is_own {
@@ -133,7 +137,7 @@ impl Encoder for Estargz<'_> {
             return Ok(());
         }
         // The padding of the payload before comes from here, since that payload may have been left out.
-        self.append(&bytes[head.padding.min(bytes.len())..], head, payload)
+        self.append(&bytes[head.padding.min(bytes.len())..], head, hot, payload)
     }
 
     fn hot_ends(&mut self) -> Result<()> {

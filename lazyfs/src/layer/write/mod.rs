@@ -8,6 +8,7 @@
 //! what was written ([`check`]); what a format is made of stands at the head of its reader. Output depends on nothing but input and options.
 
 pub mod check;
+mod cuts;
 mod estargz;
 pub mod order;
 mod output;
@@ -21,6 +22,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::str::FromStr;
 
 use crate::digest::{Digest, Hasher};
@@ -28,11 +30,12 @@ use crate::error::{Error, Outcome, Result};
 use crate::layer::tar::split::{Head, Split};
 use crate::layer::{Chunk, EntryKind, FileContent, LayerIndex};
 use crate::manifest::Compression;
+use crate::table::CHUNKED_FROM;
 
 use self::order::HotFile;
 
 /// Files below this many bytes are one chunk in a zstd:chunked layer: nobody reads a part of them.
-const CHUNKS_FROM: u64 = 512 << 10;
+const CHUNKS_FROM: u64 = CHUNKED_FROM;
 /// Bytes of a payload that are read at a time where a format has no chunks.
 const PIECE: usize = 128 << 10;
 
@@ -170,7 +173,7 @@ pub fn write(tar: impl Read, options: &Options, blob: &File) -> Result<Written> 
     let mut encoder = encoder(options, blob, false)?;
     let mut split = Split::new(tar);
     while let Some(head) = split.next_head()? {
-        encoder.add(&head.bytes, &head, &mut |buffer| split.payload(buffer))?;
+        encoder.add(&head.bytes, &head, &[], &mut |buffer| split.payload(buffer))?;
     }
     encoder.finish(&mut |buffer| split.tail(buffer))
 }
@@ -186,7 +189,8 @@ pub fn write_ordered(tar: impl Read, options: &Options, hot: &[HotFile], scratch
         if position == order.hot && order.hot > 0 {
             encoder.hot_ends()?;
         }
-        stored.with(number, order.moves, |bytes, head, payload| encoder.add(bytes, head, payload))?;
+        let parts = order.parts.get(&number).map_or(&[][..], Vec::as_slice);
+        stored.with(number, order.moves, |bytes, head, payload| encoder.add(bytes, head, parts, payload))?;
     }
     if order.hot == order.entries.len() && order.hot > 0 {
         encoder.hot_ends()?;
@@ -199,8 +203,8 @@ type Bytes<'a> = &'a mut dyn FnMut(&mut [u8]) -> Result<usize>;
 
 /// Takes a tar piece by piece and writes a blob. The same calls for each format.
 trait Encoder {
-    /// The next entry: the bytes of the tar before its payload, and the payload.
-    fn add(&mut self, bytes: &[u8], head: &Head, payload: Bytes<'_>) -> Result<()>;
+    /// The next entry: the bytes of the tar before its payload, and the payload. `hot` is what is read of it where that is not all or nothing.
+    fn add(&mut self, bytes: &[u8], head: &Head, hot: &[Range<u64>], payload: Bytes<'_>) -> Result<()>;
 
     /// The last of the hot files has been added.
     fn hot_ends(&mut self) -> Result<()>;

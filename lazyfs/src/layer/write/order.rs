@@ -11,6 +11,7 @@
 //! ```
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use crate::digest::Digest;
 use crate::layer::{Entry, EntryKind};
@@ -20,8 +21,8 @@ use crate::layer::{Entry, EntryKind};
 pub struct HotFile {
     /// Which one.
     pub key: HotKey,
-    /// Whether all of it is read, or only parts.
-    pub whole: bool,
+    /// What of it is read, ascending; `None` is all.
+    pub parts: Option<Vec<Range<u64>>>,
 }
 
 /// How a hot file is named.
@@ -42,6 +43,8 @@ pub struct Order {
     pub hot: usize,
     /// Whether this is another order than before.
     pub moves: bool,
+    /// Of entries that are read in parts, by number: what is read.
+    pub parts: HashMap<usize, Vec<Range<u64>>>,
 }
 
 /// Chooses an order for the entries of a tar; `None` stands for what image tools ignore.
@@ -64,17 +67,20 @@ pub fn order(entries: &[Option<Entry>], hot: &[HotFile]) -> Order {
         }
     }
     if places.values().any(|numbers| numbers.len() > 1) {
-        return Order { entries: (0..entries.len()).collect(), hot: 0, moves: false };
+        return Order { entries: (0..entries.len()).collect(), hot: 0, moves: false, parts: HashMap::new() };
     }
     let mut choice = Choice { entries, places, markers, chosen: Vec::new(), is_chosen: vec![false; entries.len()] };
     let numbers = |choice: &Choice<'_>, file: &HotFile| match &file.key {
         HotKey::Content(digest) => contents.get(digest).cloned().unwrap_or_default(),
         HotKey::Path(path) => choice.file_at(path).into_iter().collect(),
     };
-    let mut hot_count = 0;
+    let (mut hot_count, mut parts) = (0, HashMap::new());
     for whole in [true, false] {
-        for file in hot.iter().filter(|file| file.whole == whole) {
-            numbers(&choice, file).into_iter().for_each(|number| choice.choose(number));
+        for file in hot.iter().filter(|file| file.parts.is_none() == whole) {
+            for number in numbers(&choice, file) {
+                choice.choose(number);
+                parts.extend(file.parts.clone().map(|parts| (number, parts)));
+            }
         }
         if whole {
             hot_count = choice.chosen.len();
@@ -83,7 +89,7 @@ pub fn order(entries: &[Option<Entry>], hot: &[HotFile]) -> Order {
     let Choice { mut chosen, is_chosen, .. } = choice;
     chosen.extend((0..entries.len()).filter(|&number| !is_chosen[number]));
     let moves = chosen.iter().enumerate().any(|(position, &number)| position != number);
-    Order { entries: chosen, hot: hot_count, moves }
+    Order { entries: chosen, hot: hot_count, moves, parts }
 }
 
 struct Choice<'a> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
+use std::ops::Range;
 
 use super::output::{Output, failed};
 use super::{Bytes, Encoder, Format, Options, PIECE, Tally, Written};
@@ -64,7 +65,7 @@ pub(super) fn gzip_level(level: i32) -> flate2::Compression {
 }
 
 impl Encoder for Plain<'_> {
-    fn add(&mut self, bytes: &[u8], head: &Head, payload: Bytes<'_>) -> Result<()> {
+    fn add(&mut self, bytes: &[u8], head: &Head, _hot: &[Range<u64>], payload: Bytes<'_>) -> Result<()> {
         self.put(bytes)?;
         let mut hasher = Hasher::default();
         self.drain(payload, &mut hasher)?;

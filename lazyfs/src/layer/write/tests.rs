@@ -337,7 +337,7 @@ fn the_check_sees_every_damage() {
 }
 
 fn hot(path: &str, whole: bool) -> HotFile {
-    HotFile { key: order::HotKey::Path(path.into()), whole }
+    HotFile { key: order::HotKey::Path(path.into()), parts: (!whole).then(|| std::iter::once(0..1).collect()) }
 }
 
 #[test]
@@ -360,7 +360,7 @@ fn hot_files_stand_in_front_with_what_they_need() {
         let order = order::order(entries, hot);
         (order.entries, order.hot, order.moves)
     };
-    let by_content = HotFile { key: order::HotKey::Content(Digest::of(b"4")), whole: true };
+    let by_content = HotFile { key: order::HotKey::Content(Digest::of(b"4")), parts: None };
     assert_eq!(
         ordered(&entries, &[hot("c/large", false), by_content, hot("b/link", true), hot("no/such", true)]),
         (vec![0, 8, 10, 4, 5, 6, 9, 1, 2, 3, 7], 6, true)

@@ -2,14 +2,16 @@
 //!
 //! - The tar between two payloads is one frame (more where it is long), each chunk of a payload is one frame. So the bytes of a
 //!   chunk cost exactly themselves, and every piece of the tar decompresses alone.
-//! - Large files have chunks of equal length, so that a page of a file is in one chunk that starts at a multiple of that length. Chunks with
+//! - Large files have chunks of equal length (but see [`Cuts`]), so that a page of a file is in one chunk that starts at a multiple of that length. Chunks with
 //!   borders by content would be shared between versions of a file more often, but a page would be in two of them.
 //! - A blob without its table is a plain zstd layer. It stays one where entries do not fit into the table (names that are not UTF-8).
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write as _;
+use std::ops::Range;
 
+use super::cuts::Cuts;
 use super::output::{Output, failed};
 use super::tar_split::{Crc64, Packed, TarSplit};
 use super::toc::{Dialect, Table};
@@ -76,10 +78,10 @@ impl<'a> ZstdChunked<'a> {
     }
 
     /// Writes a payload; yields its chunks, digest and checksum.
-    fn payload(&mut self, chunk: u64, payload: Bytes<'_>) -> Result<(Vec<Chunk>, Digest, Crc64)> {
+    fn payload(&mut self, cuts: Cuts<'_>, payload: Bytes<'_>) -> Result<(Vec<Chunk>, Digest, Crc64)> {
         let (mut chunks, mut whole, mut crc) = (Vec::new(), Hasher::default(), Crc64::new());
-        let limit = usize::try_from(chunk).expect("chunks fit into memory");
         loop {
+            let limit = usize::try_from(cuts.len_at(whole.length())).expect("chunks fit into memory");
             let n = payload(&mut self.buffer[..limit])?;
             if n == 0 {
                 return Ok((chunks, whole.finish(), crc));
@@ -132,7 +134,7 @@ impl<'a> ZstdChunked<'a> {
 }
 
 impl Encoder for ZstdChunked<'_> {
-    fn add(&mut self, bytes: &[u8], head: &Head, payload: Bytes<'_>) -> Result<()> {
+    fn add(&mut self, bytes: &[u8], head: &Head, hot: &[Range<u64>], payload: Bytes<'_>) -> Result<()> {
         self.between(bytes)?;
         let len = head.payload_len();
         let is_file = matches!(&head.entry, Some(entry) if matches!(entry.kind, EntryKind::File(_)));
@@ -140,11 +142,11 @@ impl Encoder for ZstdChunked<'_> {
         if len > 0 {
             self.flush()?;
             let chunk = match () {
-                () if is_file && len >= CHUNKS_FROM => self.chunk,
+                () if is_file && (len >= CHUNKS_FROM || !hot.is_empty()) => self.chunk,
                 // Nobody reads what markers carry; in frames of a length that fits into memory it is only part of the tar.
                 () => CHUNKS_FROM,
             };
-            (chunks, digest, crc) = self.payload(chunk, payload)?;
+            (chunks, digest, crc) = self.payload(Cuts { chunk, hot }, payload)?;
         }
         // What only one piece is may be anything; several pieces of what is no file would not be understood.
         let told = if is_file || chunks.len() < 2 { &chunks[..] } else { &[] };

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::wire::{self, Malformed, crc32c};
 
 const MAGIC: [u8; 8] = *b"TLBIGMAP";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER_EXTRA: usize = 16;
 const GROUP: u64 = 8;
 const GROUP_CLUSTERS: u64 = 32;
@@ -198,7 +198,7 @@ mod tests {
         map.add(50..52).unwrap();
         map.remove(50..52).unwrap();
         let written = std::fs::read(dir.path().join("map")).unwrap();
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/big-map-v1");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/big-map-v2");
         if std::env::var_os("TOWLINE_WRITE_GOLDEN").is_some() {
             std::fs::write(path, &written).unwrap();
         }
@@ -220,7 +220,7 @@ mod tests {
         let cases = [
             ("nothing", vec![], "not even the header"),
             ("another file", change(0, b'X'), "it is not a map"),
-            ("another version", change(8, 2), "version 2"),
+            ("another version", change(8, 3), "version 3"),
             ("an unknown feature", change(24, 1), "features"),
             ("another cluster", change(49, 1), "other data"),
             ("another length", change(40, 1), "other data"),
