@@ -8,8 +8,10 @@
 # `images convert --compression estargz` make it, and a seek index of the gzip image is pushed. They stay in the bench's registry.
 # Then in each run, one after the other: containerd (pull, run), podman (run), and towline on each form of the image.
 #
-# - needed: bytes over the link when nothing but what the program asks for is fetched, of the optimized image.
-# - warm: the start with everything local. limit: needed / rate + 3 round trips + warm.
+# - needed: what no lazy puller can do without: the pages that the program touches, compressed by zlib (touched.py, on a plain file system
+#   without readahead). warm: the start by runc with everything local. limit: needed / rate + 3 round trips + warm.
+# - Every start has a file system of its own for its store: in one where files were just removed, ext4 searches long for inodes that it may
+#   take again.
 # - The link is link-proxy: one line for all connections with the rate, and the delay; it has no slow start, for anybody. `line` is
 #   what one plain download got of the rate: where that is far below 1 the figures say something about this machine only.
 # - A row that cannot be measured says why. Nothing is asserted: this reports.
@@ -19,7 +21,7 @@ set -uo pipefail
 if [ $$ != 1 ]; then
     exec unshare --mount --pid --fork --mount-proc --propagation private --kill-child bash "$0" "$@"
 fi
-bin=$1 oci=$2
+bin=$1 oci=$2 here=$(dirname "$(realpath "$0")")
 shift 2
 images=("$@")
 RATE=${RATE:-100} RTT=${RTT:-10} RUNS=${RUNS:-3} CROWD=${CROWD:-50}
@@ -29,20 +31,38 @@ exec 9> "$work/bench.lock"
 flock -n 9 || { echo "towline: another bench runs in $work" >&2; exit 1; }
 umask 022
 rm -rf "$bench"
-mkdir -p "$bench/bin" "$work/profiles" "$work/reports"
+mkdir -p "$bench/bin" "$bench/stores" "$work/profiles" "$work/reports"
 cp "$bin"/{towline,towlined,link-proxy} "$oci" "$bench/bin/"
 export PATH=$bench/bin:$PATH TOWLINE_LOG=${TOWLINE_LOG:-info}
 report=$work/reports/lazy-$RATE.txt
 
 use_store() { # NAME: empty
-    export TOWLINE_ROOT=$bench/$1/root TOWLINE_STATE=$bench/$1/state
+    export TOWLINE_ROOT=$bench/stores/$1/root TOWLINE_STATE=$bench/stores/$1/state
     mkdir -p "$TOWLINE_ROOT" "$TOWLINE_STATE"
+}
+
+file_system() { # NAME [READAHEAD]: a new one in a file, mounted at $bench/stores/NAME
+    local file=$bench/$1.ext4 device
+    rm -f "$file"
+    truncate -s 16G "$file"
+    mkfs.ext4 -q -F -E lazy_itable_init=1,lazy_journal_init=1 "$file"
+    device=$(losetup --find --show --direct-io=on "$file")
+    [ -z "${2:-}" ] || blockdev --setra "$2" "$device"
+    mkdir -p "$bench/stores/$1"
+    mount "$device" "$bench/stores/$1"
+    losetup -d "$device" # when it is unmounted
+}
+
+no_file_system() { # NAME
+    local mount
+    while read -r mount; do umount -l "$mount"; done < <(findmnt -rno TARGET | grep -F "$bench/stores/$1" | tac)
+    rm -f "$bench/$1.ext4"
 }
 
 clean_up() {
     trap '' INT TERM
     local id store
-    for store in "$bench"/*/root; do
+    for store in "$bench"/stores/*/root; do
         use_store "$(basename "$(dirname "$store")")"
         for id in $(timeout 10 towline ps -a --format json 2> "$bench/ps.log" | jq -r '.[].id // empty'); do
             timeout 20 towline rm -f "$id" > "$bench/rm.log" 2>&1
@@ -93,6 +113,7 @@ received() { echo >&6; read -r -t 10 bytes <&5 && echo "$bytes"; }
 
 measure() { # COMMAND...: sets seconds, got; fails where READY did not come
     local begin before line
+    sync
     before=$(received) begin=$(now) seconds=
     while IFS= read -r -t 300 line; do
         case $line in READY*) [ -n "$seconds" ] || { seconds=$(calc "$(now) - $begin"); got=$(($(received) - before)); } ;; esac
@@ -100,73 +121,130 @@ measure() { # COMMAND...: sets seconds, got; fails where READY did not come
     [ -n "$seconds" ] || { why=$(tail -n 1 "$bench/stderr" | cut -c1-160); return 1; }
 }
 
-drop_store() { # NAME: ends what uses it, and empties it
+drop_store() { # NAME: ends what uses it, and makes another
     local pid
     use_store "$1"
     for pid in $(grep -lz "TOWLINE_ROOT=$TOWLINE_ROOT" /proc/[0-9]*/environ 2> "$bench/grep.log" | cut -d/ -f3); do
         [ "$pid" = $$ ] || case $(cat "/proc/$pid/comm" 2> "$bench/comm.log") in towline*) kill -KILL "$pid" ;; esac
     done
     sleep 0.2
-    while read -r mount; do umount -l "$mount"; done < <(findmnt -rno TARGET | grep -F "$bench/$1/" | tac)
-    rm -rf "${bench:?}/$1"
+    no_file_system "$1"
+    file_system "$1"
     use_store "$1"
 }
 
-towline_start() { # TAG [NAME=VALUE]: cold
-    local tag=$1
-    shift
+towline_start() { # FORM: cold
+    local repository=$image tag=$1
+    case $1 in opt) tag=$opt ;; esgz) tag=$esgz ;; indexed) repository=$image-indexed tag=$indexed ;; esac
     drop_store lazy
-    case $tag in zstd | gzip | esgz | indexed) import_profile "$tag" ;; esac
-    measure env "$@" towline run --rm --plain-http "$link/$image:$tag"
+    [ "$1" = opt ] || import_profile "$repository" "$tag"
+    measure towline run --rm --plain-http "$link/$repository:$tag"
 }
 
 # Another node has the profile from the registry; for forms that were pushed without one it is put there by hand.
-import_profile() { # TAG
+import_profile() { # REPOSITORY TAG
     local digest
     [ "${WITH_PROFILE:-1}" = 1 ] && [ -f "$work/profiles/$image.json" ] || return 0
-    digest=$(curl -sSfI -H 'Accept: application/vnd.oci.image.manifest.v1+json' "http://$registry/v2/$image/manifests/$1" |
+    digest=$(curl -sSfI -H 'Accept: application/vnd.oci.image.manifest.v1+json' "http://$registry/v2/$1/manifests/$2" |
         tr -d '\r' | awk 'tolower($1) == "docker-content-digest:" { print $2 }')
     [ -z "$digest" ] || towline images profile --import "$work/profiles/$image.json" "$digest" || die "importing a profile failed"
 }
 
-containerd_start() { # cold: pull, then run
-    local c=$bench/containerd
-    if [ ! -e "$c/pid" ]; then
-        mkdir -p "$c"
-        printf 'version = 2\nroot = "%s/root"\nstate = "%s/state"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\naddress = "%s/sock"\n' "$c" "$c" "$c" > "$c/config.toml"
-        containerd -c "$c/config.toml" > "$c/log" 2>&1 &
-        echo $! > "$c/pid"
-        for _ in $(seq 100); do [ ! -S "$c/sock" ] || break; sleep 0.1; done
-    fi
-    local ctr=(ctr -a "$c/sock")
-    for ref in $("${ctr[@]}" image ls -q); do "${ctr[@]}" image rm --sync "$ref" > "$c/rm.log" 2>&1; done
-    measure bash -c "ctr -a $c/sock image pull --plain-http $link/$image:gzip >$c/pull.log 2>&1 && exec ctr -a $c/sock run --rm $link/$image:gzip bench$RANDOM$RANDOM /app/start.sh"
+containerd_start() { # cold: pull, then run; a daemon of its own, so that nothing of it is left of the time before
+    local c=$bench/stores/containerd pid
+    file_system containerd
+    printf 'version = 2\nroot = "%s/root"\nstate = "%s/state"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\naddress = "%s/sock"\n' "$c" "$c" "$c" > "$c/config.toml"
+    containerd -c "$c/config.toml" > "$c/log" 2>&1 &
+    pid=$!
+    for _ in $(seq 100); do [ ! -S "$c/sock" ] || break; sleep 0.1; done
+    measure bash -c "ctr -a $c/sock image pull --plain-http $link/$image:gzip >$c/pull.log 2>&1 && exec ctr -a $c/sock run --rm $link/$image:gzip bench$RANDOM$RANDOM"
+    local status=$?
+    kill "$pid"
+    wait "$pid" 2> "$bench/kill.log"
+    no_file_system containerd
+    return $status
 }
 
 podman_start() {
-    local p=(podman --root "$bench/podman/root" --runroot "$bench/podman/run" --storage-driver overlay --cgroup-manager cgroupfs)
-    "${p[@]}" rmi -af > "$bench/podman.log" 2>&1
+    local status
+    file_system podman
     rm -rf /var/lib/containers/cache
-    measure "${p[@]}" run --rm --net none --tls-verify=false "$link/$image:gzip"
+    measure podman --runtime runc --root "$bench/stores/podman/root" --runroot "$bench/stores/podman/run" --storage-driver overlay \
+        --cgroup-manager cgroupfs run --rm --net none --tls-verify=false "$link/$image:gzip"
+    status=$?
+    no_file_system podman
+    return $status
 }
 
 # --- preparation, once for each image
 
-has_tag() { curl -sSf -o "$bench/tag" -H 'Accept: application/vnd.oci.image.manifest.v1+json' "http://$registry/v2/$image/manifests/$1" 2> "$bench/curl.log"; }
+has_tag() { # TAG [REPOSITORY]
+    curl -sSf -o "$bench/tag" -H 'Accept: application/vnd.oci.image.manifest.v1+json' "http://$registry/v2/${2:-$image}/manifests/$1" 2> "$bench/curl.log"
+}
 
+# Forms that are made here: named after what they are made of, so that an image that was built anew gets new ones.
 prepare() {
-    local profile=$work/profiles/$image.json
+    local built profile
+    has_tag zstd || return 1
+    built=$(sha256sum < "$bench/tag" | cut -c1-12)
+    profile=$work/profiles/$image.$built.json opt=opt-$built esgz=esgz-$built
     if [ ! -s "$profile" ]; then
         drop_store prepare
         towline run --rm --plain-http --record-profile="$profile" "$registry/$image:zstd" > "$bench/record.log" 2>&1 ||
             { tail -n 3 "$bench/record.log" >&2; return 1; }
     fi
-    use_store prepare
-    has_tag opt || towline images optimize --plain-http --profile "$profile" "$registry/$image:zstd" "$registry/$image:opt" > "$bench/optimize.log" 2>&1 ||
-        tail -n 3 "$bench/optimize.log" >&2
-    has_tag esgz || towline images optimize --plain-http --compression estargz --profile "$profile" "$registry/$image:gzip" "$registry/$image:esgz" > "$bench/estargz.log" 2>&1 ||
-        tail -n 3 "$bench/estargz.log" >&2
+    ln -sfn "$profile" "$work/profiles/$image.json"
     drop_store prepare
+    has_tag "$opt" || towline images optimize --plain-http --profile "$profile" "$registry/$image:zstd" "$registry/$image:$opt" > "$bench/optimize.log" 2>&1 ||
+        tail -n 3 "$bench/optimize.log" >&2
+    has_tag "$esgz" || towline images optimize --plain-http --compression estargz --profile "$profile" "$registry/$image:gzip" "$registry/$image:$esgz" > "$bench/estargz.log" 2>&1 ||
+        tail -n 3 "$bench/estargz.log" >&2
+    # The seek index of the gzip image is pushed as a referrer; `gzip` itself stays what nobody has seen.
+    has_tag "indexed-$built" "$image-indexed" || {
+        towline images copy --plain-http "$registry/$image:gzip" "$registry/$image-indexed:indexed-$built" > "$bench/index.log" 2>&1 &&
+            towline images index --push --plain-http "$registry/$image-indexed:indexed-$built" > "$bench/index.log" 2>&1
+    } || tail -n 3 "$bench/index.log" >&2
+    indexed=indexed-$built
+    drop_store prepare
+}
+
+layers() { # FORM: files of the layers of the image as it was built
+    jq -r --arg form "$1" '.manifests[] | select(.annotations["org.opencontainers.image.ref.name"] == $form).digest' "$work/oci/$image/index.json" |
+        sed 's/sha256://' | xargs -I{} jq -r '.layers[].digest' "$work/oci/$image/blobs/sha256/{}" | sed "s|sha256:|$work/oci/$image/blobs/sha256/|"
+}
+
+# Sets needed (bytes) and warm (seconds).
+physical_limit() {
+    local root=$bench/stores/touched/root layer run
+    file_system touched 0
+    mkdir -p "$root"
+    for layer in $(layers gzip); do tar -xzf "$layer" --exclude='.wh.*' -C "$root" 2> "$bench/tar.log"; done
+    mkdir -p "$root"/{proc,dev,tmp}
+    # The program begins with nothing in the page cache.
+    mount -o remount,ro "$bench/stores/touched" && mount -o remount,rw "$bench/stores/touched"
+    sync
+    echo 1 > /proc/sys/vm/drop_caches
+    in_root "$root" > "$bench/touched.log" 2>&1
+    needed=$(python3 "$here/touched.py" "$root" | cut -d' ' -f3)
+    in_root "$root" > "$bench/touched.log" 2>&1
+    mkdir -p "$bench/bundle"
+    (
+        cd "$bench/bundle" || exit
+        rm -f config.json
+        runc spec
+        jq --arg root "$root" '.root = {path: $root, readonly: false} | .process.terminal = false | .process.args = ["/app/start.sh"] |
+            .process.env += ["LC_ALL=C.UTF-8"] | .process.rlimits = [] | .linux.seccomp = null' config.json > new.json && mv new.json config.json
+    )
+    for run in 1 2 3 4; do
+        measure runc --root "$bench/runc" run --bundle "$bench/bundle" "warm$run" && [ "$run" = 1 ] || echo "$seconds"
+    done > "$bench/warm"
+    warm=$(median < "$bench/warm")
+    no_file_system touched
+}
+
+in_root() { # ROOT: the image's program; whatever it leaves running ends with it
+    unshare --mount --pid --fork --kill-child bash -c 'mount -t proc proc "$1/proc" && mount -t tmpfs tmp "$1/tmp" && mount --rbind /dev "$1/dev" &&
+        chroot "$1" env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 /app/start.sh' in_root "$1"
 }
 
 # --- the table
@@ -244,17 +322,17 @@ inside() { # ROOT COMMAND: seconds, best of 3, of a command in a root
 }
 
 steady() { # all local: towline's root against plain overlayfs on extracted layers
-    local id ours plain root=$bench/plain n=0 lowers= layer a b
+    local id ours plain root=$bench/stores/plain n=0 lowers= layer a b
     id=$(towline run -d --plain-http --name steady "$link/$image:$base" /app/start.sh hold 2> "$bench/steady.log") || { tail -n 1 "$bench/steady.log"; return; }
     ours=$TOWLINE_STATE/containers/$id/rootfs
     [ -d "$ours/usr" ] || ours=$(findmnt -rno TARGET | grep -F "$id" | head -n 1)
-    while read -r layer; do
+    file_system plain
+    for layer in $(layers gzip); do
         mkdir -p "$root/$n"
-        tar -xzf "$work/oci/$image/blobs/sha256/${layer#sha256:}" --exclude='.wh.*' -C "$root/$n" 2> "$bench/tar.log"
+        tar -xzf "$layer" --exclude='.wh.*' -C "$root/$n" 2> "$bench/tar.log"
         lowers=$root/$n${lowers:+:$lowers}
         n=$((n + 1))
-    done < <(jq -r '.manifests[] | select(.annotations["org.opencontainers.image.ref.name"] == "gzip").digest' "$work/oci/$image/index.json" |
-        sed 's/sha256://' | xargs -I{} jq -r '.layers[].digest' "$work/oci/$image/blobs/sha256/{}")
+    done
     mkdir -p "$root/merged" "$root/upper" "$root/work"
     mount -t overlay plain -o "lowerdir=$lowers,upperdir=$root/upper,workdir=$root/work" "$root/merged" || return
     plain=$root/merged
@@ -268,25 +346,17 @@ small reads|find /usr -xdev -type f -size -64k | head -n 4000 | tr '\n' '\0' | x
 sequential, 10 x the largest file|f=$(find /usr -xdev -type f -printf '%s %p\n' | sort -rn | head -n 1 | cut -d' ' -f2); for i in 1 2 3 4 5 6 7 8 9 10; do cat "$f" > /dev/null; done
 C
     towline rm -f steady > "$bench/steady.log" 2>&1
-    umount "$plain"
-    rm -rf "$root"
+    no_file_system plain
 }
 
 bench_image() {
     image=$1
     prepare || { echo "$image: not measured: its start could not be recorded"; return; }
-    local run form limit needed warm eager f=$bench/figures/$image
-    # As optimized where that could be made, else as it was built.
-    local base=opt
-    has_tag opt || base=zstd
+    local run form limit needed warm eager f=$bench/figures/$image base=$opt
     start_link 0 0
-    towline_start $base TOWLINE_FETCH=readahead=0,readbehind=0,read_window=0,ahead=0,prefetch=0,background=off || { echo "$image: not measured: $why"; return; }
-    needed=$got
-    # Everything local: pulled, and started once before.
+    physical_limit
     drop_store lazy
     towline images pull --plain-http "$link/$image:$base" > "$bench/pull.log" 2>&1
-    for run in 1 2 3 4; do measure towline run --rm --plain-http "$link/$image:$base" && [ "$run" = 1 ] || echo "$seconds"; done > "$bench/warm"
-    warm=$(median < "$bench/warm")
     local steadiness
     steadiness=$(steady)
     start_link "$RATE" "$RTT"
@@ -294,10 +364,10 @@ bench_image() {
     for run in $(seq "$RUNS"); do
         sample containerd containerd_start
         sample podman podman_start
-        for form in opt esgz gzip zstd; do sample "$form" towline_start "$form"; done
+        for form in opt esgz gzip zstd indexed; do sample "$form" towline_start "$form"; done
     done
     local costs crowded=
-    sample costs towline_start $base
+    sample costs towline_start opt
     costs=$(daemon_costs)
     [ "$CROWD" = 0 ] || crowded=$(crowd)
     eager=$(median < "$f/containerd.s")
@@ -309,6 +379,7 @@ bench_image() {
         row 'towline, eStargz' "$f/esgz.s" "$f/esgz.b"
         row 'towline, plain gzip' "$f/gzip.s" "$f/gzip.b"
         row 'towline, zstd:chunked as built' "$f/zstd.s" "$f/zstd.b"
+        row 'towline, gzip with a pushed index' "$f/indexed.s" "$f/indexed.b"
         peers
         printf '  %s\n' "$costs"
         [ -z "$crowded" ] || printf '  %s\n' "$crowded"
