@@ -283,6 +283,8 @@ async fn add(
     span.result(&built);
     drop(span);
     let (entries, content_bytes) = built?;
+    // What was only needed to build it; nobody waits for that.
+    tokio::task::spawn_blocking(towline_sys::heap::give_back);
 
     // Streamed layers are local and verified; the others still have to be.
     let complete = kinds.iter().all(|kind| *kind == LayerKind::Stream);

@@ -28,6 +28,7 @@ fn check(result: libc::c_long) -> std::io::Result<libc::c_long> {
     if result == -1 { Err(std::io::Error::last_os_error()) } else { Ok(result) }
 }
 pub mod bpf;
+pub mod heap;
 #[cfg(feature = "inflate")]
 pub mod inflate;
 pub mod mmap;
