@@ -26,7 +26,7 @@ fn errors_while_it_is_gone_and_recovery_without_a_restart() {
     let output = container.wait_for_within("failed", Duration::from_secs(120));
     let truth = Truth::of("small");
     let (read, failed) = truth.compare(after(&output, "ready"));
-    assert_eq!((read, failed), (1, vec!["/data/dir/2 errno=ELOOP".to_owned()]), "{output}");
+    assert_eq!((read, failed), (1, vec!["/data/dir/2 errno=EIO".to_owned()]), "{output}");
     let log = rig.towline.daemon_log();
     assert!(log.contains(&rig.link.address().to_string()), "the log says what could not be reached: {log}");
 

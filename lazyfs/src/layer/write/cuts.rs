@@ -31,7 +31,7 @@ mod tests {
     fn chunks_end_where_what_is_read_begins_and_ends() {
         for (hot, wanted) in [
             (vec![], vec![0, 10, 20, 30]),
-            (vec![0..4], vec![0, 4, 14, 24, 34]),
+            (vec![0..4, 30..34], vec![0, 4, 14, 24, 30, 34]),
             (vec![3..5, 25..40], vec![0, 3, 5, 15, 25, 35]),
             (vec![5..10, 10..12], vec![0, 5, 10, 12, 22, 32]),
         ] {
