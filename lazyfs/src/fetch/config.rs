@@ -80,7 +80,7 @@ impl Default for FetchConfig {
             background_max: 4 << 20,
             prefetch_idle: Duration::from_millis(4),
             prefetch: 96 << 10,
-            prefetch_parallel: 6,
+            prefetch_parallel: 12,
             hole: 16 << 10,
             referrers: UseReferrers::Trusted,
             yield_bytes: 64 << 10,

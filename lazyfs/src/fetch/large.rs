@@ -204,8 +204,9 @@ impl Fetcher {
         control: &Arc<Control>,
     ) -> Vec<Transfer> {
         let layer = &image.layers[number];
-        let limits =
-            Limits { budget: u64::MAX / 2, hole: self.config.hole, shared: image.layers[number].record.kind.is_spanned() };
+        // Nobody waits for a request of a profile's own; fewer of them are less work for the registry.
+        let hole = if origin == Origin::Prefetch { 2 * self.config.hole } else { self.config.hole };
+        let limits = Limits { budget: u64::MAX / 2, hole, shared: image.layers[number].record.kind.is_spanned() };
         let mut transfers = Vec::new();
         while let Some((first, _)) = claims.first_key_value() {
             let from = layer.extents[*first].start;
