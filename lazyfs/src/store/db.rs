@@ -219,7 +219,7 @@ impl Db {
 
     /// Sets the state of an image; `reason` is empty unless it is poisoned.
     pub fn set_state(&mut self, image: &Digest, state: ImageState, reason: &str) -> Result<()> {
-        self.write("recording an image's state", |transaction| {
+        self.write_durably("recording an image's state", |transaction| {
             let values = params![image.as_bytes(), state_name(state), reason, state == ImageState::Complete];
             transaction
                 .execute(
@@ -271,7 +271,7 @@ impl Db {
 
     /// Removes an image with its names and pins, whoever uses it: its files are damaged.
     pub fn forget_image(&mut self, image: &Digest) -> Result<()> {
-        self.write("forgetting an image", |transaction| {
+        self.write_durably("forgetting an image", |transaction| {
             for table in ["pin", "name"] {
                 transaction.execute(&format!("DELETE FROM {table} WHERE image = ?1"), [image.as_bytes()])?;
             }
@@ -328,7 +328,7 @@ impl Db {
             let all: Vec<String> = holders.iter().map(Holder::to_string).collect();
             return Err(Error::new(Outcome::Busy, tried).because(all.join(", ")).advise(first.advice()));
         }
-        self.write("removing an image", |transaction| {
+        self.write_durably("removing an image", |transaction| {
             let key = image.digest.as_bytes();
             if !last {
                 return transaction.execute("DELETE FROM name WHERE name = ?1", [name]).map(drop);
@@ -342,7 +342,7 @@ impl Db {
     /// Removes an image with its names unless something holds it; whether it went.
     pub fn remove_unpinned(&mut self, image: &Digest) -> Result<bool> {
         let mut gone = false;
-        self.write("removing an image that nobody uses", |transaction| {
+        self.write_durably("removing an image that nobody uses", |transaction| {
             let key = image.as_bytes();
             let pinned: bool =
                 transaction.query_row("SELECT EXISTS (SELECT 1 FROM pin WHERE image = ?1)", [key], |row| row.get(0))?;
@@ -354,6 +354,18 @@ impl Db {
             Ok(())
         })?;
         Ok(gone)
+    }
+
+    /// As [`Self::write`], and on the disk when it returns: files that the rows name are removed next, and after a power cut no row may name what
+    /// is gone.
+    fn write_durably(&mut self, tried: &str, statements: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<()>) -> Result<()> {
+        let sync = |connection: &Connection, how| {
+            connection.pragma_update(None, "synchronous", how).map_err(|e| failed(tried, e))
+        };
+        sync(&self.connection, "full")?;
+        let written = self.write(tried, statements);
+        sync(&self.connection, "normal")?;
+        written
     }
 
     fn write(&mut self, tried: &str, statements: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<()>) -> Result<()> {
@@ -467,6 +479,17 @@ mod tests {
         assert_eq!(db.remove_name("a:1").unwrap(), (two, true));
         assert_eq!(db.remove_name("a:1").unwrap_err().outcome(), Outcome::NotFound);
         assert_eq!(db.images().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_goes_before_files_go_is_on_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut db = Db::open(dir.path()).unwrap();
+        let level = |connection: &Connection| connection.pragma_query_value(None, "synchronous", |row| row.get::<_, i64>(0));
+        let mut inside = 0;
+        db.write_durably("looking", |transaction| level(transaction).map(|found| inside = found)).unwrap();
+        // FULL, and NORMAL again.
+        assert_eq!((inside, level(&db.connection).unwrap()), (2, 1));
     }
 
     #[test]
