@@ -9,6 +9,7 @@ use tokio::sync::{Notify, watch};
 
 use super::decode::{Damage, Segment};
 use super::gaps::GapLog;
+use super::guide::Guide;
 use super::inflight::Origin;
 use super::obstacle::Obstacle;
 use super::payer::{Group, Payer};
@@ -47,8 +48,6 @@ pub struct ImageContent {
 const NEAR: u64 = 1 << 20;
 /// How many places are remembered where programs waited.
 const HOT_PLACES: usize = 16;
-/// After so many files that a profile had not foretold it is not believed any more.
-const SURPRISES: u32 = 16;
 /// How much a place can be worth at most.
 const MAX_HEAT: u32 = 4;
 
@@ -73,26 +72,9 @@ pub(super) struct Image {
     pub reads: Reads,
     /// Programs have begun to wait somewhere.
     pub heated: Notify,
-    guide: Mutex<Guide>,
+    pub(super) guide: Guide,
     /// The container that waited last, as far as that is known.
     caller: Mutex<Option<Group>>,
-}
-
-/// Whether a profile says what programs read.
-#[derive(Debug, Default)]
-struct Guide {
-    is_on: bool,
-    /// Files that were waited for although nobody had foretold them.
-    surprises: u32,
-}
-
-/// A profile is in force until this is dropped.
-pub(super) struct Guided(Arc<Image>);
-
-impl Drop for Guided {
-    fn drop(&mut self) {
-        *self.0.guide.lock().expect("no holder of this lock panics") = Guide::default();
-    }
 }
 
 /// One layer of it.
@@ -168,7 +150,7 @@ impl Image {
             runs: Runs::default(),
             reads: Reads::default(),
             heated: Notify::new(),
-            guide: Mutex::default(),
+            guide: Guide::default(),
             caller: Mutex::default(),
         }
     }
@@ -315,20 +297,6 @@ impl Image {
             Origin::Prefetch => progress.fetched_prefetch += bytes,
             Origin::Background => progress.fetched_background += bytes,
         });
-    }
-
-    /// From now on a profile says what programs read; `None` while one does already.
-    pub fn guide(self: &Arc<Self>) -> Option<Guided> {
-        let mut guide = self.guide.lock().expect("no holder of this lock panics");
-        let was_on = std::mem::replace(&mut guide.is_on, true);
-        (!was_on).then(|| Guided(Arc::clone(self)))
-    }
-
-    /// A program waits for something. `news`: nobody was bringing it. Whether guessing what else it wants is of no use, since a profile says it.
-    pub fn is_guided(&self, news: bool) -> bool {
-        let mut guide = self.guide.lock().expect("no holder of this lock panics");
-        guide.surprises += u32::from(guide.is_on && news);
-        guide.is_on && guide.surprises <= SURPRISES
     }
 
     /// Notes why the background rests.

@@ -158,7 +158,7 @@ impl Fetcher {
             }
         }
         let wanted: BTreeSet<usize> = claims.keys().copied().collect();
-        if origin == Origin::Demand && !image.is_guided(!claims.is_empty()) {
+        if origin == Origin::Demand && !image.guide.is_on(!claims.is_empty()) {
             self.read_on(image, number, range, &control, &mut claims);
         }
         let payer = image.payer(caller.group);
@@ -261,7 +261,7 @@ impl LargeFile {
     /// Whether an access profile says what is read of it, so that nothing has to be guessed.
     pub fn is_foretold(&self) -> bool {
         let image = self.fetcher.find_data(&self.layer, &(self.start..self.start + 1));
-        image.is_ok_and(|(image, _)| image.is_guided(false))
+        image.is_ok_and(|(image, _)| image.guide.is_on(false))
     }
 
     /// Its length, bytes.

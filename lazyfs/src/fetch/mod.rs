@@ -24,6 +24,7 @@
 //! | check    | layers against their diffIDs |
 //! | gaps     | what lies between files, kept until a layer is verified |
 //! | gate     | whether a program waits |
+//! | guide    | whether a profile says what programs read |
 //! | payer    | which container a request is charged to |
 //! | turns    | whose request is next, fair between containers |
 //! | runs     | directories in which programs open one file after the other |
@@ -46,6 +47,7 @@ mod config;
 mod decode;
 pub mod gaps;
 mod gate;
+mod guide;
 mod image;
 mod inflight;
 mod large;

@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::Fetcher;
+use super::guide::Guide;
 use super::image::{Image, Place};
 use super::inflight::{Claim, Control, Origin};
 use super::schedule::Take;
@@ -41,7 +42,7 @@ impl Fetcher {
     /// whoever asks for the file. Does nothing for an image that is not attached, or while this is under way for it.
     pub async fn prefetch(self: &Arc<Self>, image: &Digest, profile: &Profile) {
         let Some(image) = self.attached(image) else { return };
-        let Some(_guided) = image.guide() else { return };
+        let Some(_guided) = Guide::follow(&image) else { return };
         let begin = Instant::now();
         // Counts as a program that waits.
         let _waiting = self.gate.enter();

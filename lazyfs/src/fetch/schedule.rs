@@ -130,7 +130,7 @@ impl Fetcher {
         // Twice near each other is chance, more is a program that walks a directory.
         let least = (self.config.readahead << heat.saturating_sub(2)).min(self.config.readahead_max.max(self.config.readahead));
         // A file that is larger than that keeps the line busy for longer than a round trip by itself.
-        let is_guided = image.is_guided(true);
+        let is_guided = image.guide.is_on(true);
         let window = if is_guided { 0 } else { least.saturating_sub(size) };
         let from = if window > 0 { self.begin_before(image, layer, nth) } else { wanted.start };
         let shared = image.layers[layer].record.kind.is_spanned();
