@@ -99,7 +99,7 @@ fn programs_get_an_error_in_time_and_the_log_says_where() {
     let mut script = "probe sum /data/changed > /dev/null; echo ready; ".to_owned();
     for n in 1..=rows.len() {
         script += &format!(
-            "wait_for faulty{n}; probe sum /data/dir/{n}; echo met{n}; wait_for well{n}; probe sum /data/dir/{n}; echo row{n}; "
+            "wait_for faulty{n}; probe sum /data/many/{n}; echo met{n}; wait_for well{n}; probe sum /data/many/{n}; echo row{n}; "
         );
     }
     let container = rig.script("faults", "zstd", &(script + "wait_for end"));
@@ -118,7 +118,7 @@ fn programs_get_an_error_in_time_and_the_log_says_where() {
         container.go(&format!("faulty{n}"));
         let output = container.wait_for(&format!("met{n}\n"));
         let (read, failed) = truth.compare(output.rsplit_once("row").map_or(output.as_str(), |(_, rest)| rest));
-        let file = format!("/data/dir/{n} errno=ELOOP");
+        let file = format!("/data/many/{n} errno=ELOOP");
         assert_eq!(
             (read, failed),
             if said.is_some() { (0, vec![file]) } else { (1, Vec::new()) },
@@ -162,7 +162,7 @@ fn a_tag_that_moves_never_mixes_two_images() {
 
     // Between the manifest and the layers: what was resolved is what comes.
     faulty.move_once_asked("moving", &one_layer);
-    let script = "echo ready; wait_for moved; cat /data/changed; probe sum /data/dir/7; echo done; wait_for end";
+    let script = "echo ready; wait_for moved; cat /data/changed; probe sum /data/many/7; echo done; wait_for end";
     let container = rig.script("old", "moving", script);
     container.wait_for("ready");
     let named = |digest: &str| rig.towline.run(&["images", "ls", "--format", "json"]).success().stdout.contains(digest);
@@ -178,7 +178,7 @@ fn a_tag_that_moves_never_mixes_two_images() {
     assert!(after(&output, "ready").starts_with("second\n"), "{output}");
     assert_eq!(Truth::of("small").compare(&output), (1, Vec::new()), "{output}");
     rig.towline.run(&["system", "prune"]).success();
-    let again = rig.towline.run(&["exec", "old", "/bin/probe", "sum", "/data/dir/8"]);
+    let again = rig.towline.run(&["exec", "old", "/bin/probe", "sum", "/data/many/8"]);
     assert_eq!(Truth::of("small").compare(&again.stdout), (1, Vec::new()), "{}{}", again.stdout, again.stderr);
 }
 

@@ -75,17 +75,17 @@ fn no_room_and_no_inodes_are_errors_until_there_are_some() {
     let rig = Rig::new(Towline::new().with_env("TOWLINE_FETCH", DEMAND_ONLY), Quality::LOOPBACK);
     let disk = Disk::mount(&rig.towline.dir().join("disk.ext4"), &rig.towline.root(), 64, 4000);
     let script = steps(&[
-        "probe sum /data/dir/1 /data/large",
-        "probe sum /data/dir/1 /data/large",
-        "probe sum /data/dir/2",
-        "probe sum /data/dir/2",
+        "probe sum /data/many/1 /data/large",
+        "probe sum /data/many/1 /data/large",
+        "probe sum /data/many/2",
+        "probe sum /data/many/2",
     ]);
     let container = rig.script("full", "zstd", &script);
     container.wait_for("ready");
     let truth = Truth::of("small");
     let mut flaws = Vec::new();
     for (n, inodes, errors) in
-        [(0, false, &["/data/dir/1 errno=ELOOP", "/data/large errno=EIO"][..]), (2, true, &["/data/dir/2 errno=ELOOP"])]
+        [(0, false, &["/data/many/1 errno=ELOOP", "/data/large errno=EIO"][..]), (2, true, &["/data/many/2 errno=ELOOP"])]
     {
         let filler = disk.fill(inodes);
         let output = step(&rig, n);
@@ -136,8 +136,8 @@ fn programs_wait_while_the_daemon_has_no_descriptors() {
     let rig = Rig::new(Towline::new().with_env("TOWLINE_FETCH", DEMAND_ONLY), Quality::LOOPBACK);
     let script = steps(&[
         "(for n in $(seq 40); do probe sum /data/many/$n & done; wait)",
-        "probe sum /data/many/100 /data/dir/1",
-        "probe sum /data/many/100 /data/dir/1",
+        "probe sum /data/many/100 /data/many/101",
+        "probe sum /data/many/100 /data/many/101",
     ]);
     let container = rig.script("descriptors", "zstd", &script);
     container.wait_for("ready");
@@ -175,7 +175,7 @@ fn a_store_that_cannot_be_written() {
         return;
     }
     let rig = Rig::new(Towline::new(), Quality::LOOPBACK);
-    let container = rig.script("reader", "zstd", &steps(&["probe sum /data/dir/1 /data/large"]));
+    let container = rig.script("reader", "zstd", &steps(&["probe sum /data/many/1 /data/large"]));
     container.wait_for("ready");
     rig.towline.wait_for_hand_off(PATIENCE);
     let in_read_only = |args: &[&str]| {
@@ -202,7 +202,7 @@ fn a_damaged_database_is_made_again_and_nothing_is_lost() {
     }
     let rig = Rig::new(Towline::new(), Quality::LOOPBACK);
     let image = rig.image("small:zstd");
-    let container = rig.script("user", "zstd", &steps(&["probe sum /data/dir/1 /data/large"]));
+    let container = rig.script("user", "zstd", &steps(&["probe sum /data/many/1 /data/large"]));
     container.wait_for("ready");
     rig.towline.wait_for_hand_off(PATIENCE);
     let database = rig.towline.root().join("db");
@@ -280,7 +280,7 @@ fn what_is_damaged_at_rest_is_found_or_not_believed() {
     bytes[last] ^= 1;
     fs::write(&map, &bytes).unwrap();
     let found = towline.run(&["system", "verify"]);
-    let read = towline.run(&["run", "--rm", &image, "/bin/probe", "sum", "/data/large", "/data/dir/3"]);
+    let read = towline.run(&["run", "--rm", &image, "/bin/probe", "sum", "/data/large", "/data/many/3"]);
     if Truth::of("small").compare(&read.stdout) != (2, Vec::new()) {
         flaws.push(format!("the map: {}{}\n{}{}", read.stdout, read.stderr, found.stdout, found.stderr));
     }
