@@ -6,8 +6,8 @@
 //! ```
 //!
 //! A portion bounds how far what is wanted later may come before what is wanted first. Whoever asks for a piece that is on its way waits
-//! for it; for any other piece a demand has its own request at once, as always. Until the start is over, by the profile's own word, the
-//! background rests: the line is the program's.
+//! for it; for any other piece a demand has its own request at once, as always. Until all of it is here the background rests, and until the
+//! start is over, by the profile's own word, nothing is guessed.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -31,21 +31,22 @@ const FIRST_PORTION: u64 = 256 << 10;
 const PORTION: u64 = 1 << 20;
 /// Largest request: more is several, side by side.
 const REQUEST: u64 = 512 << 10;
-/// How long the background rests for a start at the longest.
+/// How long a start is believed to take at the longest.
 const LONGEST_START: Duration = Duration::from_secs(10);
 
 /// Pieces by layer and number, in the order in which they are wanted.
 type Wanted = Vec<(usize, usize)>;
 
 impl Fetcher {
-    /// Fetches what the profile names, in its order, and keeps the background away until the recorded start would be over. Failures are left to
+    /// Fetches what the profile names, in its order; nothing is guessed until the recorded start would be over. Failures are left to
     /// whoever asks for the file. Does nothing for an image that is not attached, or while this is under way for it.
     pub async fn prefetch(self: &Arc<Self>, image: &Digest, profile: &Profile) {
         let Some(image) = self.attached(image) else { return };
         let Some(_guided) = Guide::follow(&image) else { return };
         let begin = Instant::now();
-        // Counts as a program that waits.
-        let _waiting = self.gate.enter();
+        // Counts as a program that waits, until all of it is here: containers that start one after the other would keep the background of all
+        // images away for ever.
+        let waiting = self.gate.enter();
         let wanted = wanted(&image, profile);
         let permits = Arc::new(Semaphore::new(self.config.prefetch_parallel));
         let mut running = JoinSet::new();
@@ -60,6 +61,7 @@ impl Fetcher {
             }
         }
         while running.join_next().await.is_some() {}
+        drop(waiting);
         tracing::debug!("{} pieces of {} are here after {:?}", wanted.len(), image.content.name, begin.elapsed());
         let start = Duration::from_millis(profile.milliseconds).min(LONGEST_START);
         tokio::time::sleep(start.saturating_sub(begin.elapsed())).await;
