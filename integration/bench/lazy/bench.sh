@@ -232,11 +232,18 @@ physical_limit() {
         cd "$bench/bundle" || exit
         rm -f config.json
         runc spec
-        jq --arg root "$root" '.root = {path: $root, readonly: false} | .process.terminal = false | .process.args = ["/app/start.sh"] |
-            .process.env += ["LC_ALL=C.UTF-8"] | .process.rlimits = [] | .linux.seccomp = null' config.json > new.json && mv new.json config.json
+        # What servers need to become another user, as containers have it anywhere.
+        jq --arg root "$bench/pristine/root" '["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_SETGID", "CAP_SETUID", "CAP_KILL"] as $caps |
+            .root = {path: $root, readonly: false} | .process.terminal = false | .process.args = ["/app/start.sh"] |
+            .process.env += ["LC_ALL=C.UTF-8"] | .process.rlimits = [] | .process.capabilities[] = $caps' config.json > new.json &&
+            mv new.json config.json
     )
     for run in 1 2 3 4; do
+        # Each start finds the image as it was.
+        mkdir -p "$bench/pristine" && mount -t tmpfs pristine "$bench/pristine" && mkdir "$bench/pristine"/{upper,work,root} &&
+            mount -t overlay pristine -o "lowerdir=$root,upperdir=$bench/pristine/upper,workdir=$bench/pristine/work" "$bench/pristine/root"
         measure runc --root "$bench/runc" run --bundle "$bench/bundle" "warm$run" && [ "$run" = 1 ] || echo "$seconds"
+        umount -l "$bench/pristine/root" "$bench/pristine"
     done > "$bench/warm"
     warm=$(median < "$bench/warm")
     no_file_system touched
