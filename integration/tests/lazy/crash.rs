@@ -18,7 +18,7 @@ fn local_files_go_on_and_absent_ones_are_an_error_that_no_program_mistakes() {
     let rig = Rig::new(Towline::new().demand_only(), Quality::LOOPBACK);
     let script = "probe sum /data/dir/1 /data/changed > /dev/null; echo ready; wait_for dead; \
                   probe sum /data/dir/1 /data/changed /data/dir/2 /data/many/5 /data/large; echo done; wait_for end";
-    let container = rig.script("crash", "zstd", script);
+    let container = rig.resident_script("crash", "zstd", script);
     container.wait_for("ready");
     rig.towline.kill_daemon_and_holder();
     container.go("dead");
@@ -49,7 +49,7 @@ fn a_killed_daemon_costs_a_wait_and_a_killed_holder_costs_nothing() {
     let rig = Rig::new(Towline::new().demand_only(), Quality::LOOPBACK);
     let script = "probe sum /data/dir/1 > /dev/null; echo ready; wait_for dead; probe sum /data/dir/2 /data/large; echo done; \
                   wait_for alone; probe sum /data/dir/3 /data/many/5; echo end; wait_for end";
-    let container = rig.script("crash", "zstd", script);
+    let container = rig.resident_script("crash", "zstd", script);
     container.wait_for("ready");
     let truth = Truth::of("small");
     rig.towline.wait_for_holder();
@@ -79,7 +79,7 @@ fn a_hundred_kills_at_any_moment_cost_no_read_and_no_byte() {
     }
     // A fetch takes some round trips, so one is under way when the kill comes.
     let rig = Rig::new(Towline::new().demand_only(), Quality { bits_per_second: None, round_trip: Duration::from_millis(20) });
-    let container = rig.script("crash", "zstd", READERS);
+    let container = rig.resident_script("crash", "zstd", READERS);
     container.wait_for("ready");
     rig.towline.wait_for_holder();
     let adopted = || rig.towline.daemon_log().matches("going on with the FUSE trigger").count();
@@ -111,7 +111,7 @@ fn an_upgrade_under_load_costs_no_read() {
         return;
     }
     let rig = Rig::new(Towline::new().demand_only(), Quality { bits_per_second: None, round_trip: Duration::from_millis(20) });
-    let container = rig.script("crash", "zstd", READERS);
+    let container = rig.resident_script("crash", "zstd", READERS);
     container.wait_for("ready");
     for round in 0..5 {
         let before = rig.towline.daemons();
@@ -148,7 +148,7 @@ fn a_restarted_daemon_resumes_where_the_fetch_stood() {
     let rig = Rig::new(Towline::new(), Quality::new(40, 2));
     let total: u64 = sizes(&rig, "small", "zstd").iter().sum();
     let script = "echo ready; wait_for again; probe sum /data/dir/40 /data/many/200; echo done; wait_for end";
-    let container = rig.script("crash", "zstd", script);
+    let container = rig.resident_script("crash", "zstd", script);
     container.wait_for("ready");
     wait_until("half of the image to be fetched", Duration::from_secs(30), || rig.link.bytes_down() > total / 2);
     rig.towline.kill_daemon();

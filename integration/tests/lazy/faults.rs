@@ -102,7 +102,7 @@ fn programs_get_an_error_in_time_and_the_log_says_where() {
             "wait_for faulty{n}; probe sum /data/many/{n}; echo met{n}; wait_for well{n}; probe sum /data/many/{n}; echo row{n}; "
         );
     }
-    let container = rig.script("faults", "zstd", &(script + "wait_for end"));
+    let container = rig.resident_script("faults", "zstd", &(script + "wait_for end"));
     container.wait_for("ready");
     let truth = Truth::of("small");
     let layers: Vec<String> = Layout::built("small").manifest("zstd")["layers"]

@@ -80,7 +80,7 @@ fn no_room_and_no_inodes_are_errors_until_there_are_some() {
         "probe sum /data/many/2",
         "probe sum /data/many/2",
     ]);
-    let container = rig.script("full", "zstd", &script);
+    let container = rig.resident_script("full", "zstd", &script);
     container.wait_for("ready");
     let truth = Truth::of("small");
     let mut flaws = Vec::new();
@@ -139,7 +139,7 @@ fn programs_wait_while_the_daemon_has_no_descriptors() {
         "probe sum /data/many/100 /data/many/101",
         "probe sum /data/many/100 /data/many/101",
     ]);
-    let container = rig.script("descriptors", "zstd", &script);
+    let container = rig.resident_script("descriptors", "zstd", &script);
     container.wait_for("ready");
     let truth = Truth::of("small");
     let [daemon] = rig.towline.daemons()[..] else { panic!("one daemon") };
@@ -175,7 +175,7 @@ fn a_store_that_cannot_be_written() {
         return;
     }
     let rig = Rig::new(Towline::new(), Quality::LOOPBACK);
-    let container = rig.script("reader", "zstd", &steps(&["probe sum /data/many/1 /data/large"]));
+    let container = rig.resident_script("reader", "zstd", &steps(&["probe sum /data/many/1 /data/large"]));
     container.wait_for("ready");
     rig.towline.wait_for_hand_off(PATIENCE);
     let in_read_only = |args: &[&str]| {
@@ -202,7 +202,7 @@ fn a_damaged_database_is_made_again_and_nothing_is_lost() {
     }
     let rig = Rig::new(Towline::new(), Quality::LOOPBACK);
     let image = rig.image("small:zstd");
-    let container = rig.script("user", "zstd", &steps(&["probe sum /data/many/1 /data/large"]));
+    let container = rig.resident_script("user", "zstd", &steps(&["probe sum /data/many/1 /data/large"]));
     container.wait_for("ready");
     rig.towline.wait_for_hand_off(PATIENCE);
     let database = rig.towline.root().join("db");

@@ -19,7 +19,7 @@ fn errors_while_it_is_gone_and_recovery_without_a_restart() {
     let rig = Rig::new(Towline::new().demand_only(), Quality::LOOPBACK);
     let script = "probe sum /data/dir/1 > /dev/null; echo ready; wait_for gone; probe sum /data/dir/1 /data/dir/2; echo failed; \
                   wait_for back; probe sum /data/dir/2 /data/many/9 /data/large; echo recovered; wait_for end";
-    let container = rig.script("outage", "zstd", script);
+    let container = rig.resident_script("outage", "zstd", script);
     container.wait_for("ready");
     rig.link.cut();
     container.go("gone");
@@ -43,7 +43,7 @@ fn the_background_fetch_survives_an_outage() {
         return;
     }
     let rig = Rig::new(Towline::new(), Quality::new(40, 2));
-    let container = rig.script("outage", "zstd", "echo ready; wait_for end; probe sum /data/dir/40; echo done");
+    let container = rig.resident_script("outage", "zstd", "echo ready; wait_for end; probe sum /data/dir/40; echo done");
     container.wait_for("ready");
     rig.link.cut();
     std::thread::sleep(Duration::from_secs(3));

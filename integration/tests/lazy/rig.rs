@@ -47,6 +47,11 @@ impl Rig {
         Stepped { towline: &self.towline, name: name.to_owned(), sync }
     }
 
+    /// As [`Self::script`], when the programs themselves are here: a page of a program that nobody can bring ends it.
+    pub fn resident_script(&self, name: &str, tag: &str, script: &str) -> Stepped<'_> {
+        self.script(name, tag, &format!("probe sum /bin/probe /bin/busybox > /dev/null\n{script}"))
+    }
+
     /// Starts a shell script in a container of the small image; the script has `wait_for WORD`, see [`Stepped::go`].
     pub fn script(&self, name: &str, tag: &str, script: &str) -> Stepped<'_> {
         let script = format!("wait_for() {{ while [ ! -e /sync/$1 ]; do sleep 0.05; done; }}\n{script}");
