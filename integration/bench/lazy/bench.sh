@@ -86,9 +86,8 @@ mb() { calc "$1 / 1e6" 1; }
 # --- registry and link
 
 start_registry() {
-    printf '%s\n' 'version: 0.1' 'log: {level: warn, accesslog: {disabled: true}}' \
+    printf '%s\n' 'version: 0.1' 'log: {level: info, accesslog: {disabled: true}}' \
         "storage: {filesystem: {rootdirectory: $work/registry}}" 'http: {addr: "127.0.0.1:0"}' > "$bench/registry.yml"
-    sed -i 's/level: warn/level: info/' "$bench/registry.yml"
     docker-registry serve "$bench/registry.yml" > "$bench/registry.log" 2>&1 &
     for _ in $(seq 200); do
         registry=$(grep -oE 'listening on 127.0.0.1:[0-9]+' "$bench/registry.log" | grep -oE '[0-9.]+:[0-9]+')
