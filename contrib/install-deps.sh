@@ -15,7 +15,9 @@ packages=(
     # the test machine (integration/testbed)
     qemu-system-x86 cpio kmod xz-utils
     # a clock that jumps, for one program
-    faketime python3
+    faketime
+    # make bench-lazy
+    python3
     # make bench-runtime
     hyperfine strace time
 )
