@@ -130,7 +130,8 @@ fn commands_that_start_together_start_one_daemon() {
     if !images::available("crash::commands_that_start_together_start_one_daemon") {
         return;
     }
-    let rig = Rig::new(Towline::new().demand_only(), Quality::LOOPBACK);
+    // Far enough away for all of them to be at it at once.
+    let rig = Rig::new(Towline::new().demand_only(), Quality::new(100, 60));
     let image = rig.image("small:zstd");
     let jobs: Vec<_> = (0..6).map(|_| rig.towline.start(&["images", "pull", "--lazy", &image])).collect();
     for job in jobs {
@@ -138,6 +139,10 @@ fn commands_that_start_together_start_one_daemon() {
     }
     assert_eq!(rig.towline.daemons().len(), 1);
     assert_eq!(rig.towline.daemon_log().matches("serving ").count(), 1, "{}", rig.towline.daemon_log());
+    // They make one image, once.
+    let config = rig.registry.manifest("small", "zstd")["config"]["digest"].as_str().unwrap().to_owned();
+    let asked = rig.registry.requests().iter().filter(|request| request.path.ends_with(&config)).count();
+    assert_eq!(asked, 1, "{:?}", rig.registry.requests());
 }
 
 #[test]

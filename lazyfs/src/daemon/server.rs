@@ -42,7 +42,7 @@ use crate::observe::serve::Place;
 use crate::observe::spans::export::Exporting;
 use crate::observe::spans::{self, Tracer};
 use crate::pull::sources::Settings;
-use crate::pull::{self, LayerLocks, Sources};
+use crate::pull::{self, Locks, Sources};
 use crate::rootfs::probe::{self, Features, Mode};
 use crate::store::db::{ImageRow, ImageState};
 use crate::store::patch::TreePatcher;
@@ -79,7 +79,8 @@ pub struct Daemon {
     pub(super) large: Arc<Large>,
     pub(crate) sources: Sources,
     pub(crate) life: Life,
-    pub(crate) layer_locks: LayerLocks,
+    pub(crate) layer_locks: Locks,
+    pub(crate) image_locks: Locks,
     /// Set once the trigger is unmounted for good, or left to a successor.
     pub(crate) farewell: watch::Sender<Option<Event>>,
     pub(super) pulls: Arc<RwLock<()>>,
@@ -154,7 +155,8 @@ impl Ready {
             database,
             fetcher,
             life,
-            layer_locks: LayerLocks::default(),
+            layer_locks: Locks::default(),
+            image_locks: Locks::default(),
             farewell: watch::Sender::new(None),
             pulls: Arc::default(),
             keeper: quota::Keeper::new(quota),

@@ -1,7 +1,6 @@
 //! The index of every layer of an image, from wherever it can be had soonest: kept from an earlier pull, from the table of contents
 //! in the layer, or from the layer itself.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -34,20 +33,6 @@ const ATTEMPTS: u32 = 4;
 
 /// How often a pull says how far a layer has streamed.
 const REPORT_EVERY: Duration = Duration::from_millis(100);
-
-/// One pull at a time works on a layer; the others find what it made.
-#[derive(Debug, Default)]
-pub struct LayerLocks {
-    locks: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
-}
-
-impl LayerLocks {
-    fn of(&self, layer: &Digest) -> Arc<tokio::sync::Mutex<()>> {
-        let mut locks = self.locks.lock().expect("no holder of this lock panics");
-        locks.retain(|_, lock| Arc::strong_count(lock) > 1);
-        locks.entry(*layer).or_default().clone()
-    }
-}
 
 /// A layer and how its index can be had.
 #[derive(Clone, Debug)]
@@ -165,8 +150,7 @@ async fn index(
     events: &Events,
     ways: Ways<'_>,
 ) -> Result<Indexed> {
-    let lock = daemon.layer_locks.of(&plan.digest);
-    let _alone = lock.lock().await;
+    let _alone = daemon.layer_locks.alone(&plan.digest).await;
     let indexed =
         |index, kind, index_bytes, diff_id| Indexed { digest: plan.digest, size: plan.size, kind, index, index_bytes, diff_id };
     if let Some((index, kind)) = read_kept(daemon, &plan.digest, plan.kind()).await? {

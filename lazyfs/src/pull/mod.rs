@@ -12,6 +12,7 @@
 pub mod gate;
 pub mod indexing;
 mod layers;
+mod locks;
 pub mod profiles;
 pub mod referrers;
 pub mod sources;
@@ -44,7 +45,8 @@ use crate::tree::erofs::read::StoredTree;
 use crate::tree::{erofs, merge};
 
 use gate::Gate;
-pub use layers::{LayerLocks, lazy, read_blob, read_range};
+pub use layers::{lazy, read_blob, read_range};
+pub use locks::Locks;
 pub use sources::Sources;
 
 /// The events of one pull. Nobody listening is no reason to stop.
@@ -131,6 +133,8 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
     let _pulled = daemon.keeper.pull(&raw.digest);
     daemon.admit(need(daemon, &manifest)).await?;
     let pulling = daemon.pulling().await;
+    // Two that make the same image would take its directory from under each other.
+    let alone = daemon.image_locks.alone(&raw.digest).await;
     let manifest_bytes = raw.bytes.len() as u64;
     let annotated = Some((source.clone(), manifest.annotations.clone()));
     let profile = tokio::spawn(profiles::find(daemon.clone(), annotated, raw.digest));
@@ -155,7 +159,7 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
     if let Some(vouched) = vouched {
         daemon.store.image(&row.digest).keep_signatures(&vouched.to_bytes())?;
     }
-    drop(pulling);
+    drop((alone, pulling));
     let until = proven(daemon, &gate, &row, request.until, &events)?;
     let finished = finish(daemon, row, name, until, Some(manifest_bytes + index_bytes), profile, &events).await;
     if let Err(error) = daemon.trim().await {
