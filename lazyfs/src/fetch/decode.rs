@@ -54,6 +54,8 @@ pub(super) enum Event {
     Damaged(Damage),
     /// A gap is complete.
     Gap(u64, Vec<u8>),
+    /// The bytes of the blob that a span is, where it is not known yet whether its gap is missing.
+    Span(u64, Vec<u8>),
 }
 
 /// Where and why a piece is not what the index says.
@@ -79,14 +81,22 @@ pub(super) enum Decoding<'a> {
 
 impl<'a> Decoding<'a> {
     /// A machine for these segments of the layer, ascending.
-    pub fn new(store: &'a Store, layer: &Layer, segments: Vec<Segment>) -> Result<Self> {
+    pub fn new(store: &'a Store, layer: &'a Layer, segments: Vec<Segment>) -> Result<Self> {
         if layer.record.kind.is_spanned() {
             let spans = Arc::clone(layer.spans(store)?);
-            return Ok(Self::Spans(Box::new(SpanDecoder::new(store, spans, segments))));
+            return Ok(Self::Spans(Box::new(SpanDecoder::new(store, layer, spans, segments))));
         }
         let decoder = Decoder::new(store, layer.record.kind, segments);
         let decoder = decoder.map_err(|e| Error::new(Outcome::Io, "setting up the decompressor").because(e))?;
         Ok(Self::Chunks(Box::new(decoder)))
+    }
+
+    /// The span that has been read in part: where it begins, and its bytes so far.
+    pub fn head(&self) -> Option<(u64, &[u8])> {
+        match self {
+            Self::Chunks(_) => None,
+            Self::Spans(decoder) => decoder.head(),
+        }
     }
 
     /// Takes the next bytes. An error is a failure of the local store; damage is an event.

@@ -10,6 +10,7 @@ use tokio::sync::{Notify, watch};
 use super::decode::{Damage, Segment};
 use super::gaps::GapLog;
 use super::guide::Guide;
+use super::heads::Heads;
 use super::inflight::Origin;
 use super::obstacle::Obstacle;
 use super::payer::{Group, Payer};
@@ -92,6 +93,8 @@ pub(super) struct Layer {
     data: OnceLock<Arc<BigData>>,
     /// Where its decompression can begin, open since somebody has asked for it.
     spans: OnceLock<Arc<Spans>>,
+    /// What came of spans that are not complete.
+    pub heads: Heads,
     /// Known once somebody has asked for them.
     pub gaps: OnceLock<Arc<Gaps>>,
     /// The last request for it that failed, and when.
@@ -403,6 +406,7 @@ impl Layer {
             ends,
             data: OnceLock::new(),
             spans: OnceLock::new(),
+            heads: Heads::default(),
             gaps: OnceLock::new(),
             failure: Mutex::default(),
             counted,
@@ -473,6 +477,11 @@ impl Layer {
             Some(range) => range.end - range.start,
             None => len,
         }
+    }
+
+    /// Whether what a span has beside payloads is missing.
+    pub fn misses_gap(&self, span: u64) -> bool {
+        self.gaps.get().is_some_and(|gaps| !gaps.ranges.is_empty() && !gaps.log().begins(span))
     }
 
     /// Keeps a gap until the layer is verified.

@@ -211,7 +211,14 @@ impl Fetcher {
         while let Some((first, _)) = claims.first_key_value() {
             let from = layer.extents[*first].start;
             let mut taken = Vec::new();
+            let mut ends = false;
             let parts = plan(&layer.extents, &[], from, limits, |part| {
+                // A request ends where a span begins of which some is here: the next one goes on behind that.
+                let start = layer.extent(part).start;
+                ends |= limits.shared && start > from && layer.heads.has(start);
+                if ends {
+                    return false;
+                }
                 let claim = if let Part::Piece(nth) = part { claims.remove(&nth) } else { None };
                 let is_mine = claim.is_some();
                 taken.extend(claim);

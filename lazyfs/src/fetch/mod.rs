@@ -20,6 +20,7 @@
 //! | inflight | which pieces are on their way, and who waits for them |
 //! | span     | planning of one request (pure) |
 //! | transfer | one span: requests, retries, making room |
+//! | heads    | beginnings of spans whose rest nobody has asked for |
 //! | decode   | bytes of a blob -> verified objects and chunks (state machine) |
 //! | check    | layers against their diffIDs |
 //! | gaps     | what lies between files, kept until a layer is verified |
@@ -48,6 +49,7 @@ mod decode;
 pub mod gaps;
 mod gate;
 mod guide;
+mod heads;
 mod image;
 mod inflight;
 mod large;

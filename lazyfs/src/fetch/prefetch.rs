@@ -9,7 +9,7 @@
 //! for it; for any other piece a demand has its own request at once, as always. Until all of it is here the background rests, and until the
 //! start is over, by the profile's own word, nothing is guessed.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -111,17 +111,39 @@ fn wanted(image: &Image, profile: &Profile) -> Wanted {
             None => {}
         }
     }
-    wanted
+    by_span(image, wanted)
+}
+
+/// With all that is wanted of a span where the first of it is: one request brings it.
+fn by_span(image: &Image, wanted: Wanted) -> Wanted {
+    let mut first = HashMap::new();
+    let mut ranked: Vec<(usize, (usize, usize))> = Vec::with_capacity(wanted.len());
+    for (rank, (layer, nth)) in wanted.into_iter().enumerate() {
+        let is_spanned = image.layers[layer].record.kind.is_spanned();
+        let span = (layer, image.layers[layer].extents[nth].start);
+        ranked.push((if is_spanned { *first.entry(span).or_insert(rank) } else { rank }, (layer, nth)));
+    }
+    ranked.sort_by_key(|(rank, _)| *rank);
+    ranked.into_iter().map(|(_, piece)| piece).collect()
 }
 
 fn portions<'a>(image: &Image, wanted: &'a Wanted) -> impl Iterator<Item = &'a [(usize, usize)]> {
     let mut portions = Vec::new();
     let (mut begin, mut bytes) = (0, 0);
-    for (at, (layer, nth)) in wanted.iter().enumerate() {
-        let extent = &image.layers[*layer].extents[*nth];
-        bytes += extent.end - extent.start;
+    let extent = |(layer, nth): &(usize, usize)| (*layer, image.layers[*layer].extents[*nth].clone());
+    for (at, piece) in wanted.iter().enumerate() {
+        let (layer, range) = extent(piece);
+        // Of pieces that come out of the same bytes those count once.
+        let before = at.checked_sub(1).map(|at| extent(&wanted[at]));
+        let shared = before.filter(|(in_layer, before)| (*in_layer, before.start) == (layer, range.start));
+        let counted = shared.map_or(range.start, |(_, before)| before.end.min(range.end));
+        bytes += range.end - counted;
+        let goes_on = wanted.get(at + 1).is_some_and(|next| {
+            let (next_layer, next) = extent(next);
+            (next_layer, next.start) == (layer, range.start)
+        });
         let limit = if portions.len() < 4 { FIRST_PORTION } else { PORTION };
-        if bytes >= limit || at + 1 == wanted.len() {
+        if (bytes >= limit && !goes_on) || at + 1 == wanted.len() {
             portions.push(&wanted[begin..=at]);
             (begin, bytes) = (at + 1, 0);
         }
@@ -135,9 +157,11 @@ fn requests(image: &Image, layer: usize, mut pieces: Vec<usize>) -> Vec<Vec<usiz
     pieces.sort_by_key(|nth| extents[*nth].start);
     let mut requests: Vec<Vec<usize>> = Vec::new();
     let mut start = 0;
+    let is_same =
+        |request: &[usize], nth: usize| request.last().is_some_and(|last: &usize| extents[*last].start == extents[nth].start);
     for nth in pieces {
         match requests.last_mut() {
-            Some(request) if extents[nth].end.saturating_sub(start) <= REQUEST => request.push(nth),
+            Some(request) if extents[nth].end.saturating_sub(start) <= REQUEST || is_same(request, nth) => request.push(nth),
             _ => {
                 start = extents[nth].start;
                 requests.push(vec![nth]);

@@ -135,9 +135,9 @@ impl Fetcher {
         let from = if window > 0 { self.begin_before(image, layer, nth) } else { wanted.start };
         let shared = image.layers[layer].record.kind.is_spanned();
         let limits = Limits { budget: wanted.end - from + window, hole: self.config.hole, shared };
-        // What is decompressed from the same bytes costs nothing more.
-        let is_along =
-            |part| shared && !image.layers[layer].is_large(part) && image.layers[layer].extent(part).start < wanted.end;
+        // What is decompressed from the same bytes costs nothing more, and what a span has between files comes with all of it.
+        let is_along = |part| image.layers[layer].extent(part).end <= wanted.end;
+        let is_apart = |part| image.layers[layer].extent(part).end > from + limits.budget || matches!(part, Part::Gap(_));
         let mut first = Some(claim);
         let mut claims = Vec::new();
         let mut parts = plan(&image.layers[layer].extents, image.layers[layer].gap_ranges(), from, limits, |part| {
@@ -147,7 +147,9 @@ impl Fetcher {
                     true
                 }
                 // Large files are not read for what lies beside them.
-                None if !is_along(part) && (window == 0 || image.layers[layer].is_large(part)) => false,
+                None if image.layers[layer].is_large(part) => false,
+                None if shared && is_apart(part) => false,
+                None if window == 0 && !(shared && is_along(part)) => false,
                 None => self.take(image, layer, part, &control, &mut claims) == Take::Mine,
             }
         });
@@ -401,6 +403,7 @@ impl Fetcher {
                 // A large file is not what a program that reads many small ones wants next.
                 let extent = layer.extent(part);
                 let small = extent.end - extent.start <= self.config.prefetch && !layer.is_large(part);
+                let small = small && !(limits.shared && matches!(part, Part::Gap(_)));
                 let near = extent.start < hot.from + self.config.prefetch * 4;
                 near && small && self.take(image, hot.layer, part, &control, &mut claims) == Take::Mine
             });
@@ -417,10 +420,19 @@ impl Fetcher {
             let shared = layer.record.kind.is_spanned();
             let limits = Limits { budget: self.budget(image), hole: self.config.hole, shared };
             let (control, mut claims) = (Arc::default(), Vec::new());
-            let mut missed = false;
+            let (mut missed, mut begin, mut ends) = (false, None, false);
             let parts = plan(&layer.extents, layer.gap_ranges(), cursor.from, limits, |part| {
+                // A request ends where a span begins of which some is here: the next one goes on behind that.
+                let start = layer.extent(part).start;
+                ends |= shared && begin.is_some_and(|begin| start > begin) && layer.heads.has(start);
+                if ends {
+                    return false;
+                }
                 match self.take(image, cursor.layer, part, &control, &mut claims) {
-                    Take::Mine => true,
+                    Take::Mine => {
+                        begin.get_or_insert(start);
+                        true
+                    }
                     Take::Nothing => false,
                     Take::Theirs => {
                         missed = true;

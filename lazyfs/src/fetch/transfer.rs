@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use super::Fetcher;
 use super::backoff::Backoff;
 use super::decode::{Damage, Decoding, Event, Segment};
-use super::image::Image;
+use super::image::{Image, Layer};
 use super::inflight::{Claim, Control, Landing, Origin};
 use super::payer::Payer;
 use super::piece::PieceId;
@@ -102,6 +102,7 @@ impl Fetcher {
         };
         let mut course = Course::new(self, &transfer);
         let mut span = course.begin_span();
+        course.begin(&sender).await;
         let fetched = course.run(&sender, &arrivals, &mut backoff).await;
         course.describe(&mut span);
         drop(sender);
@@ -161,6 +162,17 @@ impl<'a> Course<'a> {
             && let Some(host) = image.content.source.host_of(&image.layers[self.transfer.layer].record.digest)
         {
             span.note("server.address", || host);
+        }
+    }
+
+    /// Hands on what is here of the first span.
+    async fn begin(&mut self, sender: &mpsc::Sender<Bytes>) {
+        let layer = &self.transfer.image.layers[self.transfer.layer];
+        if let Some(mut head) = layer.heads.get(self.position) {
+            head.truncate(usize::try_from(self.end - self.position).unwrap_or(usize::MAX));
+            self.position += head.len() as u64;
+            // Whether the decoder has stopped is seen by what follows.
+            drop(sender.send(head.into()).await);
         }
     }
 
@@ -311,25 +323,54 @@ impl Arrivals {
         let layer = &self.image.layers[self.layer];
         let mut decoder = Decoding::new(&fetcher.store, layer, segments)?;
         let mut gap_failed = Ok(());
+        let is_spanned = layer.record.kind.is_spanned();
+        let keep_head = |decoder: &Decoding<'_>| {
+            if let Some((span, head)) = decoder.head() {
+                layer.heads.put(&fetcher.store.gaps_dir(), span, head);
+            }
+        };
         while let Some(portion) = portions.blocking_recv() {
-            decoder.push(&portion, &mut |event| match event {
-                Event::Stored(piece) => {
-                    fetcher.stored(&piece);
-                    if let Some(claim) = self.claims().remove(&piece) {
-                        claim.land(Landing::Stored);
-                    }
+            let mut stored = Vec::new();
+            let pushed = decoder.push(&portion, &mut |event| match event {
+                Event::Stored(piece) if is_spanned => stored.push(piece),
+                Event::Stored(piece) => self.land(fetcher, &piece),
+                Event::Damaged(damage) => {
+                    layer.heads.forget(damage.offset);
+                    self.damaged().push(damage);
                 }
-                Event::Damaged(damage) => self.damaged().push(damage),
-                Event::Gap(offset, bytes) => {
-                    let layer = &self.image.layers[self.layer];
-                    match layer.keep_gap(offset, &bytes) {
-                        Ok(()) => self.image.count_local(layer, layer.gap_bytes(offset, bytes.len() as u64)),
-                        Err(e) => gap_failed = Err(e),
-                    }
-                }
-            })?;
+                Event::Span(offset, bytes) => layer.heads.put(&fetcher.store.gaps_dir(), offset, &bytes),
+                Event::Gap(offset, bytes) => match self.keep_gap(layer, offset, &bytes) {
+                    Ok(()) => layer.heads.forget(offset),
+                    Err(e) => gap_failed = Err(e),
+                },
+            });
+            if !stored.is_empty() {
+                // Before anybody hears of it: what a program wants next is often behind it in the same span.
+                keep_head(&decoder);
+                stored.iter().for_each(|piece| self.land(fetcher, piece));
+            }
+            pushed?;
             std::mem::replace(&mut gap_failed, Ok(()))?;
         }
+        keep_head(&decoder);
+        Ok(())
+    }
+
+    /// Tells everybody that a piece is in the store.
+    fn land(&self, fetcher: &Fetcher, piece: &PieceId) {
+        fetcher.stored(piece);
+        if let Some(claim) = self.claims().remove(piece) {
+            claim.land(Landing::Stored);
+        }
+    }
+
+    fn keep_gap(&self, layer: &Layer, offset: u64, bytes: &[u8]) -> Result<()> {
+        // Two transfers may have read the same span.
+        if layer.record.kind.is_spanned() && !layer.misses_gap(offset) {
+            return Ok(());
+        }
+        layer.keep_gap(offset, bytes)?;
+        self.image.count_local(layer, layer.gap_bytes(offset, bytes.len() as u64));
         Ok(())
     }
 

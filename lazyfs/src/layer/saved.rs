@@ -211,13 +211,15 @@ fn take_file(content: &mut Reader<'_>) -> Result<FileContent, String> {
         return ends(None);
     }
     let (mut file_offset, mut blob_end) = (0u64, 0u64);
-    let mut chunks = Vec::with_capacity(count);
+    let mut chunks: Vec<Chunk> = Vec::with_capacity(count);
     for number in 0..count {
         let wrong = || format!("field `chunks`: chunk {number} does not follow the one before it");
         let (len, blob_offset, blob_len) = (ends(content.u64())?, ends(content.u64())?, ends(content.u64())?);
         let digest = Digest::from_bytes(ends(content.array())?);
         let zeros = ends(content.u8())? & FLAG_ZEROS != 0;
-        if len == 0 || blob_offset < blob_end {
+        // Chunks that come out of one span begin with it.
+        let goes_on = |before: &Chunk| before.blob_offset == blob_offset && before.blob_len <= blob_len;
+        if len == 0 || (blob_offset < blob_end && !chunks.last().is_some_and(goes_on)) {
             return Err(wrong());
         }
         chunks.push(Chunk { file_offset, len, blob_offset, blob_len, digest, zeros });

@@ -50,7 +50,7 @@ pub enum Entrance {
         bits: u8,
         /// Their value.
         value: u8,
-        /// The output before it, at most [`WINDOW`] bytes.
+        /// The output before it, by [`pack_window`]: nothing, or at most [`WINDOW`] bytes. What the span does not refer to may be zeros.
         window: Vec<u8>,
     },
 }
@@ -109,6 +109,11 @@ impl std::ops::Deref for Bytes {
     }
 }
 
+/// A window as it is kept.
+pub fn pack_window(window: &[u8]) -> std::io::Result<Vec<u8>> {
+    if window.is_empty() { Ok(Vec::new()) } else { zstd::bulk::compress(window, 6) }
+}
+
 /// Makes the file of a layer whose blob has `blob_len` bytes. `starts` says for every chunk of `index`, in order, where in the output of its
 /// span it begins; spans begin where chunks say that they are in the blob. Chunks that are in no span, or on each other, are
 /// [`Outcome::BadInput`].
@@ -133,17 +138,14 @@ pub fn build(index: &LayerIndex, blob_len: u64, spans: &[Span], starts: &[u64], 
     out.extend(blob_len.to_le_bytes());
     out.extend(if verified { FLAG_VERIFIED } else { 0 }.to_le_bytes());
     out.extend([0; 4]);
-    let mut windows = Vec::new();
+    let mut windows: Vec<u8> = Vec::new();
     for (number, span) in spans.iter().enumerate() {
         let first = payloads.partition_point(|(of, _)| *of < number);
         let place = windows.len() as u64;
         let (bits, value, kind) = match &span.entrance {
             Entrance::Header => (0, 0, 0),
             Entrance::Between { bits, value, window } => {
-                if !window.is_empty() {
-                    let packed = zstd::bulk::compress(window, 6);
-                    windows.extend(packed.map_err(|e| Error::new(Outcome::Io, "compressing a window").because(e))?);
-                }
+                windows.extend(window);
                 (*bits, *value, 1)
             }
         };

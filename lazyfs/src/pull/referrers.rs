@@ -20,8 +20,8 @@ use crate::source::Source;
 
 /// What the artifact is.
 pub const ARTIFACT: &str = "application/vnd.towline.index.v1";
-/// What its blobs are.
-pub const LAYER_INDEX: &str = "application/vnd.towline.index.layer.v1+zstd";
+/// What its blobs are. Those of version 1 ended in `v1+zstd`.
+pub const LAYER_INDEX: &str = "application/vnd.towline.index.layer.v2";
 /// Annotation of a blob: the layer that it is about.
 pub const LAYER: &str = "vnd.towline.index.layer";
 /// The configuration that artifacts without one have (image-spec, "Guidelines for Artifact Usage").
@@ -143,7 +143,15 @@ impl<'a> Referrers<'a> {
             let tried = || format!("reading the indexes {} of {}", referrer.digest, source.name());
             let artifact: Artifact =
                 serde_json::from_slice(&raw.bytes).map_err(|e| Error::new(Outcome::BadInput, tried()).because(e))?;
-            for (layer, blob) in artifact.indexes(image).map_err(|text| Error::new(Outcome::BadInput, tried()).because(text))? {
+            let indexes = artifact.indexes(image).map_err(|text| Error::new(Outcome::BadInput, tried()).because(text))?;
+            if indexes.is_empty() && found.is_empty() {
+                let name = source.name();
+                tracing::warn!(
+                    "{name}: its indexes {} are of another version; push them again: towline images index --push",
+                    referrer.digest
+                );
+            }
+            for (layer, blob) in indexes {
                 found.entry(layer).or_insert(blob);
             }
         }

@@ -80,19 +80,23 @@ impl Table {
             (_, _) => {}
         }
         let longest = if file.data_offset.is_some() { MAX_CHUNK } else { u64::MAX };
-        let (mut file_end, mut blob_end) = (0u64, 0u64);
+        let (mut file_end, mut blob_end, mut blob_start) = (0u64, 0u64, None);
         for (number, chunk) in self.chunks(file).enumerate() {
             if chunk.file_offset != file_end || chunk.len == 0 {
                 return Err(format!("chunk {number} does not follow the one before it in the file"));
             }
-            if chunk.blob_offset < blob_end || chunk.blob_len == 0 {
+            let end = chunk.blob_offset.checked_add(chunk.blob_len).filter(|&end| end <= layer.size);
+            // Chunks that come out of one span begin with it.
+            let goes_on =
+                layer.kind.is_spanned() && blob_start == Some(chunk.blob_offset) && end.is_some_and(|end| end >= blob_end);
+            if (chunk.blob_offset < blob_end && !goes_on) || chunk.blob_len == 0 {
                 return Err(format!("chunk {number} does not follow the one before it in the blob"));
             }
             if chunk.len > longest {
                 return Err(format!("chunk {number} is too long for a large file"));
             }
             file_end = file_end.checked_add(chunk.len).ok_or_else(|| format!("chunk {number} is too long"))?;
-            let end = chunk.blob_offset.checked_add(chunk.blob_len).filter(|&end| end <= layer.size);
+            blob_start = Some(chunk.blob_offset);
             blob_end = end.ok_or_else(|| format!("chunk {number} is not inside its blob"))?;
         }
         match file_end == file.size {

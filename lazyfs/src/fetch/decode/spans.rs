@@ -3,23 +3,27 @@
 //! ```text
 //! span:  entered -> gap, payload, gap, payload, … -> its bytes end --> Gap
 //!                        \-- to the piece whose chunk it is; the last chunk --> Stored
-//!           \-- undecodable --> Damaged for every piece that has a chunk in it
+//!           \-- undecodable, or a chunk's bytes end before it --> Damaged for every piece that has a chunk in it
 //! ```
 //!
-//! A piece may go on in the next span. The bytes of spans in which nobody has anything are skipped.
+//! A piece may go on in the next span. The bytes of spans in which nobody has anything are skipped. The bytes may end in the middle of the last
+//! span, behind what is wanted of it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::super::image::Layer;
 use super::{Event, OUT, OpenPiece, Segment, usize_of};
 use crate::digest::Digest;
 use crate::error::Result;
+use crate::layer::Chunk;
 use crate::layer::spans::{Entered, Payload, Spans};
 use crate::store::Store;
 
 /// See the module.
 pub(in super::super) struct SpanDecoder<'a> {
     store: &'a Store,
+    layer: &'a Layer,
     spans: Arc<Spans>,
     position: u64,
     segments: Vec<Progress<'a>>,
@@ -32,6 +36,17 @@ enum Progress<'a> {
     Waiting(Segment),
     Open(Box<OpenPiece<'a>>),
     Done,
+}
+
+impl Progress<'_> {
+    /// The chunk that comes next.
+    fn chunk(&self) -> Option<&Chunk> {
+        match self {
+            Self::Waiting(Segment::Piece(plan)) => plan.chunks.first(),
+            Self::Open(piece) => piece.plan.chunks.get(piece.chunk),
+            Self::Waiting(Segment::Gap(_)) | Self::Done => None,
+        }
+    }
 }
 
 /// The span that is being read.
@@ -47,16 +62,20 @@ struct OpenSpan {
     next: usize,
     /// The segments that want the content with this digest.
     wanted: HashMap<Digest, Vec<usize>>,
-    /// Its gap, and the segment that wants it.
-    gap: Option<(usize, Vec<u8>)>,
+    /// Its gap, where that is missing.
+    gap: Option<Vec<u8>>,
+    /// The segment that wants the gap.
+    gap_segment: Option<usize>,
+    /// The bytes of the blob that came of it.
+    head: Vec<u8>,
 }
 
 impl<'a> SpanDecoder<'a> {
     /// A machine for these segments, ascending.
-    pub fn new(store: &'a Store, spans: Arc<Spans>, segments: Vec<Segment>) -> Self {
+    pub fn new(store: &'a Store, layer: &'a Layer, spans: Arc<Spans>, segments: Vec<Segment>) -> Self {
         let position = segments.first().map_or(0, |segment| segment.range().start);
         let segments = segments.into_iter().map(Progress::Waiting).collect();
-        Self { store, spans, position, segments, current: None, out: vec![0; OUT] }
+        Self { store, layer, spans, position, segments, current: None, out: vec![0; OUT] }
     }
 
     /// Takes the next bytes. An error is a failure of the local store; damage is an event.
@@ -68,14 +87,24 @@ impl<'a> SpanDecoder<'a> {
             let Some(span) = &mut self.current else { return Ok(()) };
             let len = usize_of(span.end - self.position).min(bytes.len());
             let (now, later) = bytes.split_at(len);
+            if span.entered.is_some() {
+                span.head.extend_from_slice(now);
+            }
             self.decompress(now, events)?;
             self.position += len as u64;
             bytes = later;
-            if self.current.as_ref().is_some_and(|span| span.end == self.position) {
-                self.leave(events)?;
+            match self.current.as_ref().is_some_and(|span| span.end == self.position) {
+                true => self.leave(events)?,
+                false => self.miss(events)?,
             }
         }
         Ok(())
+    }
+
+    /// The span that has been read in part: where it begins, and its bytes so far.
+    pub fn head(&self) -> Option<(u64, &[u8])> {
+        let span = self.current.as_ref().filter(|span| span.entered.is_some())?;
+        Some((self.spans.range(span.number).start, &span.head))
     }
 
     /// Begins the span at the position.
@@ -89,19 +118,15 @@ impl<'a> SpanDecoder<'a> {
         };
         let range = self.spans.range(number);
         let payloads: Vec<Payload> = self.spans.payloads(number).collect();
-        let (mut wanted, mut gap) = (HashMap::<Digest, Vec<usize>>::new(), None);
+        let (mut wanted, mut gap_segment) = (HashMap::<Digest, Vec<usize>>::new(), None);
         let mut strays = Vec::new();
         for (nth, segment) in self.segments.iter().enumerate() {
-            let chunk = match segment {
-                Progress::Waiting(Segment::Gap(gap_range)) if gap_range.start == range.start => {
-                    gap = Some((nth, Vec::new()));
-                    continue;
-                }
-                Progress::Waiting(Segment::Piece(plan)) => plan.chunks.first(),
-                Progress::Open(piece) => piece.plan.chunks.get(piece.chunk),
-                _ => None,
-            };
-            let Some(chunk) = chunk.filter(|chunk| chunk.blob_offset == range.start) else { continue };
+            if let Progress::Waiting(Segment::Gap(gap)) = segment
+                && gap.start == range.start
+            {
+                gap_segment = Some(nth);
+            }
+            let Some(chunk) = segment.chunk().filter(|chunk| chunk.blob_offset == range.start) else { continue };
             match payloads.iter().any(|payload| payload.digest == chunk.digest && payload.len == chunk.len) {
                 true => wanted.entry(chunk.digest).or_default().push(nth),
                 false => strays.push(nth),
@@ -111,13 +136,16 @@ impl<'a> SpanDecoder<'a> {
             self.damage(nth, "its span has no such bytes", events)?;
         }
         let mut entered = None;
-        if !wanted.is_empty() || gap.is_some() {
+        if !wanted.is_empty() || gap_segment.is_some() {
             match self.spans.enter(number) {
                 Ok(decompressor) => entered = Some(decompressor),
                 Err(e) => self.damage_all(std::mem::take(&mut wanted), &format!("its span cannot be entered: {e}"), events)?,
             }
         }
-        self.current = Some(OpenSpan { number, end: range.end, entered, at: 0, payloads, next: 0, wanted, gap });
+        // It costs nothing where all of the span comes anyway.
+        let gap = self.layer.misses_gap(range.start).then(Vec::new);
+        let (at, next, head) = (0, 0, Vec::new());
+        self.current = Some(OpenSpan { number, end: range.end, entered, at, payloads, next, wanted, gap, gap_segment, head });
         Ok(())
     }
 
@@ -159,7 +187,7 @@ impl<'a> SpanDecoder<'a> {
             span.at += len as u64;
             made = later;
             if !is_payload {
-                if let Some((_, gap)) = &mut span.gap {
+                if let Some(gap) = &mut span.gap {
                     gap.extend_from_slice(now);
                 }
                 continue;
@@ -188,6 +216,13 @@ impl<'a> SpanDecoder<'a> {
             piece.may_end = true;
             piece.end_chunk(events)?;
         }
+        // What comes of it next may be in the same span.
+        let next = piece.plan.chunks.get(piece.chunk).filter(|_| is_complete && piece.output.is_some());
+        if let (Some(chunk), Some(span)) = (next, &mut self.current)
+            && chunk.blob_offset == self.spans.range(span.number).start
+        {
+            span.wanted.entry(chunk.digest).or_default().push(nth);
+        }
         if piece.output.is_none() {
             self.segments[nth] = Progress::Done;
         } else if piece.chunk == piece.plan.chunks.len()
@@ -203,9 +238,29 @@ impl<'a> SpanDecoder<'a> {
         let Some(span) = self.current.take() else { return Ok(()) };
         self.damage_all(span.wanted, "its span ends before it", events)?;
         let is_whole = span.entered.is_some() && span.next == span.payloads.len();
-        if let Some((nth, bytes)) = span.gap.filter(|_| is_whole) {
+        let offset = self.spans.range(span.number).start;
+        match span.gap {
+            Some(gap) if is_whole => events(Event::Gap(offset, gap)),
+            None if is_whole && self.layer.gaps.get().is_none() => events(Event::Span(offset, span.head)),
+            _ => {}
+        }
+        if let Some(nth) = span.gap_segment {
             self.segments[nth] = Progress::Done;
-            events(Event::Gap(self.spans.range(span.number).start, bytes));
+        }
+        Ok(())
+    }
+
+    /// Gives up what ought to have come out of the bytes so far.
+    fn miss(&mut self, events: &mut dyn FnMut(Event)) -> Result<()> {
+        let Some(span) = &self.current else { return Ok(()) };
+        let (segments, position) = (&self.segments, self.position);
+        let is_late = |nth: &usize| segments[*nth].chunk().is_some_and(|chunk| chunk.blob_offset + chunk.blob_len <= position);
+        let late: Vec<usize> = span.wanted.values().flatten().copied().filter(is_late).collect();
+        for nth in late {
+            if let Some(span) = &mut self.current {
+                span.wanted.values_mut().for_each(|takers| takers.retain(|taker| *taker != nth));
+            }
+            self.damage(nth, "its bytes of the span end before it", events)?;
         }
         Ok(())
     }

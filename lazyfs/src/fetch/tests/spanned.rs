@@ -175,7 +175,8 @@ async fn programs_get_what_they_want_and_the_rest_comes_and_is_checked() {
                 }
             }
         }
-        assert!(fetched(&rig) < len * 2, "{kind:?}: {} of {len}", fetched(&rig));
+        // Programs wanted parts of spans; the rest of them came without those.
+        assert!(fetched(&rig) < len + len / 20, "{kind:?}: {} of {len}", fetched(&rig));
         assert_eq!(rig.progress().bytes_local, len, "{kind:?}");
         let layer = rig.table.layers().next().unwrap().digest;
         assert!(Spans::open(&rig.store.spans_path(&layer)).unwrap().is_verified(), "{kind:?}");
@@ -193,8 +194,8 @@ async fn what_lies_in_one_span_comes_with_one_request() {
     let rig = spanned(gzip(), "background=off");
     rig.demand(3).await.unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
-    // The program goes on before all files of the span are there.
-    while rig.local().len() < 120 {
+    // The program goes on before all files are there that the request brings.
+    while rig.local().len() < 60 {
         assert!(Instant::now() < deadline, "{} files", rig.local().len());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -237,4 +238,62 @@ async fn an_index_that_lies_is_found_out_and_forgotten() {
         let layer = rig.table.layers().next().unwrap().digest;
         assert!(!rig.store.spans_path(&layer).exists() && !rig.store.index_path(&layer).exists(), "{kind:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_ends_where_what_is_wanted_does_and_the_next_goes_on_there() {
+    let contents = contents();
+    let rig = spanned(gzip(), "background=off,readahead=0");
+    // Of one span.
+    let first = rig.files[160].1.start;
+    let mut same: Vec<usize> =
+        (0..contents.len()).filter(|n| rig.place(*n).is_none() && rig.files[*n].1.start == first).collect();
+    same.sort_by_key(|n| rig.files[*n].1.end);
+    let (early, late) = (same[same.len() / 3], same[same.len() - 2]);
+    let [early_end, late_end] = [early, late].map(|n| rig.files[n].1.end);
+    rig.demand(early).await.unwrap();
+    rig.demand(late).await.unwrap();
+    assert_eq!(rig.fake.requests(), [first..early_end, early_end..late_end]);
+    assert_eq!((object(&rig, early), object(&rig, late)), (contents[early].clone(), contents[late].clone()));
+
+    // The same of a large file.
+    let large = |at: usize| (at, contents[120][at..at + 100].to_vec());
+    for (at, wanted) in [large(1_000_000), large(1_070_000), large(2_000_000)] {
+        assert_eq!(rig.read(120, at as u64..at as u64 + 100).await.unwrap(), wanted, "at {at}");
+    }
+    let requests = rig.fake.requests();
+    for (n, request) in requests.iter().enumerate() {
+        let again = requests[..n].iter().any(|before| before.start < request.end && request.start < before.end);
+        assert!(!again, "request {n} of {requests:?} asks for what came before");
+    }
+    assert!(fetched(&rig) < rig.fake.blob.len() as u64 / 4, "{} bytes", fetched(&rig));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_beginning_that_came_damaged_is_asked_for_again() {
+    let rig = spanned(gzip(), "background=off,readahead=0");
+    let range = rig.files[200].1.clone();
+    // In the first of its bytes: what is behind them does not come out.
+    *rig.fake.flipped.lock().unwrap() = Some((range.start + 3, 1));
+    rig.demand(200).await.unwrap();
+    assert_eq!(object(&rig, 200), contents()[200]);
+    assert_eq!(rig.fake.requests(), [range.clone(), range]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_says_too_few_bytes_is_an_error_and_nobody_waits_for_ever() {
+    let mut sample = gzip();
+    let wanted = Digest::of(&contents()[200]);
+    for entry in &mut sample.index.entries {
+        if let EntryKind::File(content) = &mut entry.kind
+            && content.digest == wanted
+        {
+            content.chunks.iter_mut().for_each(|chunk| chunk.blob_len = chunk.blob_len.min(50));
+        }
+    }
+    let rig = spanned(sample, "background=off,readahead=0");
+    let error = rig.demand(200).await.unwrap_err();
+    assert_eq!(error.outcome(), Outcome::Integrity);
+    assert!(error.one_line().contains("end before it"), "{}", error.one_line());
+    rig.demand(2).await.unwrap();
 }

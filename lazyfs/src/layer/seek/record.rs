@@ -7,14 +7,19 @@ use std::rc::Rc;
 use towline_sys::inflate::{Inflate, Place, WINDOW};
 
 use super::SeekIndex;
+use super::reach::reach;
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Outcome, Result};
-use crate::layer::spans::{Entrance, MAX_SPANS, Span};
+use crate::layer::spans::{Entrance, MAX_SPANS, Span, pack_window};
 use crate::layer::tar::{self, FileSink};
 use crate::layer::{Chunk, EntryKind, LayerIndex};
+use crate::table::CHUNKED_FROM;
 
-/// A span begins after so many bytes of output at the earliest: what a program waits for, against 32 KiB of window for each.
-pub(super) const SPAN: u64 = 1 << 20;
+/// A span begins after so many bytes of output at the earliest: what is read before what a program waits for, against some 2 KiB of window for
+/// each. Of the six images of the bench, what is fetched is least, index included, between 128 and 256 KiB.
+pub(super) const SPAN: u64 = 192 << 10;
+/// A file is cut after so many bytes, so that whoever wants some of it need not wait for all that its span has of it.
+const CUT: u64 = 64 << 10;
 
 /// A layer that was read to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,12 +40,13 @@ pub fn record(blob: impl BufRead, sink: &mut impl FileSink) -> Result<Seekable> 
         inflate: None,
         course: Rc::clone(&course),
         window: Vec::new(),
+        pending: None,
         blob_at: 0,
         last_byte: 0,
         hasher: Hasher::default(),
         ended: false,
     };
-    let mut cutter = Cutter { sink, course: &course, files: Vec::new(), open: None, before: 0 };
+    let mut cutter = Cutter { sink, course: &course, files: Vec::new(), open: None, before: 0, blob_end: 0 };
     let index = tar::read(&mut reader, &mut cutter)?;
     let files = cutter.files;
     if !reader.ended {
@@ -55,6 +61,10 @@ pub fn record(blob: impl BufRead, sink: &mut impl FileSink) -> Result<Seekable> 
 struct Course {
     /// Bytes of the tar that were made.
     at: Cell<u64>,
+    /// Bytes of the blob that they were made of.
+    blob_at: Cell<u64>,
+    /// Where in the tar the file that is being read is cut next; one read does not cross it.
+    cut: Cell<u64>,
     /// Where the span that is being read begins in the tar.
     latest: Cell<u64>,
     /// Each span, and where it begins in the tar.
@@ -62,13 +72,16 @@ struct Course {
 }
 
 impl Course {
-    fn enter(&self, blob_offset: u64, entrance: Entrance) {
+    /// Begins a span if one is due; its number.
+    fn enter(&self, blob_offset: u64, entrance: Entrance) -> Option<usize> {
         let mut entrances = self.entrances.borrow_mut();
-        let is_due = entrances.is_empty() || self.at.get() - self.latest.get() >= SPAN;
-        if is_due && entrances.len() < MAX_SPANS {
-            self.latest.set(self.at.get());
-            entrances.push((self.at.get(), Span { blob_offset, entrance }));
+        let is_due = entrances.is_empty() || self.is_due();
+        if !is_due || entrances.len() == MAX_SPANS {
+            return None;
         }
+        self.latest.set(self.at.get());
+        entrances.push((self.at.get(), Span { blob_offset, entrance }));
+        Some(entrances.len() - 1)
     }
 
     fn is_due(&self) -> bool {
@@ -76,13 +89,15 @@ impl Course {
     }
 }
 
-/// Decompresses. One read never crosses the beginning of a span.
+/// Decompresses. One read never crosses the beginning of a span, nor where a file is cut.
 struct Recorder<R> {
     blob: R,
     inflate: Option<Inflate>,
     course: Rc<Course>,
     /// The last output, at least [`WINDOW`] bytes of it where there were as many.
     window: Vec<u8>,
+    /// The latest span, until it is known what it refers to.
+    pending: Option<Pending>,
     /// Bytes of the blob that were taken.
     blob_at: u64,
     last_byte: u8,
@@ -90,8 +105,50 @@ struct Recorder<R> {
     ended: bool,
 }
 
+/// A span whose window is not packed yet.
+struct Pending {
+    /// Its number.
+    number: usize,
+    bits: u8,
+    value: u8,
+    window: Vec<u8>,
+    /// The bytes of the blob that came since.
+    bytes: Vec<u8>,
+    /// The bytes of output that they made.
+    made: usize,
+}
+
+impl Pending {
+    /// The window, with zeros for what nothing refers to, and without those at its beginning.
+    fn pack(mut self) -> io::Result<Vec<u8>> {
+        if let Some(marks) = reach(&self.bytes, self.bits, self.value, self.window.len()) {
+            let unused = self.window.iter_mut().zip(&marks).filter(|(_, is_used)| !**is_used);
+            unused.for_each(|(byte, _)| *byte = 0);
+            self.window.drain(..marks.iter().position(|is_used| *is_used).unwrap_or(marks.len()));
+        }
+        pack_window(&self.window)
+    }
+}
+
+impl<R> Recorder<R> {
+    /// Enters the window of the latest span, now that all that can refer to it has passed.
+    fn settle(&mut self) -> io::Result<()> {
+        if let Some(pending) = self.pending.take() {
+            let number = pending.number;
+            let packed = pending.pack()?;
+            if let Entrance::Between { window, .. } = &mut self.course.entrances.borrow_mut()[number].1.entrance {
+                *window = packed;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl<R: BufRead> Read for Recorder<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let until_cut = usize::try_from(self.course.cut.get().saturating_sub(self.course.at.get())).unwrap_or(usize::MAX);
+        let room = if until_cut == 0 { buffer.len() } else { until_cut.min(buffer.len()) };
+        let buffer = &mut buffer[..room];
         while !self.ended && !buffer.is_empty() {
             let input = self.blob.fill_buf()?;
             if input.is_empty() && self.inflate.is_none() && self.blob_at > 0 {
@@ -110,17 +167,27 @@ impl<R: BufRead> Read for Recorder<R> {
             if let Some(last) = step.taken.checked_sub(1) {
                 self.last_byte = input[last];
             }
+            if let Some(pending) = &mut self.pending {
+                pending.bytes.extend_from_slice(&input[..step.taken]);
+                pending.made += step.made;
+            }
             self.blob.consume(step.taken);
             self.blob_at += step.taken as u64;
+            self.course.blob_at.set(self.blob_at);
             self.course.at.set(self.course.at.get() + step.made as u64);
             self.hasher.update(&buffer[..step.made]);
             remember(&mut self.window, &buffer[..step.made]);
+            if step.place == Place::End || self.pending.as_ref().is_some_and(|pending| pending.made >= WINDOW) {
+                self.settle()?;
+            }
             match step.place {
                 Place::End => self.inflate = None,
                 Place::Between(bits) if self.course.is_due() => {
                     let value = if bits == 0 { 0 } else { self.last_byte >> (8 - bits) };
-                    let window = self.window[self.window.len().saturating_sub(WINDOW)..].to_vec();
-                    self.course.enter(self.blob_at, Entrance::Between { bits, value, window });
+                    if let Some(number) = self.course.enter(self.blob_at, Entrance::Between { bits, value, window: Vec::new() }) {
+                        let window = self.window[self.window.len().saturating_sub(WINDOW)..].to_vec();
+                        self.pending = Some(Pending { number, bits, value, window, bytes: Vec::new(), made: 0 });
+                    }
                 }
                 Place::Between(_) | Place::Within => {}
             }
@@ -139,8 +206,15 @@ fn remember(window: &mut Vec<u8>, made: &[u8]) {
     }
 }
 
-/// A part of a file: where it begins in the tar, its length and digest.
-type Part = (u64, u64, Digest);
+/// A part of a file.
+struct Part {
+    /// Where it begins in the tar.
+    at: u64,
+    len: u64,
+    digest: Digest,
+    /// The blob is needed up to here for it.
+    blob_end: u64,
+}
 
 /// Cuts files at the beginnings of spans.
 struct Cutter<'a, S> {
@@ -151,12 +225,15 @@ struct Cutter<'a, S> {
     open: Option<(u64, Hasher)>,
     /// Where the span that was being read after the last write begins.
     before: u64,
+    /// Where in the blob what was written last ends.
+    blob_end: u64,
 }
 
 impl<S> Cutter<'_, S> {
     fn cut(&mut self) {
-        if let Some((start, hasher)) = self.open.take().filter(|(_, hasher)| hasher.length() > 0) {
-            self.files.last_mut().expect("a file has begun").push((start, hasher.length(), hasher.finish()));
+        if let Some((at, hasher)) = self.open.take().filter(|(_, hasher)| hasher.length() > 0) {
+            let part = Part { at, len: hasher.length(), digest: hasher.finish(), blob_end: self.blob_end };
+            self.files.last_mut().expect("a file has begun").push(part);
         }
     }
 }
@@ -165,6 +242,7 @@ impl<S: FileSink> FileSink for Cutter<'_, S> {
     fn begin(&mut self) -> Result<()> {
         self.files.push(Vec::new());
         self.open = None;
+        self.course.cut.set(self.course.at.get() + CUT);
         self.sink.begin()
     }
 
@@ -178,11 +256,17 @@ impl<S: FileSink> FileSink for Cutter<'_, S> {
             self.cut();
         }
         self.open.get_or_insert_with(|| (start, Hasher::default())).1.update(piece);
+        self.blob_end = self.course.blob_at.get();
+        if self.course.at.get() == self.course.cut.get() {
+            self.cut();
+            self.course.cut.set(self.course.at.get() + CUT);
+        }
         self.sink.write(piece)
     }
 
     fn finish(&mut self) -> Result<Digest> {
         self.cut();
+        self.course.cut.set(0);
         self.sink.finish()
     }
 }
@@ -197,21 +281,28 @@ fn lay_out(index: &LayerIndex, files: Vec<Vec<Part>>, spans: Vec<(u64, Span)>, b
         if content.size == 0 {
             continue;
         }
+        let span_of = |part: &Part| spans.partition_point(|(from, _)| *from <= part.at) - 1;
+        let mut parts = files.next().unwrap_or_default();
+        // What is read as a whole anyway is one chunk.
+        if let [first, .., last] = parts.as_slice()
+            && content.size < CHUNKED_FROM
+            && span_of(first) == span_of(last)
+        {
+            parts = vec![Part { at: first.at, len: content.size, digest: content.digest, blob_end: last.blob_end }];
+        }
         let mut file_offset = 0;
-        for (at, len, digest) in files.next().unwrap_or_default() {
-            let number = spans.partition_point(|(from, _)| *from <= at) - 1;
-            let (from, Span { blob_offset, .. }) = &spans[number];
-            let end = spans.get(number + 1).map_or(blob_len, |(_, next)| next.blob_offset);
-            starts.push(at - from);
+        for part in parts {
+            let (from, Span { blob_offset, .. }) = &spans[span_of(&part)];
+            starts.push(part.at - from);
             content.chunks.push(Chunk {
                 file_offset,
-                len,
+                len: part.len,
                 blob_offset: *blob_offset,
-                blob_len: end - blob_offset,
-                digest,
+                blob_len: part.blob_end - blob_offset,
+                digest: part.digest,
                 zeros: false,
             });
-            file_offset += len;
+            file_offset += part.len;
         }
         if file_offset != content.size {
             let why = format!("{file_offset} bytes passed of a file of {}", content.size);

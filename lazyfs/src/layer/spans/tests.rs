@@ -9,7 +9,7 @@ fn sample() -> Vec<u8> {
     let index = layer([dir(""), chunked("a", b"in the first span", 0), chunked("c", b"in the first span, too", 0), second]);
     let spans = [
         Span { blob_offset: 0, entrance: Entrance::Header },
-        Span { blob_offset: 100, entrance: Entrance::Between { bits: 3, value: 5, window: vec![7; 1000] } },
+        Span { blob_offset: 100, entrance: Entrance::Between { bits: 3, value: 5, window: pack_window(&[7; 1000]).unwrap() } },
         Span { blob_offset: 140, entrance: Entrance::Between { bits: 0, value: 0, window: Vec::new() } },
     ];
     build(&index, 150, &spans, &[512, 1536, 0], false).unwrap()
