@@ -8,6 +8,7 @@
 
 mod clone;
 mod entry;
+mod loopdev;
 mod mount;
 mod process;
 mod schedule;
@@ -15,6 +16,7 @@ mod seccomp;
 
 pub use clone::{Forked, fork};
 pub use entry::prepare_process;
+pub use loopdev::{free_loop_device, set_up_loop_device};
 pub use mount::{MountAttr, mount_idmap, mount_setattr};
 pub use process::{
     close_range_on_exec, default_sigpipe, exit_now, inherited_fd, join_session_keyring, kill, namespace_clone_flags,
