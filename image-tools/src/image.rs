@@ -1,11 +1,12 @@
 //! What a container's root consists of.
 //!
 //! An image whose content is all local is used without the daemon: nothing has to be started for it. For any other the daemon is
-//! asked, which then keeps the trigger mounted.
+//! asked, which then keeps the trigger mounted. How the tree comes into the kernel is what the last daemon found out.
 
 use towline_lazyfs::daemon::protocol::Prepared;
 use towline_lazyfs::error::{Error, Outcome, Result};
 use towline_lazyfs::pull::canonical_name;
+use towline_lazyfs::rootfs::probe::Features;
 use towline_lazyfs::store::Store;
 use towline_lazyfs::store::db::{Db, ImageRow, ImageState};
 
@@ -37,7 +38,15 @@ fn prepare_local(engine: &Engine, db: &mut Db, row: &ImageRow, container: &str) 
     if row.state != ImageState::Complete {
         return Ok(None);
     }
-    let prepared = Store::open(&engine.paths.root)?.prepare_complete(db, row, container)?;
+    let by = match Features::read(&engine.paths.state)? {
+        Some(features) => features.complete,
+        // The first daemon after the machine was booted finds it out.
+        None => {
+            engine.daemon()?;
+            Features::read(&engine.paths.state)?.map(|features| features.complete).unwrap_or_default()
+        }
+    };
+    let prepared = Store::open(&engine.paths.root)?.prepare_complete(db, row, container, by)?;
     // Only what is still true under the pin counts: the image may just have been removed or found to be poisoned.
     match db.image(&row.digest)?.filter(|row| row.state == ImageState::Complete) {
         Some(_) => Ok(Some(prepared)),

@@ -10,6 +10,7 @@ mod monitor;
 mod patch;
 mod policy;
 mod relay;
+mod served;
 mod spec;
 mod timeline;
 

@@ -21,6 +21,7 @@ use towline_lazyfs::observe::spans::{self, Found};
 use towline_lazyfs::pull::sources::Settings;
 use towline_lazyfs::registry::Proxies;
 use towline_lazyfs::registry::config::Places;
+use towline_lazyfs::rootfs::probe::Wanted;
 use towline_lazyfs::store::quota::Quota;
 
 /// Serves one store: fetches content on demand and in the background, and leaves when nothing is lazy any more.
@@ -50,6 +51,10 @@ enum Command {
         /// Takes the place of the towlined that runs, which leaves its FUSE trigger to this one: containers notice nothing.
         #[arg(long)]
         replace: bool,
+        /// How images are mounted: `auto`, as this machine can; `tree`, as on kernels that mount EROFS from block devices only; `fuse`, from user
+        /// space even where everything is local
+        #[arg(long, env = "TOWLINE_MOUNTS", default_value = "auto")]
+        mounts: Wanted,
         /// Where metrics for Prometheus are served: ADDRESS:PORT or unix:/DIR/NAME [default: unix:STATE/metrics.sock]
         #[arg(long, env = "TOWLINE_METRICS")]
         metrics: Option<Place>,
@@ -66,7 +71,7 @@ fn main() -> ExitCode {
     if arguments.next().is_some_and(|verb| verb == "hold") {
         return hold(arguments.next().map(PathBuf::from), arguments.next());
     }
-    let Arguments { root, state, registry_config, command: Command::Serve { fetch, replace, metrics, quota } } =
+    let Arguments { root, state, registry_config, command: Command::Serve { fetch, replace, mounts, metrics, quota } } =
         Arguments::parse();
     let settings = Settings {
         places: Places::system(Some(&registry_config)),
@@ -77,7 +82,7 @@ fn main() -> ExitCode {
     let variable = |name: &str| std::env::var(name).ok();
     let Found { settings: spans, warnings } = spans::Settings::from_variables("towlined", settings.proxies.clone(), variable);
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    let start = |config, keeper| Start { config, settings, keeper, replace, metrics, quota, spans };
+    let start = |config, keeper| Start { config, settings, keeper, replace, mounts, metrics, quota, spans };
     match serve(Paths { root, state }, &fetch, start) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use towline_lazyfs::daemon::client::Client;
+use towline_lazyfs::rootfs::plan::By;
 use towline_lazyfs::rootfs::probe::{Features, Mode};
 use towline_lazyfs::store::db::ImageState;
 
@@ -35,6 +36,10 @@ struct Info {
     mode: Option<Mode>,
     /// Why not by the kernel.
     why: String,
+    /// How roots of containers are mounted whose image is complete.
+    complete: Option<By>,
+    /// Why not by the kernel.
+    why_complete: String,
     images: usize,
     lazy_images: usize,
     containers: usize,
@@ -52,7 +57,9 @@ pub fn run(engine: &Engine, args: &Args) -> Outcome {
         towlined_pid: Client::connect(&engine.paths)?.map(|daemon| daemon.daemon_pid()),
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         mode: features.as_ref().map(|features| features.mode),
-        why: features.map(|features| features.why).unwrap_or_default(),
+        complete: features.as_ref().map(|features| features.complete),
+        why: features.as_ref().map(|features| features.why.clone()).unwrap_or_default(),
+        why_complete: features.map(|features| features.why_complete).unwrap_or_default(),
         images: images.len(),
         lazy_images: images.iter().filter(|image| image.state == ImageState::Lazy).count(),
         containers: registry::ids(&engine.paths)?.len(),
@@ -64,7 +71,13 @@ pub fn run(engine: &Engine, args: &Args) -> Outcome {
                 info.towlined_pid.map_or_else(|| "does not run: nothing needs it".into(), |pid| format!("process {pid}"));
             let mode = match info.mode {
                 Some(Mode::Overlay) => "EROFS and overlayfs in the kernel, FUSE for what is missing".into(),
-                Some(Mode::Tree) => format!("whole trees by FUSE, since {}", info.why),
+                Some(Mode::Tree) => {
+                    let complete = match info.complete {
+                        Some(By::Server) => format!("by FUSE too, since {}", info.why_complete),
+                        _ => "EROFS through loop devices, and overlayfs".into(),
+                    };
+                    format!("whole trees by FUSE, since {}\ncomplete    {complete}", info.why)
+                }
                 None => "found out when towlined starts".to_owned(),
             };
             format!(

@@ -12,6 +12,7 @@ mod ps;
 mod registries;
 mod rm;
 mod run;
+mod serve;
 mod stop;
 mod system;
 mod table;
@@ -93,6 +94,9 @@ enum Verb {
     /// Run a recorded container; started by `run`
     #[command(hide = true)]
     Monitor(monitor::Args),
+    /// Serve the tree of a container's image; started by its monitor
+    #[command(hide = true)]
+    Serve(serve::Args),
 }
 
 /// Runs a command that began at `begin`; the result is its exit code.
@@ -137,6 +141,7 @@ pub fn run(cli: Cli, begin: Instant) -> Outcome {
         Verb::Lazy(verb) => lazy::run(&engine, verb),
         Verb::System(verb) => system::run(&engine, verb),
         Verb::Monitor(args) => monitor::run(&engine, &args),
+        Verb::Serve(args) => serve::run(&args),
     }
 }
 

@@ -12,7 +12,7 @@ use towline_lazyfs::daemon::protocol::{Prepared, PullPolicy, PullRequest, PullUn
 use towline_lazyfs::digest::Digest;
 use towline_lazyfs::error::{Error, Outcome as Kind};
 use towline_lazyfs::observe::spans::Context;
-use towline_lazyfs::rootfs::plan::{RootPlan, Writable};
+use towline_lazyfs::rootfs::plan::Writable;
 use towline_lazyfs::store::db::ImageState;
 use towline_lazyfs::store::profiles::Profiles;
 
@@ -228,13 +228,13 @@ fn make(
     trace: Option<Context>,
 ) -> Result<(Record, Order), Failure> {
     let dirs = Dirs::of(&engine.paths, id);
-    let Prepared { image, name: image_name, tree, devices, data, lazy, config } = prepared;
+    let writable = Writable { upper: dirs.home.join("upper"), work: dirs.home.join("work") };
+    let root = prepared.root(Some(writable));
+    let Prepared { image, name: image_name, lazy, config, .. } = prepared;
     let plan = Plan::new(&image_name, &config, changes)?;
     if lazy {
         engine.daemon()?.ahead(image, plan.command(), trace)?;
     }
-    let writable = Writable { upper: dirs.home.join("upper"), work: dirs.home.join("work") };
-    let root = RootPlan { tree, devices, data, writable: Some(writable) };
     let record = Record {
         version: record::VERSION,
         id: id.to_owned(),

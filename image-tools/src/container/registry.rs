@@ -53,6 +53,11 @@ impl Dirs {
         self.state.join("state.json")
     }
 
+    /// Where the tree of its image is mounted for the moment in which its root is made, where a process serves that.
+    pub fn tree(&self) -> PathBuf {
+        self.state.join("tree")
+    }
+
     /// Where its root is mounted.
     pub fn rootfs(&self) -> PathBuf {
         self.state.join("rootfs")

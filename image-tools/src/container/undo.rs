@@ -13,7 +13,7 @@ use crate::failure::Failure;
 pub fn tear_down(engine: &Engine, id: &str) -> Result<(), Failure> {
     let dirs = Dirs::of(&engine.paths, id);
     let deleted = engine.runtime().delete(id, true).map_err(Failure::from);
-    let unmounted = mount::unmount(&dirs.rootfs()).map_err(Failure::from);
+    let unmounted = mount::unmount(&dirs.rootfs()).and_then(|()| mount::unmount(&dirs.tree())).map_err(Failure::from);
     let released = release(engine, id).map_err(Failure::from);
     deleted.and(unmounted).and(released)
 }

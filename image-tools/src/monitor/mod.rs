@@ -16,6 +16,7 @@ pub mod protocol;
 mod recorder;
 mod watch;
 
+use std::io::BufRead as _;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use towline_lazyfs::error::{Error, Outcome, Result};
 use towline_lazyfs::rootfs::mount;
+use towline_lazyfs::rootfs::plan::By;
 use towline_lazyfs::rootfs::readahead::ReadaheadOff;
 use towline_lazyfs::store::create_private_dir;
 use towline_runtime::client::{Options, Runtime};
@@ -37,6 +39,7 @@ use crate::failure::{ENGINE, Failure};
 use crate::relay::console::ConsoleSocket;
 use crate::relay::process::{Signals, Ward};
 use crate::relay::streams::{self, Streams, Tap, User};
+use crate::served::Server;
 use crate::spec::rootdir::RootDir;
 use crate::spec::{bundle, capabilities, etc, user};
 use journal::Journal;
@@ -98,6 +101,12 @@ impl Reporter {
     }
 }
 
+/// What serves a container's tree, and whether it is about to end as it should.
+struct Served {
+    server: Server,
+    ends: Arc<AtomicBool>,
+}
+
 /// A container from its first step to its last.
 struct Life<'a> {
     engine: &'a Engine,
@@ -114,7 +123,8 @@ impl Life<'_> {
     /// All steps. An error means that its program never ran.
     fn live(self, signals: &Signals, user: User) -> Result<(), Failure> {
         let mut state = self.begin()?;
-        let readahead = self.mount()?.map(Arc::new);
+        let (readahead, server) = self.mount()?;
+        let readahead = readahead.map(Arc::new);
         let recorder = self.record(readahead.clone());
         self.write_bundle()?;
         let (ward, ours) = self.create()?;
@@ -137,7 +147,7 @@ impl Life<'_> {
         if let Some(recorder) = recorder {
             recorder.finish();
         }
-        self.end(code);
+        self.end(code, server);
         Ok(())
     }
 
@@ -156,20 +166,38 @@ impl Life<'_> {
     }
 
     /// Mounts the root; while it is lazy or recorded without the kernel's readahead.
-    fn mount(&self) -> Result<Option<ReadaheadOff>> {
-        if let Some(writable) = &self.order.root.writable {
+    fn mount(&self) -> Result<(Option<ReadaheadOff>, Option<Served>)> {
+        let root = &self.order.root;
+        if let Some(writable) = &root.writable {
             for dir in [&writable.upper, &writable.work] {
                 std::fs::create_dir_all(dir).map_err(|e| Error::io("creating", dir, e))?;
             }
         }
         let rootfs = self.dirs.rootfs();
-        let readahead = if self.order.lazy || self.order.record.is_some() {
-            mount::mount_without_readahead(&self.order.root, &rootfs)?
-        } else {
-            mount::mount(&self.order.root, &rootfs).map(|()| None)?
+        let mounted = match root.by {
+            By::Server => (None, Some(self.serve(Server::mount(root, &self.dirs.tree(), &rootfs)?))),
+            _ if self.order.lazy || self.order.record.is_some() => (mount::mount_without_readahead(root, &rootfs)?, None),
+            _ => mount::mount(root, &rootfs).map(|()| (None, None))?,
         };
         self.reporter.say(&Report::Mounted);
-        Ok(readahead)
+        Ok(mounted)
+    }
+
+    /// Passes on what the process that serves the tree has to say, and that it ended too soon.
+    fn serve(&self, mut server: Server) -> Served {
+        let ends = Arc::new(AtomicBool::new(false));
+        if let Some(messages) = server.take_messages() {
+            let (say, ends, name) = (self.say(), ends.clone(), self.record.image_name.clone());
+            std::thread::spawn(move || {
+                messages.lines().map_while(std::io::Result::ok).for_each(|line| say(&line));
+                if !ends.load(Ordering::Relaxed) {
+                    say(&format!(
+                        "the process that serves the files of {name} was killed: they fail with ENOTCONN; start another container"
+                    ));
+                }
+            });
+        }
+        Served { server, ends }
     }
 
     /// Begins to record what the start reads, where that is wanted. It is no reason for a container not to start.
@@ -247,19 +275,24 @@ impl Life<'_> {
         })
     }
 
-    /// Keeps `readahead` until the image is complete.
-    fn watch_daemon(&self, readahead: Option<Arc<ReadaheadOff>>) {
-        if !self.order.lazy {
-            return;
-        }
+    /// Tells the user, the container's log and the journal something.
+    fn say(&self) -> impl Fn(&str) + Send + use<> {
         let (log, journal, reporter) = (Arc::clone(&self.log), self.journal.clone(), self.reporter.clone());
-        let say = move |text: &str| {
+        move |text| {
             journal.note(text);
             reporter.say(&Report::Warning { text: text.to_owned() });
             if let Err(e) = log.append(Stream::Stderr, format!("towline: {text}\n").as_bytes()) {
                 journal.note(&Error::io("writing to", "the container's log", e).one_line());
             }
-        };
+        }
+    }
+
+    /// Keeps `readahead` until the image is complete.
+    fn watch_daemon(&self, readahead: Option<Arc<ReadaheadOff>>) {
+        if !self.order.lazy {
+            return;
+        }
+        let say = self.say();
         let (engine, image, name) = (self.engine.clone(), self.record.image, self.record.image_name.clone());
         std::thread::spawn(move || {
             watch::watch(&engine, image, &name, &say);
@@ -268,7 +301,7 @@ impl Life<'_> {
     }
 
     /// Records the end, takes everything away that a container which has ended does not need, and reports.
-    fn end(&self, code: u8) {
+    fn end(&self, code: u8, served: Option<Served>) {
         let id = &self.record.id;
         let note = |result: Result<(), Failure>| {
             if let Err(failure) = result {
@@ -276,7 +309,13 @@ impl Life<'_> {
             }
         };
         note(write_json(&self.dirs.exit(), &Exit { code, time: time::now() }).map_err(Failure::from));
+        if let Some(served) = &served {
+            served.ends.store(true, Ordering::Relaxed);
+        }
         note(undo::tear_down(self.engine, id));
+        if let Some(served) = served {
+            note(served.server.finish().map_err(Failure::from));
+        }
         if self.record.remove_at_exit {
             note(registry::forget(&self.engine.paths, id, Some(&self.record.name)).map_err(Failure::from));
         } else {

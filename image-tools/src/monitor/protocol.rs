@@ -106,7 +106,7 @@ pub fn take_order(socket: &UnixStream) -> Result<(Order, User)> {
 }
 
 /// Writes one document as a line.
-pub fn send_line(socket: &mut UnixStream, document: &impl Serialize) -> std::io::Result<()> {
+pub fn send_line(socket: &mut impl Write, document: &impl Serialize) -> std::io::Result<()> {
     let mut line = serde_json::to_vec(document).expect("protocol types have only string keys");
     line.push(b'\n');
     socket.write_all(&line)
@@ -129,12 +129,15 @@ pub fn next_report(reader: &mut BufReader<UnixStream>) -> Result<Option<Report>>
 mod tests {
     use std::io::Read;
 
+    use towline_lazyfs::rootfs::plan::By;
+
     use super::*;
 
     #[test]
     fn an_order_arrives_with_the_streams() {
         let (mut here, there) = UnixStream::pair().unwrap();
-        let root = RootPlan { tree: "/t".into(), devices: vec!["/a".into()], data: vec!["/d".into()], writable: None };
+        let (devices, data) = (vec!["/a".into()], vec!["/d".into()]);
+        let root = RootPlan { tree: "/t".into(), devices, data, writable: None, by: By::Server };
         let order = Order { root, lazy: true, record: Some(Recording::default()) };
         let (from, to) = rustix::pipe::pipe().unwrap();
         for with_streams in [true, false] {

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use towline_lazyfs::daemon::client::Client;
 use towline_lazyfs::error::{Error, Result};
 use towline_lazyfs::rootfs;
-use towline_lazyfs::rootfs::plan::RootPlan;
 use towline_lazyfs::store::pins;
 
 use crate::engine::Engine;
@@ -29,10 +28,7 @@ impl<'a> MountedImage<'a> {
         let dir = made.map_err(|e| Error::io("creating a directory in", &engine.paths.state, e))?.keep();
         let mounted = Self { engine, pin: command.reading(&dir).pin(), dir, _command: command };
         let prepared = image::prepare(engine, reference, &mounted.pin)?;
-        rootfs::mount::mount(
-            &RootPlan { tree: prepared.tree, devices: prepared.devices, data: prepared.data, writable: None },
-            &mounted.dir,
-        )?;
+        rootfs::mount::mount(&prepared.root(None), &mounted.dir)?;
         Ok(mounted)
     }
 

@@ -20,6 +20,7 @@ use crate::layer::LayerKind;
 use crate::observe::Wait;
 use crate::observe::spans::Context;
 use crate::registry::Proxies;
+use crate::rootfs::plan::{By, RootPlan, Writable};
 
 /// Version of this protocol; both sides must have the same, since they are installed together.
 pub const VERSION: u32 = 3;
@@ -382,8 +383,18 @@ pub struct Prepared {
     pub data: Vec<PathBuf>,
     /// Whether content may still be missing; then the data layers include the FUSE trigger.
     pub lazy: bool,
+    /// How the tree comes into the kernel.
+    #[serde(default)]
+    pub by: By,
     /// The image configuration document (image-spec, "Image Configuration"), verbatim JSON.
     pub config: String,
+}
+
+impl Prepared {
+    /// The root, with a writable layer or read-only.
+    pub fn root(&self, writable: Option<Writable>) -> RootPlan {
+        RootPlan { tree: self.tree.clone(), devices: self.devices.clone(), data: self.data.clone(), writable, by: self.by }
+    }
 }
 
 /// A failed request: an [`Error`] as data.

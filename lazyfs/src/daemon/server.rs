@@ -43,7 +43,8 @@ use crate::observe::spans::export::Exporting;
 use crate::observe::spans::{self, Tracer};
 use crate::pull::sources::Settings;
 use crate::pull::{self, Locks, Sources};
-use crate::rootfs::probe::{self, Features, Mode};
+use crate::rootfs::plan::By;
+use crate::rootfs::probe::{self, Features, Mode, Wanted};
 use crate::store::db::{ImageRow, ImageState};
 use crate::store::patch::TreePatcher;
 use crate::store::quota::Quota;
@@ -87,7 +88,8 @@ pub struct Daemon {
     pub(crate) keeper: quota::Keeper,
     pub(super) custody: Custody,
     pub(super) trees: Trees,
-    features: std::sync::Mutex<Features>,
+    /// How images can be mounted here.
+    features: Features,
     /// Whether the trigger is left to a successor.
     hands_over: AtomicBool,
 }
@@ -103,6 +105,8 @@ pub struct Start {
     pub keeper: Keeper,
     /// Takes the place of a daemon that runs.
     pub replace: bool,
+    /// How images are mounted.
+    pub mounts: Wanted,
     /// Where metrics are served; `None`: on a socket in the state directory.
     pub metrics: Option<Place>,
     /// How much the store may hold.
@@ -123,7 +127,7 @@ pub struct Ready {
 impl Ready {
     /// Makes everything that can fail: after this, clients can connect.
     pub async fn prepare(paths: Paths, start: Start) -> Result<Self> {
-        let Start { config, settings, keeper, replace, metrics, quota, spans } = start;
+        let Start { config, settings, keeper, replace, mounts, metrics, quota, spans } = start;
         create_private_dir(&paths.state)?;
         create_private_dir(&paths.root)?;
         let contender = if replace { ask_to_leave(&paths).await? } else { Contender::Plain };
@@ -133,7 +137,7 @@ impl Ready {
         let kept = custody.take().await?;
         let store = Arc::new(Store::open(&paths.root)?);
         crate::store::image::list_and_tidy(&paths.root)?;
-        let features = probe::choose(&paths.root, &paths.state)?;
+        let features = probe::choose(&paths.root, &paths.state, mounts)?;
         features.write(&paths.state)?;
         tracing::info!("serving {} with {features:?}", paths.root.display());
         let (mut db, rebuilt) = rebuild::open(&store)?;
@@ -162,7 +166,7 @@ impl Ready {
             keeper: quota::Keeper::new(quota),
             custody,
             trees: Trees::default(),
-            features: std::sync::Mutex::new(features),
+            features,
             hands_over: AtomicBool::new(false),
             paths,
         });
@@ -276,16 +280,9 @@ impl Daemon {
         let row = self.find(&image).await.map_err(|e| e.during(&tried))?;
         self.keeper.lease(&row.digest);
         check_startable(&row)?;
-        let features = self.features().await?;
-        if features.mode == Mode::Tree {
-            let why = features.why;
-            return Err(Error::new(Outcome::Unsupported, tried)
-                .because(why)
-                .advise("`towline info` says what this machine can do"));
-        }
-        let store = self.store.clone();
+        let (store, complete) = (self.store.clone(), self.features.complete);
         if row.state == ImageState::Complete {
-            return self.database.with(move |db| store.prepare_complete(db, &row, &container)).await;
+            return self.database.with(move |db| store.prepare_complete(db, &row, &container, complete)).await;
         }
         if self.fetcher.uses_referrers() != UseReferrers::Always {
             pull::gate::check_proven(&self.store, &row).map_err(|e| e.during(&tried))?;
@@ -297,7 +294,8 @@ impl Daemon {
         self.large.serve(patcher.data());
         self.mount_trigger().await?;
         let (trigger, image) = (self.paths.trigger(), row.digest);
-        let prepared = self.database.with(move |db| store.prepare_lazy(db, &row, &container, &trigger)).await;
+        let by = if self.features.mode == Mode::Tree { By::Server } else { By::File };
+        let prepared = self.database.with(move |db| store.prepare_lazy(db, &row, &container, &trigger, by)).await;
         // Where it was removed meanwhile, nobody else would stop fetching it.
         if prepared.is_err() && self.database.with(move |db| db.image(&image)).await?.is_none() {
             self.active.detach(&image).await;
@@ -313,22 +311,6 @@ impl Daemon {
         let patcher = pull::patcher(self, row, &content).await?;
         drop(self.active.attach(content, patcher.clone(), stay));
         Ok(patcher)
-    }
-
-    /// How images can be mounted. What was missing may be there by now, such as a module that was loaded.
-    async fn features(&self) -> Result<Features> {
-        let known = self.features.lock().expect("no holder of this lock panics").clone();
-        if known.mode == Mode::Overlay {
-            return Ok(known);
-        }
-        let paths = self.paths.clone();
-        let found = tokio::task::spawn_blocking(move || {
-            let found = probe::choose(&paths.root, &paths.state)?;
-            found.write(&paths.state).map(|()| found)
-        });
-        let found = found.await.map_err(|e| Error::new(Outcome::Io, "looking at what this machine can do").because(e))??;
-        *self.features.lock().expect("no holder of this lock panics") = found.clone();
-        Ok(found)
     }
 
     /// [`super::protocol::Request::RemoveImage`].

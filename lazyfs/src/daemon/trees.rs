@@ -23,7 +23,7 @@ use crate::store::pins::{self, Holder};
 use crate::store::{Store, check_startable};
 use crate::table::Table;
 use crate::tree::erofs::read::StoredTree;
-use crate::treefs::{Contents, Open, Opened, Read, TreeMount};
+use crate::treefs::{Contents, Open, Opened, Read, TreeMount, View, Wanted};
 
 /// The trees that this daemon serves.
 #[derive(Debug, Default)]
@@ -60,7 +60,8 @@ impl Demanded {
 }
 
 impl Contents for Demanded {
-    fn open(&self, content: Digest, opened: Opened) {
+    fn open(&self, file: Wanted, opened: Opened) {
+        let content = file.content;
         let (fetcher, store) = (self.fetcher.clone(), self.store.clone());
         if !store.cas().contains(&content) && self.place(&content).is_some() {
             return opened(Ok(Open::Parts));
@@ -75,7 +76,8 @@ impl Contents for Demanded {
         });
     }
 
-    fn read(&self, content: Digest, range: Range<u64>, read: Read) {
+    fn read(&self, file: Wanted, range: Range<u64>, read: Read) {
+        let content = file.content;
         let Some((data, place)) = self.place(&content) else {
             return read(
                 Err(Error::new(Outcome::NotFound, format!("reading {content}")).because("no layer of the image has it")),
@@ -142,7 +144,7 @@ impl Daemon {
             });
         };
         let (name, at) = (name.to_owned(), dir.to_owned());
-        let mounting = move || TreeMount::mount(tree, Arc::new(contents), &name, &at, ended);
+        let mounting = move || TreeMount::mount(tree, Arc::new(contents), View::Image, &name, &at, ended);
         let mounted =
             tokio::task::spawn_blocking(mounting).await.map_err(|e| Error::new(Outcome::Io, "mounting").because(e))??;
         self.trees.lock().insert(dir.to_owned(), mounted);

@@ -6,9 +6,13 @@
 //!          data    cas/ :: FUSE trigger :: late/ :: poison/ )
 //! ```
 //!
+//! Where the kernel cannot mount the tree from a file, it has it through loop devices ([`loops`]), or from a process ([`served`]).
+//!
 //! How a file's first open runs through the data layers is drawn in [`crate::trigger`].
 
+pub(crate) mod loops;
 pub mod mount;
 pub mod plan;
 pub mod probe;
 pub mod readahead;
+pub mod served;

@@ -13,7 +13,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, UnmountFlags};
 
-use super::plan::RootPlan;
+use super::plan::{By, RootPlan, Writable};
 use super::readahead::{Before, ReadaheadOff};
 use crate::error::{Error, Outcome, Result};
 use crate::fscontext::{self, FsContext, Refused};
@@ -35,11 +35,22 @@ fn noted<T>(result: Result<T>) -> Option<T> {
 
 /// Mounts the root file system at the directory `target`. When it fails, nothing stays behind.
 pub fn mount(plan: &RootPlan, target: &Path) -> Result<()> {
+    let tried = || format!("mounting a root file system at {}", target.display());
+    match plan.by {
+        By::File => {}
+        By::Loop => return super::loops::mount(plan, target).map_err(|e| e.during(tried())),
+        By::Server => {
+            let error = Error::new(Outcome::Unsupported, tried());
+            return Err(error
+                .because("this machine cannot mount the image's tree in the kernel (`towline info` says why)")
+                .advise("to look into an image there is `towline images mount --by fuse`"));
+        }
+    }
     match mount_as(Shape::Current, plan, target) {
         Err(Failure::Overlay(refused)) if refused.errno == Errno::INVAL => mount_as(Shape::Before616, plan, target),
         result => result,
     }
-    .map_err(|failure| failure.into_error(plan).during(format!("mounting a root file system at {}", target.display())))
+    .map_err(|failure| failure.into_error(plan).during(tried()))
 }
 
 /// Takes away what [`mount`] mounted at `target`; processes that still use it keep it. Nothing happens where nothing is mounted.
@@ -123,10 +134,10 @@ fn has_erofs_magic(image: &OwnedFd) -> bool {
 }
 
 /// A mount that is attached for as long as this lives.
-struct Attached<'a>(&'a Path);
+pub(super) struct Attached<'a>(&'a Path);
 
 impl<'a> Attached<'a> {
-    fn at(mount: &OwnedFd, target: &'a Path) -> Result<Self> {
+    pub fn at(mount: &OwnedFd, target: &'a Path) -> Result<Self> {
         fscontext::attach(mount, target)?;
         Ok(Self(target))
     }
@@ -148,7 +159,7 @@ impl<'a> Layers<'a> {
         let mut layers = vec![("lowerdir+", tree, plan.tree.as_path())];
         let writable = plan.writable.iter().flat_map(|layer| [("upperdir", &layer.upper), ("workdir", &layer.work)]);
         for (key, path) in plan.data.iter().map(|path| ("datadir+", path)).chain(writable) {
-            layers.push((key, open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC)?, path));
+            layers.push((key, open_directory(path)?, path));
         }
         Ok(Self(layers))
     }
@@ -181,35 +192,44 @@ impl<'a> Layers<'a> {
 
 impl Failure {
     fn into_error(self, plan: &RootPlan) -> Error {
-        let refused = match self {
-            Self::Other(error) => return error,
-            Self::Overlay(refused) => refused,
-        };
-        let what = format!("mounting an overlay over {}", plan.tree.display());
-        if refused.errno == Errno::NODEV || refused.says("Unknown parameter") {
-            return Error::new(Outcome::Unsupported, what)
-                .advise("a kernel of 6.12 or later with overlayfs (CONFIG_OVERLAY_FS, `modprobe overlay`) is needed")
-                .because(refused);
+        match self {
+            Self::Other(error) => error,
+            Self::Overlay(error) => refused(error, &plan.tree, plan.writable.as_ref()),
         }
-        if let Some(writable) = &plan.writable
-            && (on_overlay(&writable.upper) || refused.says("not supported as upperdir"))
-        {
-            let what = format!("using {} as a writable layer", writable.upper.display());
-            return Error::new(Outcome::Unsupported, what)
-                .advise("overlayfs cannot write to that file system: put the store on ext4, xfs or btrfs (in a container: on a volume)")
-                .because(refused);
-        }
-        match refused.errno {
-            Errno::INVAL | Errno::LOOP => {
-                refused.into_error(what).advise("the kernel log may say more (`dmesg | grep overlayfs`)")
-            }
-            _ => refused.into_error(what),
-        }
+    }
+}
+
+/// What it means that an overlay over `lower` was refused.
+pub(super) fn refused(refused: Refused, lower: &Path, writable: Option<&Writable>) -> Error {
+    let what = format!("mounting an overlay over {}", lower.display());
+    if refused.errno == Errno::NODEV || refused.says("Unknown parameter") {
+        return Error::new(Outcome::Unsupported, what)
+            .advise("a kernel of 6.12 or later with overlayfs (CONFIG_OVERLAY_FS, `modprobe overlay`) is needed")
+            .because(refused);
+    }
+    if let Some(writable) = writable
+        && (on_overlay(&writable.upper) || refused.says("not supported as upperdir"))
+    {
+        let what = format!("using {} as a writable layer", writable.upper.display());
+        return Error::new(Outcome::Unsupported, what)
+            .advise(
+                "overlayfs cannot write to that file system: put the store on ext4, xfs or btrfs (in a container: on a volume)",
+            )
+            .because(refused);
+    }
+    match refused.errno {
+        Errno::INVAL | Errno::LOOP => refused.into_error(what).advise("the kernel log may say more (`dmesg | grep overlayfs`)"),
+        _ => refused.into_error(what),
     }
 }
 
 fn on_overlay(path: &Path) -> bool {
     rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type == OVERLAYFS_SUPER_MAGIC)
+}
+
+/// A directory that becomes a layer.
+pub(super) fn open_directory(path: &Path) -> Result<OwnedFd> {
+    open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC)
 }
 
 fn open(path: &Path, flags: OFlags) -> Result<OwnedFd> {
@@ -220,13 +240,12 @@ fn open(path: &Path, flags: OFlags) -> Result<OwnedFd> {
 }
 
 /// A short name without special characters for an open file.
-fn descriptor_path(fd: &impl AsFd) -> String {
+pub(super) fn descriptor_path(fd: &impl AsFd) -> String {
     format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::Writable;
     use super::*;
     use crate::digest::Digest;
     use crate::layer::{Entry, EntryKind, FileContent, LayerIndex, Meta};

@@ -19,6 +19,22 @@ pub struct RootPlan {
     pub data: Vec<PathBuf>,
     /// Where changes go; without it the root file system is read-only.
     pub writable: Option<Writable>,
+    /// How the tree comes into the kernel.
+    #[serde(default)]
+    pub by: By,
+}
+
+/// How a tree comes into the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum By {
+    /// EROFS from its file ([`super::mount`]).
+    #[default]
+    File,
+    /// EROFS through loop devices, where everything is local ([`super::loops`]). The last data layer is then the mask.
+    Loop,
+    /// A process serves it by FUSE ([`crate::treefs`]), and an overlay is mounted over that ([`super::served`]).
+    Server,
 }
 
 /// The writable layer of a container: two directories on one file system, neither shared with another mounted root.
@@ -40,7 +56,7 @@ impl RootPlan {
         }
         // Last, so that an absent file is never taken for one that does not exist.
         data.push(cas.poison_dir());
-        Self { tree: tree.to_owned(), devices: Vec::new(), data, writable }
+        Self { tree: tree.to_owned(), devices: Vec::new(), data, writable, by: By::File }
     }
 }
 

@@ -11,11 +11,12 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::mount;
-use super::plan::{RootPlan, Writable};
+use super::plan::{By, RootPlan, Writable};
+use super::{loops, mount};
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::layer::{Entry, EntryKind, FileContent, LayerIndex, Meta};
+use crate::tree::erofs::devices::LargeFiles;
 use crate::tree::{erofs, merge};
 use crate::trigger::{Resolver, Ticket, Trigger};
 
@@ -33,6 +34,37 @@ pub struct Features {
     pub mode: Mode,
     /// Why not the other way; empty for [`Mode::Overlay`].
     pub why: String,
+    /// How roots of containers are mounted whose image is complete.
+    #[serde(default)]
+    pub complete: By,
+    /// Why not by the kernel; empty where it is.
+    #[serde(default)]
+    pub why_complete: String,
+}
+
+/// How images are to be mounted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wanted {
+    /// As this machine can.
+    #[default]
+    Auto,
+    /// As on a kernel that mounts EROFS only from block devices.
+    Tree,
+    /// By FUSE even where everything is local.
+    Fuse,
+}
+
+impl std::str::FromStr for Wanted {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "tree" => Ok(Self::Tree),
+            "fuse" => Ok(Self::Fuse),
+            _ => Err(format!("{text:?} is not auto, tree or fuse")),
+        }
+    }
 }
 
 /// How images are mounted.
@@ -73,15 +105,33 @@ impl Features {
 }
 
 /// Finds out how images can be mounted here. Only what this machine lacks decides; any other failure, such as a full disk, is one.
-pub fn choose(store: &Path, scratch: &Path) -> Result<Features> {
-    match probe(store, scratch) {
-        Ok(kernel) => Ok(Features { kernel, mode: Mode::Overlay, why: String::new() }),
-        Err(error) if matches!(error.outcome(), Outcome::Unsupported | Outcome::Denied) && may_have_fuse() => {
-            let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-            Ok(Features { kernel, mode: Mode::Tree, why: error.one_line() })
-        }
-        Err(error) => Err(error),
-    }
+pub fn choose(store: &Path, scratch: &Path, wanted: Wanted) -> Result<Features> {
+    let why = match wanted {
+        Wanted::Tree | Wanted::Fuse => "that is what towlined was asked for (TOWLINE_MOUNTS)".to_owned(),
+        Wanted::Auto => match probe(store, scratch) {
+            Ok(kernel) => {
+                let (why, why_complete) = (String::new(), String::new());
+                return Ok(Features { kernel, mode: Mode::Overlay, why, complete: By::File, why_complete });
+            }
+            Err(error) if is_lacking(&error) && may_have_fuse() => error.one_line(),
+            Err(error) => return Err(error),
+        },
+    };
+    let (complete, why_complete) = match wanted {
+        Wanted::Fuse => (By::Server, why.clone()),
+        _ if !rustix::process::geteuid().is_root() => (By::Server, why.clone()),
+        _ => match Site::of(store, scratch).run(Site::check_loop) {
+            Ok(()) => (By::Loop, String::new()),
+            Err(error) if is_lacking(&error) => (By::Server, error.one_line()),
+            Err(error) => return Err(error),
+        },
+    };
+    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+    Ok(Features { kernel, mode: Mode::Tree, why, complete, why_complete })
+}
+
+fn is_lacking(error: &Error) -> bool {
+    matches!(error.outcome(), Outcome::Unsupported | Outcome::Denied)
 }
 
 /// Without FUSE there is no other mode to choose. Others than root get the device from fusermount3.
@@ -99,10 +149,7 @@ pub fn probe(store: &Path, scratch: &Path) -> Result<String> {
             .because(format!("user {} is not root", rustix::process::geteuid()))
             .advise("as another user than root, images can be pulled and mounted to look into (`towline images mount`)"));
     }
-    let site = Site { store: store.join(".probe"), mounts: scratch.join(".probe") };
-    let checked = site.clear().and_then(|()| site.prepare()).and_then(|()| site.check());
-    // First what was found, but a failure to tidy up does not go unsaid either.
-    checked.and(site.clear()).map_err(|e| {
+    Site::of(store, scratch).run(Site::check).map_err(|e| {
         e.during(format!("checking whether Linux {kernel} can mount lazy root file systems in {}", store.display()))
     })?;
     Ok(kernel)
@@ -115,6 +162,16 @@ struct Site {
 }
 
 impl Site {
+    fn of(store: &Path, scratch: &Path) -> Self {
+        Self { store: store.join(".probe"), mounts: scratch.join(".probe") }
+    }
+
+    fn run(self, check: fn(&Self) -> Result<()>) -> Result<()> {
+        let checked = self.clear().and_then(|()| self.prepare()).and_then(|()| check(&self));
+        // First what was found, but a failure to tidy up does not go unsaid either.
+        checked.and(self.clear())
+    }
+
     fn prepare(&self) -> Result<()> {
         for path in [&self.store, &self.mounts] {
             std::fs::create_dir(path).map_err(|e| Error::io("creating", path, e))?;
@@ -138,21 +195,10 @@ impl Site {
     fn check(&self) -> Result<()> {
         let resolver = Arc::new(Courier { late: self.path("late") });
         let trigger = Trigger::mount(&self.trigger(), resolver)?;
-        let plan = RootPlan {
-            tree: self.path("tree.erofs"),
-            devices: Vec::new(),
-            data: vec![self.path("cas"), self.trigger(), self.path("late"), self.path("poison")],
-            writable: Some(Writable { upper: self.path("upper"), work: self.path("work") }),
-        };
+        let plan =
+            RootPlan { data: vec![self.path("cas"), self.trigger(), self.path("late"), self.path("poison")], ..self.plan() };
         mount::mount(&plan, &self.root())?;
-        for (name, content) in [LOCAL, LATE] {
-            let wrong = || Error::new(Outcome::Unsupported, format!("reading the {name} file of a lazy root"));
-            let found = std::fs::read(self.root().join(name)).map_err(|e| wrong().because(e).advise(NEEDED))?;
-            if found != content {
-                let what = if found.iter().all(|&byte| byte == 0) { "it reads as zeros" } else { "it has other content" };
-                return Err(wrong().because(what).advise(NEEDED));
-            }
-        }
+        self.compare(&[LOCAL, LATE])?;
         match std::fs::read(self.root().join(ABSENT.0)) {
             Err(e) if Errno::from_io_error(&e) == Some(Errno::LOOP) => {}
             other => {
@@ -164,6 +210,53 @@ impl Site {
         std::fs::write(self.root().join("new"), b"x").map_err(|e| Error::io("writing into a lazy root in", &self.store, e))?;
         mount::unmount(&self.root())?;
         trigger.unmount()
+    }
+
+    /// As [`Self::check`], for a root whose content is all here and that the kernel has through loop devices.
+    fn check_loop(&self) -> Result<()> {
+        let mask = self.path("mask");
+        loops::make_mask(&mask)?;
+        // A file on a device, too, which older kernels do not know.
+        let mut large = LargeFiles::default();
+        large.add(Digest::of(b"layer"), LATE.1.len() as u64, [(Digest::of(LATE.1), 0)]);
+        write(&self.path("tree.erofs"), &erofs::write_with(&merge::merge([&three_files()])?, &large)?)?;
+        let device = self.path("data");
+        write(&device, LATE.1)?;
+        let data = vec![self.path("cas"), self.path("poison"), mask];
+        let devices = vec![device.clone(), device];
+        mount::mount(&RootPlan { devices, data, by: By::Loop, ..self.plan() }, &self.root())?;
+        self.compare(&[LOCAL, LATE])?;
+        match std::fs::read(self.root().join(ABSENT.0)) {
+            Err(_) => {}
+            Ok(found) => {
+                return Err(Error::new(Outcome::Unsupported, "reading a file that is not there")
+                    .because(format!("it reads as {} bytes", found.len())));
+            }
+        }
+        let names = std::fs::read_dir(self.root()).map_err(|e| Error::io("listing", self.root(), e))?.count();
+        if names != 3 {
+            let error = Error::new(Outcome::Unsupported, "listing a root with three files");
+            return Err(error.because(format!("it shows {names} names")));
+        }
+        std::fs::write(self.root().join("new"), b"x").map_err(|e| Error::io("writing into a root in", &self.store, e))?;
+        mount::unmount(&self.root())
+    }
+
+    fn plan(&self) -> RootPlan {
+        let writable = Some(Writable { upper: self.path("upper"), work: self.path("work") });
+        RootPlan { tree: self.path("tree.erofs"), devices: Vec::new(), data: Vec::new(), writable, by: By::File }
+    }
+
+    fn compare(&self, files: &[(&str, &[u8])]) -> Result<()> {
+        for (name, content) in files {
+            let wrong = || Error::new(Outcome::Unsupported, format!("reading the {name} file of a lazy root"));
+            let found = std::fs::read(self.root().join(name)).map_err(|e| wrong().because(e).advise(NEEDED))?;
+            if found != *content {
+                let what = if found.iter().all(|&byte| byte == 0) { "it reads as zeros" } else { "it has other content" };
+                return Err(wrong().because(what).advise(NEEDED));
+            }
+        }
+        Ok(())
     }
 
     fn clear(&self) -> Result<()> {
@@ -256,6 +349,11 @@ mod tests {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(dir.path().to_str().unwrap()));
 
+        for (wanted, complete) in [(Wanted::Tree, By::Loop), (Wanted::Fuse, By::Server)] {
+            let found = choose(&store, &scratch, wanted).unwrap();
+            assert_eq!((found.mode, found.complete), (Mode::Tree, complete), "{found:?}");
+            assert_eq!(std::fs::read_dir(&store).unwrap().count(), 0);
+        }
         let missing = probe(&dir.path().join("nowhere"), &scratch).unwrap_err();
         assert!(missing.one_line().contains("nowhere"), "{}", missing.one_line());
     }

@@ -36,6 +36,9 @@ pub const CLUSTER: u64 = 16 << 10;
 /// Longest data file in bytes: what 32-bit numbers of blocks of 4 KiB reach.
 pub const MAX_DATA: u64 = 1 << 43;
 
+/// What loop devices show is in blocks of this many bytes.
+const BLOCK: u64 = 4096;
+
 /// Is told what has become complete.
 pub trait ClusterListener: Send + Sync {
     /// All bytes of these clusters are here. May be told more than once, and in any order; must not call back into the data it listens to
@@ -84,13 +87,15 @@ impl BigData {
             .map_err(|e| Error::io("opening", &path, e))?;
         let found = data.metadata().map_err(|e| Error::io("reading", &path, e))?.len();
         let map = map_path(dir, layer);
-        let kept = if found == len { Map::open(&map, len)? } else { None };
+        // What fills the last block is not the layer's: a loop device shows whole blocks only.
+        let is_whole = found == len || found == len.next_multiple_of(BLOCK);
+        let kept = if is_whole { Map::open(&map, len)? } else { None };
         let map = match kept {
             Some(kept) => kept,
             // Before the data gets its length: a process that is killed here must not leave a map that seems to belong to it.
             None => Map::create(&map, len)?,
         };
-        if found != len {
+        if !is_whole {
             data.set_len(len).map_err(|e| Error::io("setting the length of", &path, e))?;
         }
         let state = Mutex::new(State { map, parts: BTreeMap::new() });

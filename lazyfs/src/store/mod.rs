@@ -5,6 +5,7 @@
 //! ROOT/images/<digest>/        tree.erofs, table, image.json (image); of the tree changes only which large files are here (patch)
 //! ROOT/indexes/<layer digest>  what a layer contains, kept so that the next image with that layer need not ask for it
 //! ROOT/gaps/<layer digest>     parts of a blob that belong to no file, kept until the layer is verified (fetch::gaps)
+//! ROOT/mask                    hides cas/ where the kernel cannot ([`crate::rootfs`])
 //! ROOT/big/<layer digest>.*    large files that are not here as a whole (big)
 //! ROOT/imported/               layers of images that were made here (imported)
 //! ROOT/profiles/<digest>       what programs of an image read while they start (profiles)
@@ -38,6 +39,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use crate::daemon::protocol::Prepared;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
+use crate::rootfs::loops;
+use crate::rootfs::plan::By;
 use crate::table::Table;
 use crate::tree::erofs::read::StoredTree;
 use crate::trigger::Trigger;
@@ -154,18 +157,28 @@ impl Store {
         self.root.join("big")
     }
 
-    /// Pins an image that is complete and says what a container's root consists of.
-    pub fn prepare_complete(&self, db: &mut Db, image: &ImageRow, container: &str) -> Result<Prepared> {
-        let data = vec![self.cas.objects_dir(), self.cas.poison_dir()];
+    /// Pins an image that is complete and says what a container's root consists of, which comes into the kernel as this machine can
+    /// ([`crate::rootfs::probe::Features::complete`]).
+    pub fn prepare_complete(&self, db: &mut Db, image: &ImageRow, container: &str, by: By) -> Result<Prepared> {
+        let mut data = vec![self.cas.objects_dir(), self.cas.poison_dir()];
+        let by = match by {
+            By::Loop if !loops::is_for(&StoredTree::open(&self.image(&image.digest).tree())?) => By::Server,
+            by => by,
+        };
+        if by == By::Loop {
+            let mask = self.root.join("mask");
+            loops::make_mask(&mask)?;
+            data.push(mask);
+        }
         // Nothing is asked of the trigger any more, and whoever mounts need not have one.
-        self.prepare(db, image, container, data, None)
+        self.prepare(db, image, container, data, None, by)
     }
 
     /// Pins an image whose content may be missing; files that are asked for come through the trigger mounted at `trigger`. The image's
     /// tree has to be in line ([`patch::TreePatcher`]).
-    pub fn prepare_lazy(&self, db: &mut Db, image: &ImageRow, container: &str, trigger: &Path) -> Result<Prepared> {
+    pub fn prepare_lazy(&self, db: &mut Db, image: &ImageRow, container: &str, trigger: &Path, by: By) -> Result<Prepared> {
         let data = vec![self.cas.objects_dir(), trigger.to_owned(), self.cas.late_dir(), self.cas.poison_dir()];
-        self.prepare(db, image, container, data, Some(trigger))
+        self.prepare(db, image, container, data, Some(trigger), by)
     }
 
     fn prepare(
@@ -175,6 +188,7 @@ impl Store {
         container: &str,
         data: Vec<PathBuf>,
         trigger: Option<&Path>,
+        by: By,
     ) -> Result<Prepared> {
         let files = self.image(&image.digest);
         let record = files.record()?;
@@ -188,7 +202,7 @@ impl Store {
         db.pin(container, &image.digest)?;
         let name = image.names.first().cloned().unwrap_or_else(|| image.digest.to_string());
         let (image, tree, config, lazy) = (image.digest, files.tree(), record.config, trigger.is_some());
-        Ok(Prepared { image, name, tree, devices, data, lazy, config })
+        Ok(Prepared { image, name, tree, devices, data, lazy, by, config })
     }
 
     /// What the images of the database name.

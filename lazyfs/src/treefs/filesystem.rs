@@ -15,8 +15,7 @@ use fuser::{
     Request,
 };
 
-use super::{Contents, Open};
-use crate::digest::Digest;
+use super::{Contents, Open, View, Wanted};
 use crate::tree::erofs::node::{Nid, Stat};
 use crate::tree::erofs::read::StoredTree;
 
@@ -31,6 +30,7 @@ pub(super) struct TreeFs {
     tree: StoredTree,
     contents: Arc<dyn Contents>,
     files: Arc<OpenFiles>,
+    view: View,
     /// Whether this process may ask for passthrough: that needs CAP_SYS_ADMIN.
     privileged: bool,
 }
@@ -57,25 +57,36 @@ enum OpenFile {
         /// Kept as long as the file is open.
         _backing: Option<Arc<BackingId>>,
     },
-    Parts {
-        content: Digest,
-        size: u64,
-    },
+    Parts(Wanted),
 }
 
 /// What a read needs of an open file.
 enum Source {
     File(Arc<File>),
-    Parts(Digest, u64),
+    Parts(Wanted),
 }
 
 impl TreeFs {
-    pub(super) fn new(tree: StoredTree, contents: Arc<dyn Contents>, privileged: bool) -> Self {
-        Self { tree, contents, files: Arc::default(), privileged }
+    pub(super) fn new(tree: StoredTree, contents: Arc<dyn Contents>, view: View, privileged: bool) -> Self {
+        Self { tree, contents, files: Arc::default(), view, privileged }
+    }
+
+    fn stat(&self, nid: Nid) -> Option<Stat> {
+        match self.view {
+            View::Image => self.tree.stat(nid),
+            View::BelowOverlay => self.tree.stored_stat(nid),
+        }
     }
 
     fn attributes(&self, ino: INodeNo) -> Option<FileAttr> {
-        self.tree.stat(self.nid(ino)).map(|stat| attributes(ino, &stat))
+        self.stat(self.nid(ino)).map(|stat| attributes(ino, &stat))
+    }
+
+    fn xattrs(&self, nid: Nid) -> Vec<(Vec<u8>, Vec<u8>)> {
+        match self.view {
+            View::Image => self.tree.xattrs(nid),
+            View::BelowOverlay => self.tree.escaped_xattrs(nid),
+        }
     }
 
     /// FUSE calls the root 1; no other inode of a tree has that number, since the superblock is there.
@@ -162,16 +173,17 @@ impl Filesystem for TreeFs {
 
     fn open(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let nid = self.nid(ino);
-        let Some(stat) = self.tree.stat(nid) else { return reply.error(Errno::ESTALE) };
+        let Some(stat) = self.stat(nid) else { return reply.error(Errno::ESTALE) };
         if stat.size == 0 {
             return reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
         }
         let Some(content) = self.tree.content(nid) else { return reply.error(Errno::EIO) };
+        let wanted = Wanted { nid, content, size: stat.size };
         let files = Arc::clone(&self.files);
         let opened = move |opened: crate::error::Result<Open>| match opened {
             Ok(Open::Whole(file)) => files.answer_open(ino, file, reply),
             Ok(Open::Parts) => {
-                let fh = files.add(OpenFile::Parts { content, size: stat.size });
+                let fh = files.add(OpenFile::Parts(wanted));
                 reply.opened(fh, FopenFlags::FOPEN_KEEP_CACHE);
             }
             Err(error) => {
@@ -179,7 +191,7 @@ impl Filesystem for TreeFs {
                 reply.error(Errno::EIO);
             }
         };
-        self.contents.open(content, Box::new(opened));
+        self.contents.open(wanted, Box::new(opened));
     }
 
     fn read(
@@ -196,16 +208,16 @@ impl Filesystem for TreeFs {
         let file = match self.files.get(fh) {
             None => return reply.data(&[]),
             Some(Source::File(file)) => file,
-            Some(Source::Parts(content, len)) => {
-                let range = offset.min(len)..(offset + u64::from(size)).min(len);
+            Some(Source::Parts(wanted)) => {
+                let range = offset.min(wanted.size)..offset.saturating_add(size.into()).min(wanted.size);
                 let read = move |read: crate::error::Result<Vec<u8>>| match read {
                     Ok(bytes) => reply.data(&bytes),
                     Err(error) => {
-                        tracing::error!(file = %content, "the program gets EIO: {}", error.one_line());
+                        tracing::error!(file = %wanted.content, "the program gets EIO: {}", error.one_line());
                         reply.error(Errno::EIO);
                     }
                 };
-                return self.contents.read(content, range, Box::new(read));
+                return self.contents.read(wanted, range, Box::new(read));
             }
         };
         let mut buffer = vec![0; size as usize];
@@ -249,14 +261,14 @@ impl Filesystem for TreeFs {
     }
 
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        match self.tree.xattrs(self.nid(ino)).into_iter().find(|(own, _)| own == name.as_bytes()) {
+        match self.xattrs(self.nid(ino)).into_iter().find(|(own, _)| own == name.as_bytes()) {
             Some((_, value)) => answer_xattr(&value, size, reply),
             None => reply.error(Errno::ENODATA),
         }
     }
 
     fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let names = self.tree.xattrs(self.nid(ino)).into_iter().flat_map(|(name, _)| [name, vec![0]].concat());
+        let names = self.xattrs(self.nid(ino)).into_iter().flat_map(|(name, _)| [name, vec![0]].concat());
         answer_xattr(&names.collect::<Vec<u8>>(), size, reply);
     }
 
@@ -318,7 +330,7 @@ impl OpenFiles {
     fn get(&self, fh: FileHandle) -> Option<Source> {
         self.state().open.get(&fh.0).map(|open| match open {
             OpenFile::Whole { file, .. } => Source::File(Arc::clone(file)),
-            OpenFile::Parts { content, size } => Source::Parts(*content, *size),
+            OpenFile::Parts(wanted) => Source::Parts(*wanted),
         })
     }
 

@@ -7,13 +7,16 @@
 //!        <-- descriptor to pass through to (6.9, root), or READ from the file
 //! ```
 //!
+//! For a container ([`layers`]) a process of its own serves the tree, and an overlay is mounted over it ([`crate::rootfs::served`]).
+//!
 //! Nothing can change: the mount is read-only, every entry is valid for ever, and pages of a file are kept when it is closed.
 //!
-//! What it cannot do, in contrast to the lazy root of [`crate::rootfs`]: the mount lives and dies with its daemon (the crate fuser cannot
+//! What it cannot do, in contrast to the lazy root of [`crate::rootfs`]: the mount lives and dies with its process (the crate fuser cannot
 //! take up a connection that another process began), and a program that is killed while it waits for content ends when the content is
 //! here or given up (fuser leaves INTERRUPT unanswered).
 
 mod filesystem;
+pub mod layers;
 
 use std::fs::File;
 use std::ops::Range;
@@ -29,6 +32,7 @@ use rustix::mount::UnmountFlags;
 use self::filesystem::TreeFs;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
+use crate::tree::erofs::node::Nid;
 use crate::tree::erofs::read::StoredTree;
 
 /// Threads that answer the kernel. None of them waits for a fetch.
@@ -53,11 +57,32 @@ pub enum Open {
 
 /// Has the content of the tree's files.
 pub trait Contents: Send + Sync + 'static {
-    /// Opens the whole content with this digest, and says so to `opened`, now or later; must not block.
-    fn open(&self, content: Digest, opened: Opened);
+    /// Opens the whole content of a file, and says so to `opened`, now or later; must not wait for a fetch.
+    fn open(&self, file: Wanted, opened: Opened);
 
-    /// Reads bytes of a content that was opened as [`Open::Parts`]; must not block. Yields all of the range, which is inside of the content.
-    fn read(&self, content: Digest, range: Range<u64>, read: Read);
+    /// Reads bytes of a file that was opened as [`Open::Parts`]; must not wait for a fetch. Yields all of the range, which is inside of the
+    /// content.
+    fn read(&self, file: Wanted, range: Range<u64>, read: Read);
+}
+
+/// A file that a program has opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Its number in the tree.
+    pub nid: Nid,
+    /// Digest of its content.
+    pub content: Digest,
+    /// Length of its content, bytes.
+    pub size: u64,
+}
+
+/// What the tree is shown as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    /// The image.
+    Image,
+    /// What an overlay over it takes for the image: what would mean something to overlayfs is escaped.
+    BelowOverlay,
 }
 
 /// A mounted tree. Unmounted when this is dropped.
@@ -73,6 +98,7 @@ impl TreeMount {
     pub fn mount(
         tree: StoredTree,
         contents: Arc<dyn Contents>,
+        view: View,
         name: &str,
         dir: &Path,
         ended: impl FnOnce() + Send + 'static,
@@ -93,7 +119,7 @@ impl TreeMount {
             config.acl = SessionACL::All;
         }
         config.n_threads = Some(THREADS);
-        let session = Session::new(TreeFs::new(tree, contents, root), dir, &config).map_err(|e| {
+        let session = Session::new(TreeFs::new(tree, contents, view, root), dir, &config).map_err(|e| {
             let advice = match e.kind() {
                 std::io::ErrorKind::NotFound => "does the directory exist, and is fusermount3 (package fuse3) installed?",
                 std::io::ErrorKind::PermissionDenied => "is the directory yours, and may you open /dev/fuse?",

@@ -19,7 +19,8 @@ struct Later {
 }
 
 impl Contents for Later {
-    fn open(&self, content: Digest, opened: Opened) {
+    fn open(&self, file: Wanted, opened: Opened) {
+        let content = file.content;
         self.asked.lock().unwrap().push(content);
         if content == Digest::of(&large()) {
             return opened(Ok(Open::Parts));
@@ -36,8 +37,8 @@ impl Contents for Later {
         });
     }
 
-    fn read(&self, content: Digest, range: std::ops::Range<u64>, read: Read) {
-        self.asked.lock().unwrap().push(content);
+    fn read(&self, file: Wanted, range: std::ops::Range<u64>, read: Read) {
+        self.asked.lock().unwrap().push(file.content);
         let range = range.start as usize..range.end as usize;
         std::thread::spawn(move || read(Ok(large()[range].to_vec())));
     }
@@ -92,7 +93,8 @@ fn rig(test: &str) -> Option<Rig> {
     let contents = Arc::new(Later { cas, content, asked: Arc::clone(&asked) });
     let (sender, ended) = mpsc::channel();
     let ended_signal = move || sender.send(()).unwrap();
-    let mount = TreeMount::mount(StoredTree::open(&image).unwrap(), contents, "test", &target, ended_signal).unwrap();
+    let mount =
+        TreeMount::mount(StoredTree::open(&image).unwrap(), contents, View::Image, "test", &target, ended_signal).unwrap();
     Some(Rig { dir, asked, mount, ended })
 }
 
@@ -155,6 +157,6 @@ fn a_directory_that_is_not_there_is_refused() {
     let cas = Arc::new(Cas::open(dir.path()).unwrap());
     let contents = Arc::new(Later { cas, content: BTreeMap::new(), asked: Arc::default() });
     let tree = StoredTree::open(image.path()).unwrap();
-    let error = TreeMount::mount(tree, contents, "test", &dir.path().join("nowhere"), || ()).unwrap_err();
+    let error = TreeMount::mount(tree, contents, View::Image, "test", &dir.path().join("nowhere"), || ()).unwrap_err();
     assert!(error.one_line().contains("nowhere") && error.advice().is_some(), "{error:?}");
 }

@@ -8,7 +8,6 @@ use serde::Serialize;
 use towline_lazyfs::daemon::protocol::{PullPolicy, PullUntil, Reply};
 use towline_lazyfs::error::{Error, Outcome as Kind};
 use towline_lazyfs::rootfs;
-use towline_lazyfs::rootfs::plan::RootPlan;
 use towline_lazyfs::rootfs::probe::{Features, Mode};
 use towline_lazyfs::store::pins::{self, Holder};
 
@@ -96,8 +95,7 @@ fn mount(engine: &Engine, image: &str, dir: &Path) -> Result<(), Failure> {
     let command = pins::Command::begin(&engine.paths.state)?;
     let pin = command.mounting(dir).pin();
     let prepared = image::prepare(engine, image, &pin)?;
-    let root = RootPlan { tree: prepared.tree, devices: prepared.devices, data: prepared.data, writable: None };
-    if let Err(error) = rootfs::mount::mount(&root, dir) {
+    if let Err(error) = rootfs::mount::mount(&prepared.root(None), dir) {
         engine.db()?.unpin(&pin)?;
         return Err(error.into());
     }

@@ -231,6 +231,14 @@ pub(super) fn layers(tree: &StoredTree) -> Option<Vec<LargeLayer>> {
     (layers.len() <= MAX_LAYERS).then_some(layers)
 }
 
+/// What an index says: place in the list of devices, whether the bytes are here (else the device is the trigger's), and where they begin.
+pub(crate) fn parse_index(index: &[u8; INDEX as usize]) -> Option<(usize, bool, u64)> {
+    let mut fields = Reader::new(index);
+    let (high, device, block) = (fields.u16()?, fields.u16()?, fields.u32()?);
+    let number = usize::from(device.checked_sub(1)?);
+    (high == 0).then_some((number, number.is_multiple_of(2), u64::from(block) * BLOCK))
+}
+
 /// Layer and place of the file whose indexes begin at `at`.
 fn span(tree: &StoredTree, at: usize, size: u64, layers: &[LargeLayer]) -> Option<(usize, Span)> {
     let len = usize::try_from(count(size).checked_mul(INDEX)?).ok()?;

@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::os::unix::ffi::OsStrExt as _;
 
+use super::devices;
 use super::format::{BLOCK, SLOT};
 use super::read::{Inode, StoredTree, names};
 use super::xattr;
@@ -56,6 +57,12 @@ impl StoredTree {
 
     /// What `stat` says; `None` where there is no such inode.
     pub fn stat(&self, nid: Nid) -> Option<Stat> {
+        let stat = self.stored_stat(nid)?;
+        Some(if self.is_whiteout(nid) { Stat { mode: stat.mode & !TYPE | 0o020_000, device: 0, ..stat } } else { stat })
+    }
+
+    /// The same as it stands in the tree, for overlayfs: a character device 0:0 is an empty file there.
+    pub fn stored_stat(&self, nid: Nid) -> Option<Stat> {
         let start = usize::try_from(nid.0.checked_mul(SLOT)?).ok()?;
         let mut fields = Reader::new(self.bytes.get(start..)?);
         let extended = fields.u16()? & 1 == 1;
@@ -72,11 +79,7 @@ impl StoredTree {
             true => (fields.u32()?, fields.u32()?, (fields.u64()?.cast_signed(), fields.u32()?), fields.u32()?),
             false => (u32::from(fields.u16()?), u32::from(fields.u16()?), self.time, u32::from(narrow_links)),
         };
-        let is_device = matches!(mode & TYPE, 0o020_000 | 0o060_000);
-        let (mode, device) = match self.is_whiteout(nid) {
-            true => (mode & !TYPE | 0o020_000, 0),
-            false => (mode, if is_device { union } else { 0 }),
-        };
+        let device = if matches!(mode & TYPE, 0o020_000 | 0o060_000) { union } else { 0 };
         Some(Stat { mode, links, uid, gid, size, device, mtime })
     }
 
@@ -106,6 +109,12 @@ impl StoredTree {
         self.digest(&self.inode(nid.0).filter(Inode::is_file)?)
     }
 
+    /// Where in the image a large file has its indexes ([`super::devices`]); `None` for anything else.
+    pub fn indexes(&self, nid: Nid) -> Option<u64> {
+        let inode = self.inode(nid.0).filter(|inode| inode.is_file() && inode.has_indexes())?;
+        Some(inode.xattrs.end.next_multiple_of(devices::INDEX as usize) as u64)
+    }
+
     /// For each content a path that names it, without a slash at the beginning.
     pub fn paths(&self) -> HashMap<Digest, Vec<u8>> {
         let mut paths = HashMap::new();
@@ -129,6 +138,14 @@ impl StoredTree {
     pub fn xattrs(&self, nid: Nid) -> Vec<(Vec<u8>, Vec<u8>)> {
         let stored = self.stored_xattrs(nid).unwrap_or_default();
         stored.into_iter().filter_map(|(name, value)| Some((xattr::unescape(&name, &value)?, value))).collect()
+    }
+
+    /// Extended attributes for an overlay over the tree: what the image has for an overlay of its own stays escaped, and what leads to the
+    /// content is not there.
+    pub fn escaped_xattrs(&self, nid: Nid) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let mut stored = self.stored_xattrs(nid).unwrap_or_default();
+        stored.retain(|(name, _)| !xattr::is_own(name));
+        stored
     }
 
     fn stored_xattrs(&self, nid: Nid) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {

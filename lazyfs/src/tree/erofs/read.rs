@@ -308,7 +308,7 @@ impl Inode {
     }
 
     /// Whether it is laid out as a large file.
-    fn has_indexes(&self) -> bool {
+    pub(super) fn has_indexes(&self) -> bool {
         self.layout == 4 && self.block == u64::from(devices::CHUNK_FORMAT)
     }
 }

@@ -57,6 +57,11 @@ pub(super) fn decode(encoded: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
     std::iter::from_fn(&mut one).collect()
 }
 
+/// Whether an attribute is the tree's own, for overlayfs to find the content by.
+pub(super) fn is_own(name: &[u8]) -> bool {
+    name.strip_prefix(OVERLAY).is_some_and(|rest| !rest.starts_with(b"overlay."))
+}
+
 /// The attribute as the image has it; `None` for one that the tree has for overlayfs.
 pub(super) fn unescape(name: &[u8], value: &[u8]) -> Option<Vec<u8>> {
     let Some(rest) = name.strip_prefix(OVERLAY) else { return Some(name.to_vec()) };
