@@ -56,6 +56,8 @@ mod start;
 #[cfg(test)]
 mod store;
 #[cfg(test)]
+mod tree;
+#[cfg(test)]
 mod truth;
 #[cfg(test)]
 mod unconverted;
