@@ -173,3 +173,34 @@ impl Stream<'_> {
         Some(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::sample::Random;
+
+    #[test]
+    fn what_cannot_be_read_is_no_answer_and_never_a_panic() {
+        // A stored block of four bytes, the last one; a block of fixed codes that has one literal; nothing of the window is needed.
+        let stored = [0b001, 4, 0, 0xfb, 0xff, 1, 2, 3, 4];
+        for (name, input, marks) in [
+            ("nothing", &[][..], None),
+            ("a stored block", &stored, Some(10)),
+            ("cut", &stored[..8], None),
+            ("a kind of block that there is not", &[0b111], None),
+            ("fixed codes", &[0b0110_0011, 0, 0], Some(10)),
+        ] {
+            let found = reach(input, 0, 0, 10);
+            assert_eq!(found.as_ref().map(Vec::len), marks, "{name}");
+            assert!(found.is_none_or(|marks| !marks.contains(&true)), "{name}");
+        }
+        let mut random = Random(3);
+        for n in 0..5000 {
+            let input: Vec<u8> = (0..random.below(300)).map(|_| random.below(256) as u8).collect();
+            let window = random.below(WINDOW);
+            if let Some(marks) = reach(&input, (n % 8) as u8, 0, window) {
+                assert_eq!(marks.len(), window);
+            }
+        }
+    }
+}
