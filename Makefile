@@ -32,7 +32,7 @@ help:
 	@echo "make bench-runtime RUNS=40  start, exec and memory of towline-oci beside runc, crun, youki and the floor"
 	@echo "make fuzz                 libFuzzer on the runtime's parsers, SECONDS_EACH=10 for each target"
 	@echo "make build                release binaries: $(RELEASE)/{towline,towlined}, $(RELEASE_OCI)"
-	@echo "make man                  man pages and shell completions of towline-oci: $(RELEASE)/share"
+	@echo "make man                  man pages and shell completions: $(RELEASE)/share"
 	@echo "make install PREFIX=DIR   install all of that into DIR/bin and DIR/share (default /usr/local)"
 	@echo "make deps                 install missing Debian packages"
 	@echo "make images               registry storage $(TOWLINE_WORK)/registry with {small,odd,python}:{gzip,zstd};"
@@ -74,9 +74,10 @@ build:
 	$(CARGO) build --release -p towline-lazyfs -p towline-image-tools -p towline-integration --bins
 	$(OCI_STATIC) $(CARGO) build --profile oci -p towline-runtime --target $(STATIC_TRIPLE)
 
-# From the table of flags that towline-oci parses with.
+# From the tables of flags that the programs parse with. The crates are those of `build`, so that nothing is compiled with other features.
 man:
-	$(CARGO) run --release -p towline-runtime --example pages -- '$(RELEASE)/share'
+	$(CARGO) build --release -p towline-lazyfs -p towline-image-tools -p towline-integration --example pages
+	'$(RELEASE)/examples/pages' '$(RELEASE)/share'
 
 install: build man
 	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/share'

@@ -1,44 +1,5 @@
 //! `towline`: pulls images lazily, and runs containers of them while they are still being pulled.
 
-mod cli;
-mod container;
-mod credentials;
-mod engine;
-mod failure;
-mod image;
-mod monitor;
-mod patch;
-mod policy;
-mod relay;
-mod served;
-mod spec;
-mod timeline;
-
-use std::io::Write;
-use std::process::ExitCode;
-use std::time::Instant;
-
-use clap::Parser;
-use towline_lazyfs::error::Error;
-
-fn main() -> ExitCode {
-    let begin = Instant::now();
-    let code = match cli::Cli::try_parse() {
-        Ok(cli) => keep_descriptors().and_then(|()| cli::run(cli, begin)).unwrap_or_else(|failure| {
-            // Standard error may be closed; the exit code says enough then.
-            writeln!(std::io::stderr(), "towline: {}", failure.line).unwrap_or_default();
-            failure.code
-        }),
-        Err(usage) => {
-            usage.print().unwrap_or_default();
-            if usage.use_stderr() { failure::ENGINE } else { 0 }
-        }
-    };
-    ExitCode::from(code)
-}
-
-/// Daemon and monitor outlive this command: a descriptor that the caller left open, such as the end of a pipe, is not theirs to
-/// hold. Children get only what they are handed.
-fn keep_descriptors() -> Result<(), failure::Failure> {
-    towline_sys::close_range_on_exec(3).map_err(|e| Error::io("marking close-on-exec", "the inherited descriptors", e).into())
+fn main() -> std::process::ExitCode {
+    towline_image_tools::run()
 }

@@ -1,13 +1,15 @@
 //! `towlined`: the daemon of a lazy store. `towline` starts it when it needs one.
 #![allow(clippy::print_stdout, reason = "the first line on standard output tells whoever started it that it serves")]
 
+mod cli;
+
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use towline_lazyfs::daemon::client::Paths;
 use towline_lazyfs::daemon::protocol::{Message, VERSION};
@@ -16,54 +18,10 @@ use towline_lazyfs::error::{Error, Outcome, Result};
 use towline_lazyfs::fetch::FetchConfig;
 use towline_lazyfs::holder::systemd::Environment;
 use towline_lazyfs::holder::{Keeper, process};
-use towline_lazyfs::observe::serve::Place;
 use towline_lazyfs::observe::spans::{self, Found};
 use towline_lazyfs::pull::sources::Settings;
 use towline_lazyfs::registry::Proxies;
 use towline_lazyfs::registry::config::Places;
-use towline_lazyfs::rootfs::probe::Wanted;
-use towline_lazyfs::store::quota::Quota;
-
-/// Serves one store: fetches content on demand and in the background, and leaves when nothing is lazy any more.
-#[derive(Parser)]
-#[command(name = "towlined", version)]
-struct Arguments {
-    /// The store.
-    #[arg(long, env = "TOWLINE_ROOT", default_value = "/var/lib/towline")]
-    root: PathBuf,
-    /// State that does not outlive a reboot: socket, lock, log, FUSE trigger.
-    #[arg(long, env = "TOWLINE_STATE", default_value = "/run/towline")]
-    state: PathBuf,
-    /// Directory with HOST/hosts.toml, asked before containerd's and registries.conf.
-    #[arg(long, env = "TOWLINE_REGISTRY_CONFIG", default_value = "/etc/towline/hosts.d")]
-    registry_config: PathBuf,
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Serves until nothing is lazy any more. Writes one line to standard output when it is ready, or why it cannot serve.
-    Serve {
-        /// How to fetch, for measurements: `readahead=BYTES`, `background=on|off` and others, with commas between.
-        #[arg(long, env = "TOWLINE_FETCH", default_value = "")]
-        fetch: String,
-        /// Takes the place of the towlined that runs, which leaves its FUSE trigger to this one: containers notice nothing.
-        #[arg(long)]
-        replace: bool,
-        /// How images are mounted: `auto`, as this machine can; `tree`, as on kernels that mount EROFS from block devices only; `fuse`, from user
-        /// space even where everything is local
-        #[arg(long, env = "TOWLINE_MOUNTS", default_value = "auto")]
-        mounts: Wanted,
-        /// Where metrics for Prometheus are served: ADDRESS:PORT or unix:/DIR/NAME [default: unix:STATE/metrics.sock]
-        #[arg(long, env = "TOWLINE_METRICS")]
-        metrics: Option<Place>,
-        /// How much the store may hold: HIGH[,low=LOW][,grace=SECONDS]. HIGH and LOW are bytes (20G) or a share of the file system (80%). Above
-        /// HIGH images that nothing uses are removed down to LOW [80% of HIGH]; one that was asked for within the grace [60] stays
-        #[arg(long, env = "TOWLINE_QUOTA", value_name = "QUOTA")]
-        quota: Option<Quota>,
-    },
-}
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
@@ -71,8 +29,8 @@ fn main() -> ExitCode {
     if arguments.next().is_some_and(|verb| verb == "hold") {
         return hold(arguments.next().map(PathBuf::from), arguments.next());
     }
-    let Arguments { root, state, registry_config, command: Command::Serve { fetch, replace, mounts, metrics, quota } } =
-        Arguments::parse();
+    let cli::Arguments { root, state, registry_config, command: cli::Command::Serve { fetch, replace, mounts, metrics, quota } } =
+        cli::Arguments::parse();
     let settings = Settings {
         places: Places::system(Some(&registry_config)),
         proxies: Proxies::from_variables(|name| std::env::var(name).ok()),
