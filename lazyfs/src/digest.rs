@@ -150,6 +150,32 @@ impl Hasher {
     }
 }
 
+/// Hashes what is read through it.
+pub struct HashingReader<R> {
+    reader: R,
+    hasher: Hasher,
+}
+
+impl<R> HashingReader<R> {
+    /// Hashes what `reader` yields from here on.
+    pub fn new(reader: R) -> Self {
+        Self { reader, hasher: Hasher::default() }
+    }
+
+    /// The reader, and the digest of what came through.
+    pub fn finish(self) -> (R, Digest) {
+        (self.reader, self.hasher.finish())
+    }
+}
+
+impl<R: Read> Read for HashingReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.reader.read(buffer)?;
+        self.hasher.update(&buffer[..n]);
+        Ok(n)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

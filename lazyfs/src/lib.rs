@@ -15,6 +15,7 @@ pub mod layout;
 pub mod local;
 pub mod manifest;
 pub mod observe;
+pub mod part;
 pub mod policy;
 pub mod profile;
 pub mod pull;

@@ -15,10 +15,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 
-use crate::digest::Digest;
-use crate::error::Result;
+use crate::digest::{Digest, Hasher};
+use crate::error::{Error, Outcome, Result};
 use crate::manifest::Descriptor;
 use crate::source::{BoxFuture, ByteStream, RawManifest, Source, stream_file};
 
@@ -59,6 +59,31 @@ impl Content {
             Self::File(file, path) => Ok(stream_file(file.clone(), path.clone(), range)),
             Self::Blob(source, digest) => source.open(*digest, range).await,
         }
+    }
+
+    /// Hands all of `blob` to `take`, piece by piece, and fails with [`Outcome::Integrity`] at its end where it was another one.
+    pub async fn copy(
+        &self,
+        blob: Blob,
+        progress: Progress<'_>,
+        take: &mut (dyn FnMut(&[u8]) -> Result<()> + Send),
+    ) -> Result<()> {
+        let mut hasher = Hasher::default();
+        let mut pieces = self.open(0..blob.size).await?;
+        while let Some(piece) = pieces.next().await {
+            let piece = piece?;
+            hasher.update(&piece);
+            // A page cache takes these at once; a full disk is what could wait.
+            take(&piece)?;
+            progress(hasher.length());
+        }
+        let found = hasher.finish();
+        if found != blob.digest {
+            return Err(Error::new(Outcome::Integrity, format!("copying blob {} from {self:?}", blob.digest))
+                .because(format!("its {} bytes from offset 0 have digest {found}", hasher.length()))
+                .advise("the source's copy is damaged"));
+        }
+        Ok(())
     }
 
     /// The repository in a registry that has the blob already.
@@ -102,7 +127,7 @@ pub trait Sink: Send + Sync {
     /// Whether the blob is there.
     fn has_blob(&self, blob: Blob) -> BoxFuture<'_, Result<bool>>;
 
-    /// Stores a blob unless it is there. Fails with [`crate::error::Outcome::Integrity`] where the content is another one.
+    /// Stores a blob unless it is there. Fails with [`Outcome::Integrity`] where the content is another one.
     fn put_blob<'a>(&'a self, blob: Blob, content: &'a Content, progress: Progress<'a>) -> BoxFuture<'a, Result<Stored>>;
 
     /// Stores a manifest or index whose blobs are there, and then gives it the tag. One with a `subject` can be found among the

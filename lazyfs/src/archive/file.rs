@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use crate::error::{Error, Outcome, Result};
 use crate::layer::tar::members::{Member, members};
+use crate::part::FilePart;
 use crate::source::{ByteStream, stream_file};
 
 /// How many links may follow each other.
@@ -87,23 +88,8 @@ impl Archive {
     }
 
     /// A reader of a member.
-    pub(super) fn reader(&self, place: Range<u64>) -> MemberReader {
-        MemberReader { file: self.file.clone(), place }
-    }
-}
-
-/// Reads a member from its beginning to its end.
-pub(super) struct MemberReader {
-    file: Arc<File>,
-    place: Range<u64>,
-}
-
-impl std::io::Read for MemberReader {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let left = usize::try_from(self.place.end - self.place.start).unwrap_or(usize::MAX).min(buffer.len());
-        let n = self.file.read_at(&mut buffer[..left], self.place.start)?;
-        self.place.start += n as u64;
-        Ok(n)
+    pub(super) fn reader(&self, place: Range<u64>) -> FilePart<Arc<File>> {
+        FilePart::new(self.file.clone(), place)
     }
 }
 

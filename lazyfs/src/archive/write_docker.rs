@@ -9,9 +9,10 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::write_oci::TarFile;
-use crate::digest::{Digest, Hasher};
+use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::fetch::stream;
+use crate::layer::unpack::Unpacking;
 use crate::manifest::{Compression, Config, Manifest};
 use crate::source::Source;
 
@@ -58,19 +59,18 @@ fn layer_name(diff_id: &Digest) -> String {
 }
 
 fn write_layer(tar: &mut TarFile, reader: impl Read, compression: Compression, digest: &Digest, diff_id: &Digest) -> Result<()> {
-    let mut blob = std::io::BufReader::with_capacity(256 * 1024, Hashing { reader, hasher: Hasher::default() });
+    let mut source = Unpacking::new(reader, compression)?;
     let mut member = tar.begin();
-    let found = match compression {
-        Compression::None => copy(&mut blob, &mut member)?,
-        Compression::Gzip => copy(flate2::bufread::MultiGzDecoder::new(&mut blob), &mut member)?,
-        Compression::Zstd => {
-            let decoder = zstd::stream::read::Decoder::with_buffer(&mut blob);
-            copy(decoder.map_err(|e| Error::new(Outcome::Io, "starting a zstd decoder").because(e))?, &mut member)?
+    let mut buffer = vec![0; 256 * 1024];
+    loop {
+        match source.read(&mut buffer).map_err(read_failed)? {
+            0 => break,
+            n => member.write(&buffer[..n])?,
         }
-    };
+    }
     let len = member.len;
-    std::io::copy(&mut blob, &mut std::io::sink()).map_err(read_failed)?;
-    for (what, found, wanted) in [("blob", blob.into_inner().hasher.finish(), digest), ("uncompressed layer", found, diff_id)] {
+    let found = source.finish()?;
+    for (what, found, wanted) in [("blob", found.blob, digest), ("uncompressed layer", found.tar, diff_id)] {
         if found != *wanted {
             return Err(Error::new(Outcome::Integrity, format!("checking the {what}"))
                 .because(format!("its digest is {found}, not {wanted}"))
@@ -80,37 +80,10 @@ fn write_layer(tar: &mut TarFile, reader: impl Read, compression: Compression, d
     tar.close(&layer_name(diff_id), len)
 }
 
-fn copy(mut from: impl Read, to: &mut super::write_oci::MemberWriter<'_>) -> Result<Digest> {
-    let mut hasher = Hasher::default();
-    let mut buffer = vec![0; 256 * 1024];
-    loop {
-        match from.read(&mut buffer).map_err(read_failed)? {
-            0 => return Ok(hasher.finish()),
-            n => {
-                hasher.update(&buffer[..n]);
-                to.write(&buffer[..n])?;
-            }
-        }
-    }
-}
-
 /// An error of ours that came through a reader keeps its outcome.
 fn read_failed(error: std::io::Error) -> Error {
     match error.downcast::<Error>() {
         Ok(own) => own,
         Err(other) => Error::new(Outcome::Integrity, "uncompressing it").because(other),
-    }
-}
-
-struct Hashing<R> {
-    reader: R,
-    hasher: Hasher,
-}
-
-impl<R: Read> Read for Hashing<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let n = self.reader.read(buffer)?;
-        self.hasher.update(&buffer[..n]);
-        Ok(n)
     }
 }

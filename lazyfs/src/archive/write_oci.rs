@@ -5,13 +5,12 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use futures_util::StreamExt as _;
 use tempfile::NamedTempFile;
 use tokio::sync::Mutex;
 
-use crate::digest::{Digest, Hasher};
+use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
-use crate::layer::tar::members::file_header;
+use crate::layer::tar::compose::Composed;
 use crate::layout::index::IndexFile;
 use crate::manifest::About;
 use crate::sink::{Blob, Content, Progress, Sink, Stored};
@@ -39,6 +38,12 @@ pub(super) struct TarFile {
 
 impl TarFile {
     pub(super) fn create(path: &Path) -> Result<Self> {
+        // What is there gets replaced, which must not happen to a device; and members are not written one after the other.
+        if std::fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+            return Err(Error::new(Outcome::BadInput, format!("writing the archive {}", path.display()))
+                .because("something is there that is no regular file")
+                .advise("write a file, and copy that"));
+        }
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let file = tempfile::Builder::new()
             .prefix(".towline-new-")
@@ -56,7 +61,7 @@ impl TarFile {
     pub(super) fn close(&mut self, name: &str, len: u64) -> Result<()> {
         let failed = |e| Error::io("writing", &self.path, e);
         let (file, start) = (self.file.as_file(), self.end);
-        file.write_all_at(&file_header(name, len), start).map_err(failed)?;
+        file.write_all_at(&Composed::file(name, 0o644, len).header(), start).map_err(failed)?;
         let padding = len.next_multiple_of(512) - len;
         let zeros = [0; 512];
         file.write_all_at(&zeros[..usize::try_from(padding).expect("below 512")], start + 512 + len).map_err(failed)?;
@@ -112,22 +117,10 @@ impl OciArchiveWriter {
             progress(blob.size);
             return Ok(Stored::Existed);
         }
-        let mut pieces = content.open(0..blob.size).await?;
-        let mut hasher = Hasher::default();
         let mut member = state.tar.begin();
-        while let Some(piece) = pieces.next().await {
-            let piece = piece?;
-            hasher.update(&piece);
-            member.write(&piece)?;
-            progress(hasher.length());
-        }
-        let found = hasher.finish();
-        if found != blob.digest {
-            return Err(Error::new(Outcome::Integrity, format!("copying blob {} from {content:?}", blob.digest))
-                .because(format!("its {} bytes from offset 0 have digest {found}", hasher.length()))
-                .advise("the source's copy is damaged"));
-        }
-        state.tar.close(&format!("blobs/sha256/{}", blob.digest.hex()), hasher.length())?;
+        content.copy(blob, progress, &mut |piece| member.write(piece)).await?;
+        let len = member.len;
+        state.tar.close(&format!("blobs/sha256/{}", blob.digest.hex()), len)?;
         state.blobs.insert(blob.digest);
         Ok(Stored::Sent)
     }

@@ -1,14 +1,14 @@
 //! One layer: read, written in the new format, checked, sent.
 
 use std::fs::File;
-use std::io::{BufReader, Read};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::{Annotations, Event, Events, Job, LayerReport};
-use crate::digest::{Digest, Hasher};
+use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::fetch::stream;
+use crate::layer::unpack::{Unpacked, Unpacking};
 use crate::layer::write::{self, Format, Written, check};
 use crate::manifest::{Compression, Layer};
 use crate::sink::{Blob, Content, Sink, Stored};
@@ -131,8 +131,8 @@ impl LayerJob<'_> {
         let work = move || {
             let mut source = Unpacking::new(reader, compression)?;
             let written = match &tar_file {
-                Some(tar_file) => write::write_ordered(&mut source.tar, &options, &hot, tar_file, &blob)?,
-                None => write::write(&mut source.tar, &options, &blob)?,
+                Some(tar_file) => write::write_ordered(&mut source, &options, &hot, tar_file, &blob)?,
+                None => write::write(&mut source, &options, &blob)?,
             };
             expected.check(source)?;
             check::check(&written, &blob)?;
@@ -150,8 +150,8 @@ struct Expected {
 }
 
 impl Expected {
-    fn check(&self, source: Unpacking) -> Result<()> {
-        let (blob, tar) = source.finish()?;
+    fn check(&self, source: Unpacking<stream::BlobReader>) -> Result<()> {
+        let Unpacked { blob, tar } = source.finish()?;
         let wrong = |what: &str, found: Digest, wanted: Digest, advice: &str| {
             let tried = format!("reading layer {} of {}", self.blob, self.name);
             Err(Error::new(Outcome::Integrity, tried).because(format!("its {what} is {found}, not {wanted}")).advise(advice))
@@ -163,72 +163,6 @@ impl Expected {
             return wrong("uncompressed digest", tar, self.tar, "the image is inconsistent: build or push it again");
         }
         Ok(())
-    }
-}
-
-/// A blob that is unpacked and hashed on both sides.
-struct Unpacking {
-    tar: Hashing<Unpacker>,
-}
-
-enum Unpacker {
-    Tar(Blobs),
-    Gzip(Box<flate2::bufread::MultiGzDecoder<Blobs>>),
-    Zstd(Box<zstd::stream::read::Decoder<'static, Blobs>>),
-}
-
-/// The compressed bytes.
-type Blobs = BufReader<Hashing<stream::BlobReader>>;
-
-impl Unpacking {
-    fn new(reader: stream::BlobReader, compression: Compression) -> Result<Self> {
-        let blob = BufReader::with_capacity(256 << 10, Hashing { reader, hasher: Hasher::default() });
-        let reader = match compression {
-            Compression::None => Unpacker::Tar(blob),
-            Compression::Gzip => Unpacker::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(blob))),
-            Compression::Zstd => {
-                let decoder = zstd::stream::read::Decoder::with_buffer(blob);
-                Unpacker::Zstd(Box::new(decoder.map_err(|e| Error::new(Outcome::Io, "starting a zstd decoder").because(e))?))
-            }
-        };
-        Ok(Self { tar: Hashing { reader, hasher: Hasher::default() } })
-    }
-
-    /// The digests of the blob and of the tar. Decoders may stop before the end of the blob.
-    fn finish(self) -> Result<(Digest, Digest)> {
-        let tar = self.tar.hasher.finish();
-        let mut blob = match self.tar.reader {
-            Unpacker::Tar(blob) => blob,
-            Unpacker::Gzip(decoder) => decoder.into_inner(),
-            Unpacker::Zstd(decoder) => (*decoder).finish(),
-        };
-        std::io::copy(&mut blob, &mut std::io::sink())
-            .map_err(|e| Error::new(Outcome::Unavailable, "reading the rest of a layer").because(e))?;
-        Ok((blob.into_inner().hasher.finish(), tar))
-    }
-}
-
-impl Read for Unpacker {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        match self {
-            Self::Tar(reader) => reader.read(buffer),
-            Self::Gzip(reader) => reader.read(buffer),
-            Self::Zstd(reader) => reader.read(buffer),
-        }
-    }
-}
-
-/// Hashes what is read through it.
-struct Hashing<R> {
-    reader: R,
-    hasher: Hasher,
-}
-
-impl<R: Read> Read for Hashing<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let n = self.reader.read(buffer)?;
-        self.hasher.update(&buffer[..n]);
-        Ok(n)
     }
 }
 

@@ -14,6 +14,7 @@ pub mod seek;
 pub mod spans;
 pub mod stream;
 pub mod tar;
+pub mod unpack;
 pub mod verify;
 pub mod write;
 pub mod zstd_chunked;

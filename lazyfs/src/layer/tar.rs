@@ -6,6 +6,7 @@
 //!
 //! The `tar` crate is not used: it reads long names and pax headers of any length into memory.
 
+pub mod compose;
 mod header;
 pub mod members;
 mod pax;

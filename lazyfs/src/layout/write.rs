@@ -10,13 +10,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt as _;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::Layout;
 use super::index::IndexFile;
-use crate::digest::{Digest, Hasher};
+use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::manifest::About;
 use crate::sink::{Blob, Content, Progress, Sink, Stored};
@@ -88,21 +87,7 @@ impl Layout {
             return Ok(Stored::Existed);
         }
         let mut new = NewFile::create(self.blobs()?, &self.path.join("blobs/sha256"))?;
-        let mut hasher = Hasher::default();
-        let mut pieces = content.open(0..blob.size).await?;
-        while let Some(piece) = pieces.next().await {
-            let piece = piece?;
-            hasher.update(&piece);
-            // A page cache takes these at once; a full disk is what could wait.
-            new.write(&piece)?;
-            progress(hasher.length());
-        }
-        let found = hasher.finish();
-        if found != blob.digest {
-            return Err(Error::new(Outcome::Integrity, format!("copying blob {} from {content:?}", blob.digest))
-                .because(format!("its {} bytes from offset 0 have digest {found}", hasher.length()))
-                .advise("the source's copy is damaged"));
-        }
+        content.copy(blob, progress, &mut |piece| new.write(piece)).await?;
         tokio::task::spawn_blocking(move || new.finish(&blob.digest.hex())).await.expect("writing does not panic")?;
         Ok(Stored::Sent)
     }

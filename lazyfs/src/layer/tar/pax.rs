@@ -105,11 +105,10 @@ fn time(text: &[u8]) -> Option<(i64, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layer::tar::compose;
 
     fn written(key: &str, value: &str) -> Vec<u8> {
-        let rest = format!(" {key}={value}\n");
-        let len = (rest.len()..).find(|len| len.to_string().len() + rest.len() == *len).unwrap();
-        format!("{len}{rest}").into()
+        compose::record(key.as_bytes(), value.as_bytes())
     }
 
     #[test]

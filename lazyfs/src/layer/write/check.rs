@@ -11,11 +11,12 @@ use std::os::unix::fs::FileExt;
 use super::{Format, Written};
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Outcome, Result};
-use crate::layer::stream::ingest;
-use crate::layer::tar::HashSink;
+use crate::layer::tar::{self, HashSink};
+use crate::layer::unpack::Unpacking;
 use crate::layer::verify::{compare, gap_ranges};
 use crate::layer::zstd_chunked::{self, TocLocation};
 use crate::layer::{Entry, EntryKind, FileContent, LayerIndex};
+use crate::part::FilePart;
 
 /// Checks the blob in `file` against what its writer said.
 pub fn check(written: &Written, file: &File) -> Result<()> {
@@ -23,11 +24,13 @@ pub fn check(written: &Written, file: &File) -> Result<()> {
 }
 
 fn checked(written: &Written, file: &File) -> Result<()> {
-    let reader = At { file, range: 0..written.size };
-    let read = ingest(reader, written.format.compression(), &mut HashSink::default())?;
-    same("blob's digest", written.digest, read.blob_digest)?;
-    same("diffID", written.diff_id, read.diff_id)?;
-    compare(&written.index, &read.index)?;
+    // Not with the index of a layer that streams past, which would be made, and held, for nothing.
+    let mut source = Unpacking::new(FilePart::new(file, 0..written.size), written.format.compression())?;
+    let read = tar::read(&mut source, &mut HashSink::default())?;
+    let unpacked = source.finish()?;
+    same("blob's digest", written.digest, unpacked.blob)?;
+    same("diffID", written.diff_id, unpacked.tar)?;
+    compare(&written.index, &read)?;
     match written.format {
         Format::Gzip | Format::Zstd => Ok(()),
         Format::ZstdChunked => {
@@ -35,14 +38,15 @@ fn checked(written: &Written, file: &File) -> Result<()> {
                 .ok_or_else(|| wrong("its annotations do not name a table of contents".into()))?;
             let table = bytes(file, location.range.clone())?;
             let index = zstd_chunked::parse(&written.digest, &location, &table)?;
-            compare(&index, &read.index)?;
+            compare(&index, &read)?;
+            drop(read);
             pieces(&index, location.tar_end, written, file)
         }
         // The table is part of the tar, and its own entry has no chunks.
         Format::Estargz => {
-            let mut index = written.index.clone();
-            index.entries.pop();
-            chunks(&index, written, file)
+            drop(read);
+            let (_table, entries) = written.index.entries.split_last().ok_or_else(|| wrong("it has no table".into()))?;
+            files(entries).try_for_each(|(entry, content)| file_chunks(entry, content, written, file, |_| {}))
         }
     }
 }
@@ -60,7 +64,7 @@ fn pieces(index: &LayerIndex, tar_end: u64, written: &Written, file: &File) -> R
     let mut tar = Hasher::default();
     let mut gaps = gap_ranges(index, tar_end)?.into_iter();
     let mut gap = |tar: &mut Hasher| decompress(written, file, gaps.next().unwrap_or_default(), |piece| tar.update(piece));
-    for (entry, content) in files(index) {
+    for (entry, content) in files(&index.entries) {
         gap(&mut tar)?;
         file_chunks(entry, content, written, file, |piece| tar.update(piece))?;
     }
@@ -68,13 +72,8 @@ fn pieces(index: &LayerIndex, tar_end: u64, written: &Written, file: &File) -> R
     same("diffID of its pieces", written.diff_id, tar.finish())
 }
 
-/// Decompresses each chunk alone.
-fn chunks(index: &LayerIndex, written: &Written, file: &File) -> Result<()> {
-    files(index).try_for_each(|(entry, content)| file_chunks(entry, content, written, file, |_| {}))
-}
-
-fn files(index: &LayerIndex) -> impl Iterator<Item = (&Entry, &FileContent)> {
-    index.entries.iter().filter_map(|entry| match &entry.kind {
+fn files(entries: &[Entry]) -> impl Iterator<Item = (&Entry, &FileContent)> {
+    entries.iter().filter_map(|entry| match &entry.kind {
         EntryKind::File(content) if content.size > 0 => Some((entry, content)),
         _ => None,
     })
@@ -108,7 +107,7 @@ fn decompress(written: &Written, file: &File, range: Range<u64>, mut take: impl 
         let tried = format!("decompressing bytes {} to {} of the blob", range.start, range.end);
         Error::new(Outcome::Integrity, tried).because(e)
     };
-    let reader = std::io::BufReader::with_capacity(64 << 10, At { file, range: range.clone() });
+    let reader = std::io::BufReader::with_capacity(64 << 10, FilePart::new(file, range.clone()));
     let mut reader: Box<dyn Read> = match written.format.compression() {
         crate::manifest::Compression::Zstd => {
             Box::new(zstd::stream::read::Decoder::with_buffer(reader).map_err(|e| failed(&range, e))?)
@@ -128,19 +127,4 @@ fn bytes(file: &File, range: Range<u64>) -> Result<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(range.end - range.start).expect("tables fit into memory")];
     file.read_exact_at(&mut bytes, range.start).map_err(|e| Error::io("reading", "a layer's blob", e))?;
     Ok(bytes)
-}
-
-/// A part of a file as a reader.
-struct At<'a> {
-    file: &'a File,
-    range: Range<u64>,
-}
-
-impl Read for At<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let n = buffer.len().min(usize::try_from(self.range.end - self.range.start).unwrap_or(usize::MAX));
-        let n = self.file.read_at(&mut buffer[..n], self.range.start)?;
-        self.range.start += n as u64;
-        Ok(n)
-    }
 }

@@ -11,16 +11,16 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write as _;
 use std::ops::Range;
 
 use super::cuts::Cuts;
 use super::output::{Output, failed};
 use super::plain::gzip_level;
 use super::toc::{Dialect, Table};
-use super::{Bytes, Encoder, Format, Options, PIECE, Tally, Written};
+use super::{Bytes, Encoder, Format, Options, PIECE, Tally, Written, each};
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Outcome, Result};
+use crate::layer::tar::compose::Composed;
 use crate::layer::tar::split::{Head, Split};
 use crate::layer::{Chunk, EntryKind};
 
@@ -43,7 +43,7 @@ const BLOCK: usize = 512;
 /// Writes the tar as gzip members.
 pub(super) struct Estargz<'a> {
     output: Output<'a>,
-    level: flate2::Compression,
+    members: Members,
     tally: Tally,
     table: Table,
     pending: Vec<u8>,
@@ -57,7 +57,7 @@ impl<'a> Estargz<'a> {
     pub(super) fn new(options: &Options, blob: &'a File, has_hot: bool) -> Result<Self> {
         let mut new = Self {
             output: Output::new(blob),
-            level: gzip_level(options.level),
+            members: Members::new(gzip_level(options.level)),
             tally: Tally::default(),
             table: Table::new(Dialect::Estargz),
             pending: Vec::new(),
@@ -72,7 +72,7 @@ impl<'a> Estargz<'a> {
     }
 
     fn landmark(&mut self, name: &str) -> Result<()> {
-        let tar = [&file_header(name, LANDMARK_CONTENT.len())[..], &LANDMARK_CONTENT].concat();
+        let tar = [&own_header(name, LANDMARK_CONTENT.len())[..], &LANDMARK_CONTENT].concat();
         let tar = [&tar[..], &vec![0; tar.len().next_multiple_of(BLOCK) - tar.len()]].concat();
         let mut split = Split::new(&tar[..]);
         let head = split.next_head()?.expect("there is one entry");
@@ -89,9 +89,9 @@ impl<'a> Estargz<'a> {
         if self.pending.is_empty() {
             return Ok(());
         }
-        let member = member(self.level, &self.pending)?;
+        self.output.put(self.members.member(&self.pending)?)?;
         self.pending.clear();
-        self.output.put(&member)
+        Ok(())
     }
 
     /// An entry whose head begins behind the padding.
@@ -114,9 +114,9 @@ impl<'a> Estargz<'a> {
             self.tally.tar.update(piece);
             let file_offset = whole.length();
             whole.update(piece);
-            let member = member(self.level, piece)?;
+            let member = self.members.member(piece)?;
             let blob_offset = self.output.len();
-            self.output.put(&member)?;
+            self.output.put(member)?;
             let digest = Digest::of(piece);
             chunks.push(Chunk { file_offset, len: n as u64, blob_offset, blob_len: member.len() as u64, digest, zeros: false });
         }
@@ -133,8 +133,7 @@ impl Encoder for Estargz<'_> {
         let is_own = matches!(&head.entry, Some(entry) if matches!(entry.kind, EntryKind::File(_))
             && [TABLE, LANDMARK, NO_LANDMARK].iter().any(|own| entry.path == own.as_bytes()));
         if is_own {
-            while payload(&mut self.buffer)? > 0 {}
-            return Ok(());
+            return each(payload, &mut self.buffer, &mut |_| Ok(()));
         }
         // The padding of the payload before comes from here, since that payload may have been left out.
         self.append(&bytes[head.padding.min(bytes.len())..], head, hot, payload)
@@ -148,24 +147,19 @@ impl Encoder for Estargz<'_> {
 
     fn finish(mut self: Box<Self>, tail: Bytes<'_>) -> Result<Written> {
         // The end of the tar is written anew behind the table; something else than zeros would be lost there.
-        let mut piece = vec![0; PIECE];
-        loop {
-            match tail(&mut piece)? {
-                0 => break,
-                n if piece[..n].iter().all(|&byte| byte == 0) => {}
-                _ => return Err(unfit("the tar goes on behind its end")),
-            }
-        }
+        each(tail, &mut [0; PIECE], &mut |piece| match piece.iter().all(|&byte| byte == 0) {
+            true => Ok(()),
+            false => Err(unfit("the tar goes on behind its end")),
+        })?;
         let padding = std::mem::take(&mut self.padding);
         self.between(&vec![0; padding])?;
         self.flush()?;
         let table = std::mem::replace(&mut self.table, Table::new(Dialect::Estargz)).finish(None).map_err(|why| unfit(&why))?;
         let offset = self.output.len();
-        let mut end = [&file_header(TABLE, table.len())[..], &table].concat();
+        let mut end = [&own_header(TABLE, table.len())[..], &table].concat();
         end.resize(end.len().next_multiple_of(BLOCK) + 2 * BLOCK, 0);
         self.tally.tar.update(&end);
-        let member = member(self.level, &end)?;
-        self.output.put(&member)?;
+        self.output.put(self.members.member(&end)?)?;
         self.output.put(&footer(offset))?;
         // The table is an entry of the tar, too.
         let mut split = Split::new(&end[..]);
@@ -195,11 +189,43 @@ fn unfit(why: &str) -> Error {
     Error::new(Outcome::Unsupported, "writing a layer as eStargz").because(why.to_owned()).advise("zstd:chunked can take it")
 }
 
-/// One gzip member. No name and no time: the same bytes each time.
-fn member(level: flate2::Compression, bytes: &[u8]) -> Result<Vec<u8>> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::with_capacity(bytes.len() / 2 + 64), level);
-    encoder.write_all(bytes).map_err(failed)?;
-    encoder.finish().map_err(failed)
+/// Makes gzip members with one compressor and one buffer: there are as many as a layer has files.
+struct Members {
+    compressor: flate2::Compress,
+    /// In the header: how hard it was tried.
+    effort: u8,
+    member: Vec<u8>,
+}
+
+impl Members {
+    fn new(level: flate2::Compression) -> Self {
+        let effort = match level.level() {
+            9.. => 2,
+            0..=1 => 4,
+            _ => 0,
+        };
+        Self { compressor: flate2::Compress::new(level, false), effort, member: Vec::new() }
+    }
+
+    /// One member. No name and no time: the same bytes each time.
+    fn member(&mut self, bytes: &[u8]) -> Result<&[u8]> {
+        self.compressor.reset();
+        self.member.clear();
+        self.member.extend([0x1f, 0x8b, 8, 0, 0, 0, 0, 0, self.effort, 0xff]);
+        loop {
+            self.member.reserve(bytes.len() / 2 + 64);
+            let taken = usize::try_from(self.compressor.total_in()).expect("no more than there is");
+            let status = self.compressor.compress_vec(&bytes[taken..], &mut self.member, flate2::FlushCompress::Finish);
+            if status.map_err(|e| failed(e.into()))? == flate2::Status::StreamEnd {
+                break;
+            }
+        }
+        let mut check = flate2::Crc::new();
+        check.update(bytes);
+        self.member.extend(check.sum().to_le_bytes());
+        self.member.extend(check.amount().to_le_bytes());
+        Ok(&self.member)
+    }
 }
 
 /// An empty member whose extra field says where the table is: header, field, one stored block, and the check of nothing.
@@ -216,20 +242,7 @@ fn footer(offset: u64) -> Vec<u8> {
     footer
 }
 
-/// A ustar header of a regular file of root.
-fn file_header(name: &str, len: usize) -> [u8; BLOCK] {
-    let mut header = [0; BLOCK];
-    let mut put = |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
-    put(0, name);
-    put(100, "0000000\0");
-    put(108, "0000000\0");
-    put(116, "0000000\0");
-    put(124, &format!("{len:011o}\0"));
-    put(136, "00000000000\0");
-    put(148, "        ");
-    put(156, "0");
-    put(257, "ustar\x0000");
-    let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
-    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    header
+/// Of a file that the format puts into the tar.
+fn own_header(name: &str, len: usize) -> [u8; BLOCK] {
+    Composed::file(name, 0, len as u64).header()
 }

@@ -201,6 +201,16 @@ pub fn write_ordered(tar: impl Read, options: &Options, hot: &[HotFile], scratch
 /// Yields the next bytes, 0 at the end; fills the buffer where there are enough.
 type Bytes<'a> = &'a mut dyn FnMut(&mut [u8]) -> Result<usize>;
 
+/// Hands all of `bytes` to `take`, as much at a time as the buffer holds.
+fn each(bytes: Bytes<'_>, buffer: &mut [u8], take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    loop {
+        match bytes(buffer)? {
+            0 => return Ok(()),
+            n => take(&buffer[..n])?,
+        }
+    }
+}
+
 /// Takes a tar piece by piece and writes a blob. The same calls for each format.
 trait Encoder {
     /// The next entry: the bytes of the tar before its payload, and the payload. `hot` is what is read of it where that is not all or nothing.

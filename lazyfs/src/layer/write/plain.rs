@@ -6,7 +6,7 @@ use std::io::Write;
 use std::ops::Range;
 
 use super::output::{Output, failed};
-use super::{Bytes, Encoder, Format, Options, PIECE, Tally, Written};
+use super::{Bytes, Encoder, Format, Options, PIECE, Tally, Written, each};
 use crate::digest::Hasher;
 use crate::error::Result;
 use crate::layer::tar::split::Head;
@@ -45,15 +45,10 @@ impl<'a> Plain<'a> {
 
     fn drain(&mut self, bytes: Bytes<'_>, hasher: &mut Hasher) -> Result<()> {
         let mut buffer = std::mem::take(&mut self.buffer);
-        loop {
-            match bytes(&mut buffer)? {
-                0 => break,
-                n => {
-                    hasher.update(&buffer[..n]);
-                    self.put(&buffer[..n])?;
-                }
-            }
-        }
+        each(bytes, &mut buffer, &mut |piece| {
+            hasher.update(piece);
+            self.put(piece)
+        })?;
         self.buffer = buffer;
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 
-use super::{Bytes, PIECE};
+use super::{Bytes, PIECE, each};
 use crate::digest::Hasher;
 use crate::error::{Error, Result};
 use crate::layer::tar::split::{Head, Split};
@@ -38,15 +38,10 @@ pub(super) fn store(tar: impl Read, file: &File) -> Result<Stored<'_>> {
     while let Some(head) = split.next_head()? {
         let mut hasher = Hasher::default();
         payloads.push(at);
-        loop {
-            match split.payload(&mut buffer)? {
-                0 => break,
-                n => {
-                    hasher.update(&buffer[..n]);
-                    writer.write_all(&buffer[..n]).map_err(failed)?;
-                }
-            }
-        }
+        each(&mut |buffer| split.payload(buffer), &mut buffer, &mut |piece| {
+            hasher.update(piece);
+            writer.write_all(piece).map_err(failed)
+        })?;
         at += hasher.length();
         let mut entry = head.entry.clone();
         if let Some(Entry { kind: EntryKind::File(content), .. }) = &mut entry {
@@ -56,15 +51,10 @@ pub(super) fn store(tar: impl Read, file: &File) -> Result<Stored<'_>> {
         entries.push(entry);
     }
     let tail = at;
-    loop {
-        match split.tail(&mut buffer)? {
-            0 => break,
-            n => {
-                writer.write_all(&buffer[..n]).map_err(failed)?;
-                at += n as u64;
-            }
-        }
-    }
+    each(&mut |buffer| split.tail(buffer), &mut buffer, &mut |piece| {
+        at += piece.len() as u64;
+        writer.write_all(piece).map_err(failed)
+    })?;
     writer.flush().map_err(failed)?;
     drop(writer);
     Ok(Stored { file, heads, entries, payloads, before: 0, tail: (tail, at) })

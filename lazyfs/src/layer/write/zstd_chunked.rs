@@ -15,7 +15,7 @@ use super::cuts::Cuts;
 use super::output::{Output, failed};
 use super::tar_split::{Crc64, Packed, TarSplit};
 use super::toc::{Dialect, Table};
-use super::{Bytes, CHUNKS_FROM, Encoder, Format, Options, PIECE, Tally, Written};
+use super::{Bytes, CHUNKS_FROM, Encoder, Format, Options, PIECE, Tally, Written, each};
 use crate::digest::{Digest, Hasher};
 use crate::error::Result;
 use crate::layer::tar::split::Head;
@@ -162,16 +162,10 @@ impl Encoder for ZstdChunked<'_> {
     }
 
     fn finish(mut self: Box<Self>, tail: Bytes<'_>) -> Result<Written> {
-        let mut piece = vec![0; PIECE];
-        loop {
-            match tail(&mut piece)? {
-                0 => break,
-                n => {
-                    self.between(&piece[..n])?;
-                    self.tar_split.segment(&piece[..n])?;
-                }
-            }
-        }
+        each(tail, &mut [0; PIECE], &mut |piece| {
+            self.between(piece)?;
+            self.tar_split.segment(piece)
+        })?;
         self.flush()?;
         let empty = TarSplit::new(1)?;
         let packed = std::mem::replace(&mut self.tar_split, empty).finish()?;
