@@ -10,22 +10,32 @@ use towline_lazyfs::rootfs::probe::Features;
 use towline_lazyfs::store::Store;
 use towline_lazyfs::store::db::{Db, ImageRow, ImageState};
 
+use crate::cli::images::pull::canonical;
 use crate::engine::Engine;
 use crate::policy;
+
+/// The image of the store with this name, in whatever form users write it, or this digest.
+pub fn lookup(db: &Db, image: &str) -> Result<Option<ImageRow>> {
+    match db.resolve(image)? {
+        None => db.resolve(&canonical(image).unwrap_or_else(|_| canonical_name(image))),
+        found => Ok(found),
+    }
+}
+
+/// As [`lookup`], where there must be one.
+pub fn find(db: &Db, image: &str) -> Result<ImageRow> {
+    lookup(db, image)?.ok_or_else(|| {
+        Error::new(Outcome::NotFound, format!("looking up image {image}"))
+            .because("no image of the store has that name or digest")
+            .advise("see `towline images ls`, or pull it first")
+    })
+}
 
 /// Pins `image` (a name or digest) for `container` and says what its root consists of. The signature policy may be stricter than when the image was
 /// pulled: it decides here, about the very image that is pinned.
 pub fn prepare(engine: &Engine, image: &str, container: &str) -> Result<Prepared> {
     let mut db = engine.db()?;
-    let row = match db.resolve(image)? {
-        None => db.resolve(&canonical_name(image))?,
-        found => found,
-    };
-    let row = row.ok_or_else(|| {
-        Error::new(Outcome::NotFound, format!("looking up image {image}"))
-            .because("it was not pulled")
-            .advise("see `towline images ls`, or pull it")
-    })?;
+    let row = find(&db, image)?;
     policy::admit(engine, &row)?;
     match prepare_local(engine, &mut db, &row, container)? {
         Some(prepared) => Ok(prepared),

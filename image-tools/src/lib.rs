@@ -5,6 +5,7 @@ mod container;
 mod credentials;
 mod engine;
 mod failure;
+mod held;
 mod image;
 mod monitor;
 mod patch;

@@ -1,7 +1,7 @@
 //! The flag table, and one file for each verb with its `run`.
 
 mod exec;
-mod images;
+pub mod images;
 mod info;
 mod kill;
 mod lazy;

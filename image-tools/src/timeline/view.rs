@@ -26,6 +26,15 @@ pub enum Style {
 }
 
 impl Style {
+    /// What `auto` means where standard error is what it is.
+    pub fn resolved(self) -> Self {
+        match self {
+            Self::Auto if std::io::stderr().is_terminal() => Self::Live,
+            Self::Auto => Self::Plain,
+            other => other,
+        }
+    }
+
     /// For a command that is not asked about progress: a bar on a terminal, else nothing.
     pub fn quiet() -> Self {
         if std::io::stderr().is_terminal() { Self::Live } else { Self::None }
@@ -49,12 +58,7 @@ pub struct View {
 impl View {
     /// A view in a style; without `steps` it only shows a bar where the style has one, and leaves nothing behind.
     pub fn new(style: Style, steps: bool) -> Self {
-        let style = match style {
-            Style::Auto if std::io::stderr().is_terminal() => Style::Live,
-            Style::Auto => Style::Plain,
-            other => other,
-        };
-        Self { style, steps, bar: None, yielded: false, last_plain: None }
+        Self { style: style.resolved(), steps, bar: None, yielded: false, last_plain: None }
     }
 
     /// Shows a step.

@@ -61,7 +61,7 @@ fn bad_input_gives_one_clear_line() {
     towline.run(&["images", "pull", &image]).success();
     for (args, why) in [
         (vec!["export", "none:1", "oci:/x"], "no image of the store has that name"),
-        (vec!["export", &image, "none:1"], "`images push` goes there"),
+        (vec!["export", &image, "none:1"], "where `images push` goes"),
         (vec!["export", &image, "oci-archive:/no/such/file.tar"], "make it first"),
         (vec!["tag", &image, "Upper"], "upper-case"),
         (vec!["tag", "none:1", "a:1"], "no image of the store"),

@@ -4,3 +4,9 @@
 mod exchange;
 #[cfg(test)]
 mod looking;
+#[cfg(test)]
+mod rootfs;
+#[cfg(test)]
+#[path = "../lazy/truth.rs"]
+#[allow(dead_code, reason = "what a test compares with that reads in a container")]
+mod truth;

@@ -12,6 +12,7 @@ use towline_integration::process::run;
 const UNPACK: Duration = Duration::from_secs(60);
 
 /// Path to sum and size of each regular file, as `probe sum` prints them.
+#[derive(Debug, PartialEq, Eq)]
 pub struct Truth {
     files: BTreeMap<String, String>,
 }
@@ -31,8 +32,13 @@ impl Truth {
             copy.arg("-a").arg(upper.path().join(".")).arg(merged.path());
             run(copy, UNPACK).success();
         }
+        Self::of_dir(merged.path())
+    }
+
+    /// What a directory has.
+    pub fn of_dir(dir: &Path) -> Self {
         let mut files = BTreeMap::new();
-        collect(merged.path(), merged.path(), &mut files);
+        collect(dir, dir, &mut files);
         Self { files }
     }
 

@@ -19,6 +19,9 @@ use crate::manifest::{Compression, Layer, OCI_MANIFEST, Platform};
 use crate::sink::{self, Content, Sink};
 use crate::source::{RawManifest, Source};
 
+/// Told how many bytes of a layer have been read.
+pub type Progress = Arc<dyn Fn(Digest, u64) + Send + Sync>;
+
 /// What was made.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -43,13 +46,14 @@ pub struct Indexed {
     pub spans: usize,
 }
 
-/// Makes the indexes of all layers that need one, and pushes them to `sink` if there is one. `progress` hears of the layer that is read next.
+/// Makes the indexes of all layers that need one, and pushes them to `sink` if there is one. `progress` hears of each layer how many bytes of
+/// it have been read.
 pub async fn index_image(
     source: Arc<dyn Source>,
     selector: &str,
     platform: &Platform,
     sink: Option<Arc<dyn Sink>>,
-    progress: impl Fn(&Digest, u64),
+    progress: &Progress,
 ) -> Result<Report> {
     let image = inspect::open(&source, selector, platform).await?;
     let mut report = Report { image: image.raw.digest, layers: Vec::new(), artifact: None };
@@ -59,8 +63,7 @@ pub async fn index_image(
         if layer.compression != Compression::Gzip || has_table || report.layers.iter().any(|known| known.layer == layer.digest) {
             continue;
         }
-        progress(&layer.digest, layer.size);
-        let (packed, spans) = index_layer(&source, layer, *diff_id).await?;
+        let (packed, spans) = index_layer(&source, layer, *diff_id, progress).await?;
         report.layers.push(Indexed { layer: layer.digest, size: layer.size, index_size: packed.len() as u64, spans });
         blobs.push((layer.digest, Bytes::from(packed)));
     }
@@ -71,10 +74,11 @@ pub async fn index_image(
     Ok(report)
 }
 
-async fn index_layer(source: &Arc<dyn Source>, layer: &Layer, diff_id: Digest) -> Result<(Vec<u8>, usize)> {
+async fn index_layer(source: &Arc<dyn Source>, layer: &Layer, diff_id: Digest, progress: &Progress) -> Result<(Vec<u8>, usize)> {
     let (digest, compression) = (layer.digest, layer.compression);
     let tried = || format!("indexing layer {digest} of {}", source.name());
-    let reader = stream::reader(source.clone(), digest, layer.size, |_| ());
+    let told = Arc::clone(progress);
+    let reader = stream::reader(source.clone(), digest, layer.size, move |bytes| told(digest, bytes));
     let work = move || {
         let ingested = crate::layer::stream::ingest(reader, compression, &mut HashSink::default())?;
         for (what, found, wanted) in

@@ -7,9 +7,10 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use super::Store;
-use super::big::BigData;
+use super::big::{self, BigData};
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
+use crate::part::FilePart;
 use crate::table::Table;
 
 /// The contents of an image.
@@ -35,18 +36,37 @@ enum Bytes {
 }
 
 impl<'a> Contents<'a> {
-    /// Those of the image with this mapping table. Only for the one daemon of a store.
+    /// Those of the image with this mapping table.
     pub fn new(store: &'a Store, table: &'a Table) -> Self {
         Self { store, table }
     }
 
-    /// Opens a content. [`Outcome::NotFound`] where nothing of it is here; of a large file some bytes may still be missing.
+    /// Opens a content; only for the one daemon of a store. [`Outcome::NotFound`] where nothing of it is here; of a large file some bytes may still be missing.
     pub fn open(&self, digest: &Digest) -> Result<Content> {
         match self.store.cas().get(digest) {
             Err(e) if e.outcome() == Outcome::NotFound => self.open_large(digest).unwrap_or(Err(e)),
             Err(e) => Err(e),
             Ok(file) => Content::of_object(*digest, file),
         }
+    }
+
+    /// Opens a content of an image that is complete, in any process: the maps of large files are the daemon's and are not looked at, so
+    /// whoever reads it compares the digest.
+    pub fn open_complete(&self, digest: &Digest) -> Result<FilePart<Arc<File>>> {
+        let missing = match self.store.cas().get(digest) {
+            Ok(file) => {
+                let len = file.metadata().map_err(|e| Error::io("reading object", digest.to_string(), e))?.len();
+                return Ok(FilePart::new(Arc::new(file), 0..len));
+            }
+            Err(e) if e.outcome() == Outcome::NotFound => e,
+            Err(e) => return Err(e),
+        };
+        let Some(record) = self.table.lookup(digest) else { return Err(missing) };
+        let layer = self.table.layers().nth(record.layer as usize);
+        let (Some(range), Some(layer)) = (record.data_range(), layer) else { return Err(missing) };
+        let path = big::data_path(&self.store.big_dir(), &layer.digest);
+        let file = File::open(&path).map_err(|e| Error::io("opening", &path, e))?;
+        Ok(FilePart::new(Arc::new(file), range))
     }
 
     fn open_large(&self, digest: &Digest) -> Option<Result<Content>> {
@@ -140,10 +160,14 @@ mod tests {
         assert!(read().is_err(), "what is missing is read");
         big.write(100_000, &content[100_000..]).unwrap();
         assert!(read().unwrap() == content);
+        let complete = || Digest::of_reader(contents.open_complete(&digest).unwrap()).unwrap();
+        assert_eq!(complete(), (digest, content.len() as u64));
 
         let mut writer = store.cas().writer().unwrap();
         writer.write(&content).unwrap();
         writer.finish_as(&digest).unwrap();
         assert!(read().unwrap() == content);
+        assert_eq!(complete(), (digest, content.len() as u64));
+        assert_eq!(contents.open_complete(&Digest::of(b"unknown")).unwrap_err().outcome(), Outcome::NotFound);
     }
 }

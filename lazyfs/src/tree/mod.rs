@@ -4,6 +4,7 @@
 
 pub mod erofs;
 pub mod merge;
+pub mod tar;
 
 use std::collections::BTreeMap;
 

@@ -1,21 +1,21 @@
 //! `towline images convert`
 
-mod progress;
 mod report;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use towline_lazyfs::convert::{self, Job, Report};
-use towline_lazyfs::error::{Error, Outcome as Kind};
+use towline_lazyfs::convert::{self, Event, Job, Report};
 use towline_lazyfs::layer::write::{Format as LayerFormat, Options};
-use towline_lazyfs::pull::Sources;
 use towline_lazyfs::reference::Reference;
 
+use super::progress::Bar;
 use super::pull::SourceArgs;
+use super::session::{Place, Session, check_parent, reference};
 use crate::cli::ps::Format;
 use crate::engine::Engine;
 use crate::failure::{Failure, Outcome};
+use crate::timeline::step::size;
 use crate::timeline::view::Style;
 
 /// Where files without a name go while nothing else is said, as for podman and buildah: /tmp may be memory.
@@ -29,12 +29,8 @@ pub struct Args {
     compression: LayerFormat,
     #[command(flatten)]
     writing: WritingArgs,
-    /// Image: HOST/NAME:TAG, oci:DIR:TAG, oci-archive:FILE or docker-archive:FILE
-    #[arg(value_name = "SRC")]
-    source: String,
-    /// The image that is made: HOST/NAME:TAG, oci:DIR:TAG or oci-archive:FILE:TAG
-    #[arg(value_name = "DST")]
-    destination: String,
+    #[command(flatten)]
+    ends: Ends,
 }
 
 /// Flags of all commands that write images with other layers.
@@ -62,16 +58,32 @@ pub struct WritingArgs {
 /// Converts an image.
 pub fn run(engine: &Engine, args: &Args) -> Outcome {
     let job = args.writing.job(args.compression, args.writing.level.is_some())?;
-    let ends = args.writing.open(engine, &args.source, &args.destination)?;
-    args.writing.finish(&ends, &job)
+    args.writing.finish(engine, &args.ends, &job)
 }
 
-/// Both ends of a conversion.
+/// Arguments of all commands that write images with other layers.
+#[derive(Debug, clap::Args)]
 pub struct Ends {
-    pub sources: Sources,
-    pub from: Reference,
-    pub to: Reference,
-    pub plain_http: bool,
+    /// Image: HOST/NAME:TAG, oci:DIR:TAG, oci-archive:FILE or docker-archive:FILE
+    #[arg(value_name = "SRC")]
+    pub source: String,
+    /// The image that is made: HOST/NAME:TAG, oci:DIR:TAG or oci-archive:FILE:TAG
+    #[arg(value_name = "DST")]
+    destination: String,
+}
+
+impl Ends {
+    /// The image that is made.
+    pub fn destination(&self) -> Result<Reference, Failure> {
+        let to = reference(&self.destination)?;
+        if to.digest().is_some() {
+            return Err(crate::cli::bad_flag("DST", &self.destination, "what the image will be cannot be known before"));
+        }
+        if let Reference::Archive(archive) = &to {
+            check_parent(archive.file())?;
+        }
+        Ok(to)
+    }
 }
 
 impl WritingArgs {
@@ -103,46 +115,46 @@ impl WritingArgs {
         })
     }
 
-    /// Reads both references.
-    pub fn open(&self, engine: &Engine, source: &str, destination: &str) -> Result<Ends, Failure> {
-        let sources = Sources::open(&engine.paths.state, engine.sources())?;
-        let (from, to) = (reference(source)?, reference(destination)?);
-        if to.digest().is_some() {
-            return Err(crate::cli::bad_flag("DST", destination, "what the image will be cannot be known before"));
-        }
-        let given = self.remote.credentials()?;
-        for (text, end) in [(source, &from), (destination, &to)] {
-            if let Reference::Registry(registry) = end {
-                sources.keep(&self.remote.logins(engine, given.as_ref(), text, registry)?)?;
-            }
-        }
-        Ok(Ends { sources, from, to, plain_http: self.remote.plain_http() })
-    }
-
     /// Does it, and prints what was done.
-    pub fn finish(&self, ends: &Ends, job: &Job) -> Outcome {
-        let view = Arc::new(progress::View::new(self.progress));
-        let events = Arc::clone(&view);
+    pub fn finish(&self, engine: &Engine, ends: &Ends, job: &Job) -> Outcome {
+        let to = ends.destination()?;
+        let session = Session::open(engine, &self.remote)?;
+        let bar = Arc::new(Bar::new(self.progress));
+        let shown = Arc::clone(&bar);
         let converted = crate::engine::block_on(async {
-            let source = ends.sources.source(&ends.from, ends.plain_http)?;
-            let sink = ends.sources.sink(&ends.to, ends.plain_http)?;
-            let tag = Some(ends.to.tag()).filter(|tag| !tag.is_empty());
-            convert::convert(source, &ends.from.selector(), sink, tag, job, Arc::new(move |event| events.show(event))).await
+            let origin = session.find(&ends.source, Place::Remote).await?;
+            let sink = session.sink(&to)?;
+            let tag = Some(to.tag()).filter(|tag| !tag.is_empty());
+            let events = Arc::new(move |event| show(&shown, event));
+            Ok::<_, Failure>(convert::convert(origin.source, &origin.selector, sink, tag, job, events).await?)
         });
-        view.finish();
+        bar.finish();
         let report: Report = converted??;
         report.notes.iter().for_each(|note| crate::cli::warn(note));
         let text = match self.format {
             Format::Json => serde_json::to_string_pretty(&report).expect("reports have only string keys") + "\n",
-            Format::Table => report::render(&ends.to, &report),
+            Format::Table => report::render(&to, &report),
         };
         crate::cli::print(&text)?;
         Ok(0)
     }
 }
 
-/// A reference of the command line; a relative path is one of this command's working directory.
-fn reference(text: &str) -> Result<Reference, Failure> {
-    let canonical = super::pull::canonical(text)?;
-    canonical.parse().map_err(|e| Error::new(Kind::BadInput, format!("reading image reference {text}")).because(e).into())
+fn show(bar: &Bar, event: Event) {
+    match &event {
+        Event::Image { platform, layers } => {
+            let bytes = layers.iter().map(|(_, size)| size).sum();
+            bar.begin(&format!("{platform}: {} layers, {}", layers.len(), size(bytes)), bytes, &event);
+        }
+        Event::Reading { layer, bytes, .. } => {
+            bar.moved(*layer, *bytes);
+            bar.event(&event);
+        }
+        Event::Sending { .. } => bar.event(&event),
+        Event::Layer(report) => {
+            bar.moved(report.from, report.from_size);
+            let (from, to) = (report.from.short(), report.to.short());
+            bar.say(&format!("layer {from} became {to}, {}", size(report.to_size)), &event);
+        }
+    }
 }

@@ -27,6 +27,7 @@ mod verify;
 
 use std::time::Instant;
 
+use super::system::prune;
 use crate::engine::Engine;
 use crate::failure::Outcome;
 
@@ -70,6 +71,9 @@ pub enum Verb {
     Profile(profile::Args),
     /// Remove images
     Rm(rm::Args),
+    /// Remove what no image names, and on request images that no container uses; the same as `system prune`
+    #[command(visible_alias = "prune")]
+    Gc(prune::Args),
     /// Keep images: nothing removes them until they are unpinned
     Pin(pin::Args),
     /// Let pinned images go
@@ -102,6 +106,7 @@ pub fn run(engine: &Engine, verb: Verb, begin: Instant) -> Outcome {
         Verb::Ls(args) => ls::run(engine, &args),
         Verb::Profile(args) => profile::run(engine, &args),
         Verb::Rm(args) => rm::run(engine, &args),
+        Verb::Gc(args) => prune::run(engine, &args),
         Verb::Pin(args) => pin::pin(engine, &args),
         Verb::Unpin(args) => pin::unpin(engine, &args),
         Verb::Mount(args) => mount::run(engine, &args, begin),

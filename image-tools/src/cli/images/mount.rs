@@ -12,6 +12,7 @@ use towline_lazyfs::rootfs::probe::{Features, Mode};
 use towline_lazyfs::store::pins::{self, Holder};
 
 use super::pull::{SourceArgs, unexpected};
+use crate::cli::ps::Format;
 use crate::cli::table;
 use crate::engine::Engine;
 use crate::failure::{Failure, Outcome};
@@ -32,7 +33,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value = "auto", value_name = "STYLE")]
     progress: Style,
     /// How to print the list of mounts
-    #[arg(long, value_enum, default_value = "text")]
+    #[arg(long, value_enum, default_value = "table")]
     format: Format,
     /// Image; it is pulled where it is not known. Without one, mounted images are listed
     #[arg(value_name = "REF", requires = "dir")]
@@ -50,12 +51,6 @@ enum By {
     Kernel,
     /// towlined, by FUSE
     Fuse,
-}
-
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Format {
-    Text,
-    Json,
 }
 
 #[derive(Serialize)]
@@ -129,7 +124,7 @@ fn list(engine: &Engine, format: Format) -> Outcome {
     }
     let text = match format {
         Format::Json => serde_json::to_string_pretty(&mounted).expect("a list of texts") + "\n",
-        Format::Text => {
+        Format::Table => {
             let rows: Vec<_> = mounted.iter().map(|one| vec![one.image.clone(), one.dir.display().to_string()]).collect();
             table::render(&["IMAGE", "DIR"], &rows)
         }

@@ -7,7 +7,7 @@ use towline_lazyfs::convert::hot;
 use towline_lazyfs::error::{Error, Outcome as Kind};
 use towline_lazyfs::layer::write::Format as LayerFormat;
 
-use super::convert::WritingArgs;
+use super::convert::{Ends, WritingArgs};
 use crate::cli::run::rehearsal::{Until, rehearse};
 use crate::engine::Engine;
 use crate::failure::{Failure, Outcome};
@@ -30,12 +30,8 @@ pub struct Args {
     compression: LayerFormat,
     #[command(flatten)]
     writing: WritingArgs,
-    /// Image: HOST/NAME:TAG, oci:DIR:TAG, oci-archive:FILE or docker-archive:FILE
-    #[arg(value_name = "SRC")]
-    source: String,
-    /// The image that is made: HOST/NAME:TAG, oci:DIR:TAG or oci-archive:FILE:TAG
-    #[arg(value_name = "DST")]
-    destination: String,
+    #[command(flatten)]
+    ends: Ends,
     /// Program and arguments whose start is recorded, instead of the image's
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -48,21 +44,22 @@ pub fn run(engine: &Engine, args: &Args) -> Outcome {
         return Err(crate::cli::bad_flag("--compression", &args.compression.to_string(), why));
     }
     let mut job = args.writing.job(args.compression, true)?;
-    let ends = args.writing.open(engine, &args.source, &args.destination)?;
+    // Before the image is run for it.
+    args.ends.destination()?;
     let recorded;
     let path = match &args.profile {
         Some(path) => path,
         None => {
             let dir = tempfile::tempdir().map_err(|e| Error::io("making", "a temporary directory", e))?;
             recorded = (dir.path().join("profile"), dir);
-            let (image, until) = ((&*args.source, args.writing.remote()), args.until());
+            let (image, until) = ((&*args.ends.source, args.writing.remote()), args.until());
             rehearse(engine, image, &args.command, &until, &recorded.0, args.writing.progress())?;
             &recorded.0
         }
     };
     let (hot, profile) = hot::parse(&read(path)?).map_err(|e| e.during(format!("reading {}", path.display())))?;
     (job.hot, job.profile) = (Some(hot), profile);
-    args.writing.finish(&ends, &job)
+    args.writing.finish(engine, &args.ends, &job)
 }
 
 impl Args {

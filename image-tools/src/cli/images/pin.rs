@@ -1,12 +1,11 @@
 //! `towline images pin` and `towline images unpin`
 
-use towline_lazyfs::error::{Error, Outcome as Kind};
 use towline_lazyfs::store::db::{Db, ImageRow};
 use towline_lazyfs::store::pins::Holder;
 
-use super::pull::canonical;
 use crate::engine::Engine;
 use crate::failure::{Failure, Outcome};
+use crate::image;
 
 /// Flags of both.
 #[derive(Debug, clap::Args)]
@@ -29,12 +28,7 @@ pub fn unpin(engine: &Engine, args: &Args) -> Outcome {
 fn each(engine: &Engine, args: &Args, action: impl Fn(&mut Db, &ImageRow) -> Result<(), Failure>) -> Outcome {
     crate::cli::for_each(&args.images, |name| {
         let mut db = engine.db()?;
-        let found = match db.resolve(name)? {
-            None => db.resolve(&canonical(name)?)?,
-            found => found,
-        };
-        let missing = || Error::new(Kind::NotFound, format!("looking up image {name}")).because("it is not in the store");
-        let image = found.ok_or_else(|| missing().advise("see `towline images ls`"))?;
+        let image = image::find(&db, name)?;
         action(&mut db, &image)
     })
 }

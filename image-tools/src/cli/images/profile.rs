@@ -8,10 +8,10 @@ use towline_lazyfs::error::{Error, Outcome as Kind};
 use towline_lazyfs::profile::{MAX_PROFILE, Profile};
 use towline_lazyfs::store::profiles::Profiles;
 
-use super::pull::canonical;
 use crate::cli::table;
 use crate::engine::Engine;
 use crate::failure::{Failure, Outcome};
+use crate::image;
 use crate::timeline::step::size;
 
 /// Flags of `images profile`.
@@ -69,17 +69,7 @@ fn resolve(engine: &Engine, image: &str) -> Result<Digest, Failure> {
     if let Ok(digest) = image.parse::<Digest>() {
         return Ok(digest);
     }
-    let db = engine.db()?;
-    let row = match db.resolve(image)? {
-        None => db.resolve(&canonical(image)?)?,
-        found => found,
-    };
-    row.map(|row| row.digest).ok_or_else(|| {
-        Error::new(Kind::NotFound, format!("looking up image {image}"))
-            .because("it was not pulled")
-            .advise("pull it, or name it by the digest of its manifest")
-            .into()
-    })
+    Ok(image::find(&engine.db()?, image)?.digest)
 }
 
 fn render(profile: &Profile) -> String {

@@ -1,14 +1,20 @@
-//! Progress of a command that reads or writes whole blobs: one bar over all of them, or a line for each.
+//! Progress of a command that reads or writes whole blobs: one bar over all of them, or lines.
 
 use std::collections::HashMap;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+use serde_json::json;
 use towline_lazyfs::digest::Digest;
 
 use crate::timeline::step::size;
 use crate::timeline::view::Style;
+
+/// Time between two lines about progress where there is no bar.
+const PLAIN_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Where it is shown: standard error.
 pub struct Bar {
@@ -19,28 +25,31 @@ pub struct Bar {
 #[derive(Default)]
 struct State {
     bar: Option<ProgressBar>,
+    all: u64,
     moved: HashMap<Digest, u64>,
+    last_line: Option<Instant>,
 }
 
 impl Bar {
     /// In a style.
     pub fn new(style: Style) -> Self {
-        let style = match style {
-            Style::Auto if std::io::stderr().is_terminal() => Style::Live,
-            Style::Auto => Style::Plain,
-            other => other,
-        };
-        Self { style, state: Mutex::default() }
+        Self { style: style.resolved(), state: Mutex::default() }
     }
 
-    /// It is known how much there is to do.
-    pub fn begin(&self, what: &str, bytes: u64) {
-        self.line(what, &serde_json::json!({"event": "begin", "bytes": bytes}));
+    /// So much is to be done, besides what was said before.
+    pub fn begin(&self, text: &str, bytes: u64, event: &impl Serialize) {
+        self.say(text, event);
+        let mut state = self.state();
+        state.all += bytes;
+        state.last_line.get_or_insert_with(Instant::now);
         if self.style == Style::Live {
-            let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr());
-            let template = "[{bar:30}] {bytes} of {total_bytes}, {bytes_per_sec}";
-            bar.set_style(ProgressStyle::with_template(template).expect("a valid template").progress_chars("=> "));
-            self.state().bar = Some(bar);
+            let bar = state.bar.get_or_insert_with(|| {
+                let template =
+                    "{spinner:.cyan} {bar:22.cyan/blue} {percent:>3} %  {decimal_bytes} of {decimal_total_bytes}  {decimal_bytes_per_sec}";
+                let style = ProgressStyle::with_template(template).expect("the template is correct").progress_chars("━╸─");
+                ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10)).with_style(style)
+            });
+            bar.clone().set_length(state.all);
         }
     }
 
@@ -48,9 +57,14 @@ impl Bar {
     pub fn moved(&self, blob: Digest, bytes: u64) {
         let mut state = self.state();
         state.moved.insert(blob, bytes);
-        let all = state.moved.values().sum();
+        let moved = state.moved.values().sum();
         if let Some(bar) = &state.bar {
-            bar.set_position(all);
+            bar.set_position(moved);
+        }
+        let is_due = state.last_line.is_some_and(|last| last.elapsed() >= PLAIN_INTERVAL);
+        if self.style == Style::Plain && is_due && moved < state.all {
+            state.last_line = Some(Instant::now());
+            line(&state, &format!("{} of {}", size(moved), size(state.all)));
         }
     }
 
@@ -58,7 +72,22 @@ impl Bar {
     pub fn done(&self, blob: Digest, bytes: u64, how: &str) {
         self.moved(blob, bytes);
         let text = format!("{}  {:>10}  {how}", blob.short(), size(bytes));
-        self.line(&text, &serde_json::json!({"event": "blob", "digest": blob, "bytes": bytes, "how": how}));
+        self.say(&text, &json!({"event": "blob", "digest": blob, "bytes": bytes, "how": how}));
+    }
+
+    /// Something happened that people read about, too.
+    pub fn say(&self, text: &str, event: &impl Serialize) {
+        if matches!(self.style, Style::Live | Style::Plain) {
+            line(&self.state(), text);
+        }
+        self.event(event);
+    }
+
+    /// Something happened that only machines want to know.
+    pub fn event(&self, event: &impl Serialize) {
+        if self.style == Style::Json {
+            line(&self.state(), &serde_json::to_string(event).expect("events have only string keys"));
+        }
     }
 
     /// Takes the bar away.
@@ -68,23 +97,17 @@ impl Bar {
         }
     }
 
-    fn line(&self, text: &str, json: &serde_json::Value) {
-        let line = match self.style {
-            Style::None | Style::Auto => return,
-            Style::Json => json.to_string(),
-            Style::Live | Style::Plain => text.to_owned(),
-        };
-        let write = || {
-            // Standard error may be closed.
-            writeln!(std::io::stderr(), "{line}").unwrap_or_default();
-        };
-        match &self.state().bar {
-            Some(bar) => bar.suspend(write),
-            None => write(),
-        }
-    }
-
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().expect("no holder of this lock panics")
     }
+}
+
+fn line(state: &State, text: &str) {
+    let write = || std::io::stderr().write_all(format!("{text}\n").as_bytes());
+    let written = match &state.bar {
+        Some(bar) => bar.suspend(write),
+        None => write(),
+    };
+    // Somebody who closes standard error does not want to read it.
+    written.unwrap_or_default();
 }

@@ -6,6 +6,7 @@ use towline_lazyfs::error::{Error, Outcome as Kind};
 use super::pull::canonical;
 use crate::engine::Engine;
 use crate::failure::Outcome;
+use crate::image;
 use crate::timeline::step::size;
 
 /// Flags of `images rm`.
@@ -30,11 +31,14 @@ pub fn run(engine: &Engine, args: &Args) -> Outcome {
         wanted.extend(images.map(|image| image.digest.to_string()));
     }
     crate::cli::for_each(&wanted, |image| {
-        let known = engine.db()?.resolve(image)?.is_some();
-        let name = if known { image.to_owned() } else { canonical(image)? };
-        if args.force && engine.db()?.resolve(&name)?.is_none() {
+        let db = engine.db()?;
+        let found = image::lookup(&db, image)?;
+        if args.force && found.is_none() {
             return Ok(());
         }
+        // A name that is there as it was written, a beginning of a digest, or else the name in full.
+        let name = if db.resolve(image)?.is_some() { image.to_owned() } else { canonical(image)? };
+        drop(db);
         match engine.daemon()?.remove_image(&name)? {
             Reply::Removed { image_removed: true, bytes_freed } => {
                 crate::cli::print(&format!("{image}: removed, {} became free\n", size(bytes_freed)))

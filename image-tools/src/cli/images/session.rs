@@ -10,7 +10,7 @@ use towline_lazyfs::error::{Error, Outcome as Kind};
 use towline_lazyfs::inspect::{self, Opened};
 use towline_lazyfs::local::LocalImage;
 use towline_lazyfs::manifest::Platform;
-use towline_lazyfs::pull::{Sources, canonical_name};
+use towline_lazyfs::pull::Sources;
 use towline_lazyfs::reference::Reference;
 use towline_lazyfs::sink::Sink;
 use towline_lazyfs::source::Source;
@@ -20,6 +20,7 @@ use towline_lazyfs::store::db::ImageRow;
 use super::pull::{SourceArgs, canonical};
 use crate::engine::Engine;
 use crate::failure::Failure;
+use crate::image;
 
 /// Sources, destinations and the store.
 pub struct Session<'a> {
@@ -79,10 +80,14 @@ impl<'a> Session<'a> {
             return Ok(Origin { name, source: Arc::new(image), selector, row: Some(row) });
         }
         if place == Place::Store {
-            return Err(Error::new(Kind::NotFound, format!("looking up image {text}"))
-                .because("no image of the store has that name or digest")
-                .advise("see `towline images ls`, or pull it first")
-                .into());
+            // Says so where it is not there for another platform, too.
+            return Err(match image::find(&self.engine.db()?, text) {
+                Err(error) => error.into(),
+                Ok(_) => Error::new(Kind::NotFound, format!("looking up image {text}"))
+                    .because(format!("the store has it for another platform than {}", self.platform()?))
+                    .advise("pull it with --platform, or leave that out")
+                    .into(),
+            });
         }
         let reference = reference(text)?;
         self.log_in(text, &reference)?;
@@ -105,11 +110,7 @@ impl<'a> Session<'a> {
     }
 
     fn row(&self, text: &str) -> Result<Option<ImageRow>, Failure> {
-        let db = self.engine.db()?;
-        let found = match db.resolve(text)? {
-            Some(row) => Some(row),
-            None => db.resolve(&canonical(text).unwrap_or_else(|_| canonical_name(text)))?,
-        };
+        let found = image::lookup(&self.engine.db()?, text)?;
         let Some(row) = found.filter(|row| self.store.image(&row.digest).exist()) else { return Ok(None) };
         let Some(wanted) = self.remote.platform()? else { return Ok(Some(row)) };
         let config = self.store.image(&row.digest).record()?.config;

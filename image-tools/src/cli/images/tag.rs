@@ -1,12 +1,11 @@
 //! `towline images tag`
 
-use towline_lazyfs::error::{Error, Outcome as Kind};
 use towline_lazyfs::reference::Reference;
 
-use super::pull::canonical;
 use super::session::reference;
 use crate::engine::Engine;
 use crate::failure::Outcome;
+use crate::image;
 
 /// Flags of `images tag`.
 #[derive(Debug, clap::Args)]
@@ -22,15 +21,7 @@ pub struct Args {
 /// Gives an image further names.
 pub fn run(engine: &Engine, args: &Args) -> Outcome {
     let mut db = engine.db()?;
-    let found = match db.resolve(&args.image)? {
-        Some(row) => Some(row),
-        None => db.resolve(&canonical(&args.image)?)?,
-    };
-    let row = found.ok_or_else(|| {
-        Error::new(Kind::NotFound, format!("tagging image {}", args.image))
-            .because("no image of the store has that name or digest")
-            .advise("see `towline images ls`")
-    })?;
+    let row = image::find(&db, &args.image)?;
     for name in &args.names {
         match reference(name)? {
             Reference::Registry(wanted) if wanted.tag().is_some() && reference(name)?.digest().is_none() => {

@@ -22,13 +22,13 @@ use crate::timeline::view::Style;
 #[derive(Debug, clap::Args)]
 pub struct Flags {
     #[command(flatten)]
-    remote: SourceArgs,
+    pub(super) remote: SourceArgs,
     /// How to print what was done
     #[arg(long, value_enum, default_value = "table")]
-    format: Format,
+    pub(super) format: Format,
     /// How to show progress
     #[arg(long, value_enum, default_value = "auto", value_name = "STYLE")]
-    progress: Style,
+    pub(super) progress: Style,
 }
 
 /// Copies an image and prints its name and digest.
@@ -65,6 +65,11 @@ pub fn run(engine: &Engine, from: &str, place: Place, to: &str, flags: &Flags) -
     Ok(0)
 }
 
+/// What machines are told of the beginning.
+pub(super) fn begun(bytes: u64) -> serde_json::Value {
+    json!({"event": "begin", "bytes": bytes})
+}
+
 async fn to_sink(
     session: &Session<'_>,
     origin: &Origin,
@@ -79,7 +84,7 @@ async fn to_sink(
     // What is in the store is one image already.
     let platform = if origin.row.is_some() { None } else { flags.remote.platform()? };
     let show = |event| match event {
-        Event::Begin { blobs, bytes } => bar.begin(&format!("{} blobs, {}", blobs, size(bytes)), bytes),
+        Event::Begin { blobs, bytes } => bar.begin(&format!("{blobs} blobs, {}", size(bytes)), bytes, &begun(bytes)),
         Event::Moved { blob, bytes } => bar.moved(blob.digest, bytes),
         Event::Done { blob, stored } => bar.done(
             blob.digest,
@@ -103,7 +108,8 @@ async fn to_docker_archive(
     check_parent(to.file())?;
     let image = inspect::open(&origin.source, &origin.selector, &session.platform()?).await?;
     let layers = &image.manifest.layers;
-    bar.begin(&format!("{} layers", layers.len()), layers.iter().map(|layer| layer.size).sum());
+    let bytes = layers.iter().map(|layer| layer.size).sum();
+    bar.begin(&format!("{} layers, {}", layers.len(), size(bytes)), bytes, &begun(bytes));
     let told = Arc::new(Mutex::new(std::collections::HashSet::new()));
     let (show, sizes) = (bar.clone(), layers.iter().map(|l| (l.digest, l.size)).collect::<std::collections::HashMap<_, _>>());
     let progress = Arc::new(move |digest, bytes| {

@@ -4,16 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use towline_lazyfs::digest::Digest;
-use towline_lazyfs::error::{Error, Outcome as Kind};
+use towline_lazyfs::error::Error;
 use towline_lazyfs::layer::LayerKind;
 use towline_lazyfs::store::Store;
 use towline_lazyfs::store::db::ImageRow;
 use towline_lazyfs::table::Table;
 
-use super::pull::canonical;
 use crate::cli::ps::Format;
 use crate::engine::Engine;
-use crate::failure::{Failure, Outcome};
+use crate::failure::Outcome;
+use crate::image;
 use crate::timeline::step::size;
 
 /// Flags of `images tree`.
@@ -57,7 +57,7 @@ pub fn run(engine: &Engine, args: &Args) -> Outcome {
     }
     let wanted = match args.images.is_empty() {
         true => all,
-        false => args.images.iter().map(|image| find(engine, image)).collect::<Result<_, _>>()?,
+        false => args.images.iter().map(|image| image::find(&db, image)).collect::<Result<_, _>>()?,
     };
     let describe = |row: &ImageRow| {
         let own = name(row);
@@ -79,20 +79,6 @@ pub fn run(engine: &Engine, args: &Args) -> Outcome {
     };
     crate::cli::print(&text)?;
     Ok(0)
-}
-
-fn find(engine: &Engine, text: &str) -> Result<ImageRow, Failure> {
-    let db = engine.db()?;
-    let found = match db.resolve(text)? {
-        Some(row) => Some(row),
-        None => db.resolve(&canonical(text)?)?,
-    };
-    found.ok_or_else(|| {
-        Error::new(Kind::NotFound, format!("looking up image {text}"))
-            .because("no image of the store has that name or digest")
-            .advise("see `towline images ls`")
-            .into()
-    })
 }
 
 fn name(row: &ImageRow) -> String {

@@ -8,6 +8,7 @@ use towline_lazyfs::inspect::verify::{Checked, verify};
 use super::progress::Bar;
 use super::pull::SourceArgs;
 use super::session::{Place, Session};
+use super::transfer::begun;
 use crate::cli::ps::Format;
 use crate::cli::table;
 use crate::engine::{Engine, block_on};
@@ -39,7 +40,8 @@ pub fn run(engine: &Engine, args: &Args) -> Outcome {
     let checked = block_on(async {
         let (_, image) = session.inspect(&args.image, Place::Anywhere).await?;
         let layers = &image.manifest.layers;
-        shown.begin(&format!("{} layers", layers.len()), layers.iter().map(|layer| layer.size).sum());
+        let bytes = layers.iter().map(|layer| layer.size).sum();
+        shown.begin(&format!("{} layers, {}", layers.len(), size(bytes)), bytes, &begun(bytes));
         let told = shown.clone();
         let progress: Arc<dyn Fn(_, _) + Send + Sync> = Arc::new(move |digest, bytes| told.moved(digest, bytes));
         Ok::<_, Failure>(verify(&image, &progress).await?)

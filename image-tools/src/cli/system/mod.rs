@@ -1,7 +1,7 @@
 //! `towline system …`
 
 mod df;
-mod prune;
+pub(super) mod prune;
 mod upgrade;
 mod verify;
 

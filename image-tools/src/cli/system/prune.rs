@@ -1,5 +1,6 @@
 //! `towline system prune`
 
+use serde_json::json;
 use towline_lazyfs::daemon::client::Client;
 use towline_lazyfs::daemon::protocol::Reply;
 use towline_lazyfs::error::{Error, Outcome as Kind};
@@ -7,6 +8,7 @@ use towline_lazyfs::store::Store;
 use towline_lazyfs::store::quota::bytes;
 use towline_lazyfs::store::usage;
 
+use crate::cli::ps::Format;
 use crate::engine::Engine;
 use crate::failure::{Failure, Outcome};
 use crate::timeline::step::size;
@@ -21,6 +23,9 @@ pub struct Args {
     /// many bytes (K, M, G, T: powers of 1000)
     #[arg(long, value_name = "BYTES", conflicts_with = "all", value_parser = bytes)]
     to: Option<u64>,
+    /// How to print what was done
+    #[arg(long, value_enum, default_value = "table")]
+    format: Format,
 }
 
 /// Removes what nobody needs.
@@ -46,7 +51,11 @@ pub fn run(engine: &Engine, args: &Args) -> Outcome {
             }
         }
     }
-    crate::cli::print(&format!("{images} images removed, {} became free\n", size(freed)))?;
+    let text = match args.format {
+        Format::Table => format!("{images} images removed, {} became free\n", size(freed)),
+        Format::Json => format!("{:#}\n", json!({"images_removed": images, "bytes_freed": freed})),
+    };
+    crate::cli::print(&text)?;
     Ok(0)
 }
 
