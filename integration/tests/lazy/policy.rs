@@ -27,8 +27,9 @@ impl Rig {
         let (file, image) = (towline.dir().join("policy.json"), registry.reference("small:zstd"));
         let towline = towline.with_env("TOWLINE_SIGNATURE_POLICY", file.to_str().unwrap());
         let rig = Self { towline, registry, file, image };
-        rig.demand(&json!([{"type": "reject"}]));
+        fs::write(&rig.file, json!({"default": [{"type": "insecureAcceptAnything"}]}).to_string()).unwrap();
         rig.towline.run(&["images", "copy", &Layout::built("small").reference("zstd"), &rig.image]).success();
+        rig.demand(&json!([{"type": "reject"}]));
         rig
     }
 
@@ -154,4 +155,57 @@ fn a_policy_that_changed_holds_for_images_that_are_here() {
     fs::remove_file(&rig.file).unwrap();
     let done = rig.towline.run(&["run", "--rm", &rig.image, "true"]);
     is_one_clear_line("no policy where one was named", &done, &["policy.json"]);
+}
+
+#[test]
+fn what_passes_an_image_on_asks_the_policy_as_well() {
+    if !images::available("policy::what_passes_an_image_on_asks_the_policy_as_well") {
+        return;
+    }
+    let rig = Rig::new();
+    let list = rig.towline.dir().join("list");
+    fs::write(&list, "/data/changed\n").unwrap();
+    let (list, image) = (list.to_str().unwrap(), rig.image.as_str());
+    let place = rig.towline.dir().join("copied");
+    let layout = format!("oci:{}:x", place.display());
+    let remote: [&[&str]; 4] = [
+        &["copy", image, &layout],
+        &["push", image, &layout],
+        &["convert", "--compression", "gzip", image, &layout],
+        &["optimize", "--profile", list, image, &layout],
+    ];
+    let all_refused = |what: &str, commands: &[&[&str]], wanted: &str| {
+        for command in commands {
+            let done = rig.towline.run(&[&["images"][..], command].concat());
+            is_one_clear_line(&format!("{what}: {command:?}"), &done, &[wanted]);
+            assert!(!place.exists(), "{what}: {command:?}: something was written");
+        }
+    };
+    all_refused("rejected", &remote, "demands reject");
+    all_refused(
+        "another transport",
+        &[&["import", &Layout::built("small").reference("zstd"), "a:1"]],
+        "(default) demands reject",
+    );
+    let signer = Signer::new(rig.towline.dir().join("signer"));
+    rig.demand_key(&signer.public_key());
+    all_refused("not signed", &remote, "no signature of it is known");
+    signer.sign(&rig.registry, "small", &rig.registry.manifest_digest("small", "zstd"), &rig.repository());
+    for command in remote {
+        rig.towline.run(&[&["images"][..], command].concat()).success();
+        fs::remove_dir_all(&place).unwrap();
+    }
+
+    // An image of the store is judged by where it came from, and what was signed then.
+    rig.towline.run(&["images", "pull", image]).success();
+    let tar = rig.towline.dir().join("root.tar").display().to_string();
+    let kept: [&[&str]; 3] = [&["export", image, &layout], &["push", image, &layout], &["export", "--rootfs", image, &tar]];
+    for command in kept {
+        rig.towline.run(&[&["images"][..], command].concat()).success();
+    }
+    fs::remove_dir_all(&place).unwrap();
+    let stranger = Signer::new(rig.towline.dir().join("stranger"));
+    rig.demand_key(&stranger.public_key());
+    all_refused("signed by another", &kept, "it is not by this key");
+    rig.towline.run(&["images", "inspect", image]).success();
 }

@@ -122,7 +122,7 @@ impl WritingArgs {
         let bar = Arc::new(Bar::new(self.progress));
         let shown = Arc::clone(&bar);
         let converted = crate::engine::block_on(async {
-            let origin = session.find(&ends.source, Place::Remote).await?;
+            let origin = session.admitted(&ends.source, Place::Remote).await?;
             let sink = session.sink(&to)?;
             let tag = Some(to.tag()).filter(|tag| !tag.is_empty());
             let events = Arc::new(move |event| show(&shown, event));

@@ -10,7 +10,7 @@ use towline_lazyfs::error::{Error, Outcome as Kind};
 use towline_lazyfs::inspect::{self, Opened};
 use towline_lazyfs::local::LocalImage;
 use towline_lazyfs::manifest::Platform;
-use towline_lazyfs::pull::Sources;
+use towline_lazyfs::pull::{Sources, resolve_all};
 use towline_lazyfs::reference::Reference;
 use towline_lazyfs::sink::Sink;
 use towline_lazyfs::source::Source;
@@ -21,6 +21,7 @@ use super::pull::{SourceArgs, canonical};
 use crate::engine::Engine;
 use crate::failure::Failure;
 use crate::image;
+use crate::policy;
 
 /// Sources, destinations and the store.
 pub struct Session<'a> {
@@ -93,6 +94,32 @@ impl<'a> Session<'a> {
         self.log_in(text, &reference)?;
         let source = self.sources.source(&reference, self.remote.plain_http())?;
         Ok(Origin { name: reference.to_string(), source, selector: reference.selector(), row: None })
+    }
+
+    /// Finds an image that is to be written elsewhere, and fails where the signature policy refuses it: what is passed on has been let
+    /// in before, as with `skopeo copy`. What is read from then on is what was decided about, also where its tag moves meanwhile.
+    ///
+    /// Of an index that is taken as a whole the index itself must be signed; with `--platform` it may be the image instead.
+    pub async fn admitted(&self, text: &str, place: Place) -> Result<Origin, Failure> {
+        let mut origin = self.find(text, place).await?;
+        if let Some(row) = &origin.row {
+            policy::admit(self.engine, row)?;
+            return Ok(origin);
+        }
+        let reference = reference(&origin.name)?;
+        let Some(rule) = policy::rule(self.engine, &reference)? else { return Ok(origin) };
+        // Before anybody is asked.
+        rule.check_possible()?;
+        if rule.needs_signatures() {
+            let source = origin.source.as_ref();
+            let digests = match self.remote.platform()? {
+                Some(platform) => resolve_all(source, &origin.selector, &platform).await?.digests,
+                None => vec![source.manifest(&origin.selector).await?.digest],
+            };
+            policy::admit_remote(self.engine, &reference, source, &digests).await?;
+            origin.selector = digests[0].to_string();
+        }
+        Ok(origin)
     }
 
     /// Finds an image and reads its manifest and configuration.

@@ -40,7 +40,7 @@ pub fn run(engine: &Engine, from: &str, place: Place, to: &str, flags: &Flags) -
     let session = Session::open(engine, &flags.remote)?;
     let bar = Arc::new(Bar::new(flags.progress));
     let result = block_on(async {
-        let origin = session.find(from, place).await?;
+        let origin = session.admitted(from, place).await?;
         match &to {
             Reference::Archive(archive) if archive.kind() == ArchiveKind::Docker => {
                 to_docker_archive(&session, &origin, archive, &bar).await
