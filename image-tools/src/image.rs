@@ -8,6 +8,7 @@ use towline_lazyfs::error::{Error, Outcome, Result};
 use towline_lazyfs::pull::canonical_name;
 use towline_lazyfs::rootfs::probe::Features;
 use towline_lazyfs::store::Store;
+use towline_lazyfs::store::boot;
 use towline_lazyfs::store::db::{Db, ImageRow, ImageState};
 
 use crate::cli::images::pull::canonical;
@@ -45,7 +46,8 @@ pub fn prepare(engine: &Engine, image: &str, container: &str) -> Result<Prepared
 
 /// Pins an image whose content is all local; `None` for any other.
 fn prepare_local(engine: &Engine, db: &mut Db, row: &ImageRow, container: &str) -> Result<Option<Prepared>> {
-    if row.state != ImageState::Complete {
+    // After a boot the daemon looks first whether everything is still there.
+    if row.state != ImageState::Complete || !boot::is_checked(db)? {
         return Ok(None);
     }
     let by = match Features::read(&engine.paths.state)? {

@@ -241,11 +241,10 @@ fn remove_oldest(store: &Store, leases: &Mutex<Leases>, grace: Duration, used: u
     // From here on nobody gets a lease until they are gone.
     let mut leases = lock(leases);
     leases.retain(|_, lease| lease.pulls > 0 || lease.last.elapsed() < grace);
-    // By the clock as well: a daemon that has left does not know any more. A time far ahead comes from a clock that was wrong.
+    // By the clock as well: a daemon that has left does not know any more.
     let now = SystemTime::now();
-    let is_recent = |last: SystemTime| last + grace > now && last <= now + grace;
     for image in &mut weighed {
-        image.removable &= !leases.contains_key(&image.image) && !is_recent(image.last_used);
+        image.removable &= !leases.contains_key(&image.image) && !is_recent(image.last_used, now, grace);
     }
     let mut gone = Vec::new();
     for image in choose(&weighed, used, wanted) {
@@ -254,4 +253,31 @@ fn remove_oldest(store: &Store, leases: &Mutex<Leases>, grace: Duration, used: u
         }
     }
     Ok(gone)
+}
+
+/// Whether an image was used within `grace`. A time far ahead comes from a clock that was wrong, and protects nothing for ever.
+fn is_recent(last: SystemTime, now: SystemTime, grace: Duration) -> bool {
+    now.duration_since(last).map_or_else(|ahead| ahead.duration(), |age| age) < grace
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_jumps_protects_no_image_for_ever_and_takes_no_time_to_overflow() {
+        let (now, grace) = (SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000), Duration::from_secs(60));
+        let year = Duration::from_secs(365 * 86_400);
+        for (what, last, wanted) in [
+            ("just used", now, true),
+            ("used 59 s ago", now - Duration::from_secs(59), true),
+            ("used 60 s ago", now - grace, false),
+            ("the clock went back by a moment", now + Duration::from_secs(59), true),
+            ("it was wrong by 20 years", now + 20 * year, false),
+            ("it was at the epoch", SystemTime::UNIX_EPOCH, false),
+        ] {
+            assert_eq!(is_recent(last, now, grace), wanted, "{what}");
+        }
+        assert!(is_recent(now - year, now, Duration::MAX), "what has grace for ever");
+    }
 }

@@ -34,6 +34,7 @@ use super::quota;
 use super::sweep::sweep;
 use super::trees::Trees;
 use crate::ahead::Ahead;
+use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::fetch::{FetchConfig, Fetcher, UseReferrers};
 use crate::holder::Keeper;
@@ -429,6 +430,14 @@ async fn ask_to_leave(paths: &Paths) -> Result<Contender> {
 fn report(removed: &boot::Removed) {
     for image in &removed.images {
         tracing::warn!("{image} was damaged when the machine went down: pull it again");
+    }
+    for (image, lost) in &removed.lost {
+        let (objects, layers) = (lost.objects.len(), lost.layers.len());
+        tracing::error!(
+            "{image} was complete, but {objects} of its files and large files of {layers} of its layers are gone from the store; they are \
+             fetched again (first: {})",
+            lost.objects.first().or(lost.layers.first()).map(Digest::to_string).unwrap_or_default()
+        );
     }
     if removed.layers > 0 {
         tracing::warn!(

@@ -65,7 +65,8 @@ impl Daemon {
         let removed = removed?;
         for one in damage {
             match one {
-                Damage::Object(object) if !images.is_empty() => match self.fetcher.demand(object).await {
+                Damage::Object(object) | Damage::Missing(object) if !images.is_empty() => match self.fetcher.demand(object).await
+                {
                     // Of no image any more.
                     Err(e) if e.outcome() == Outcome::NotFound => {}
                     brought => brought?,
@@ -86,7 +87,7 @@ impl Daemon {
         let (mut objects, mut layers) = (HashSet::<&Digest>::new(), HashSet::<&Digest>::new());
         for one in damage {
             match one {
-                Damage::Object(object) => drop(objects.insert(object)),
+                Damage::Object(object) | Damage::Missing(object) => drop(objects.insert(object)),
                 Damage::LargeFile { layer, .. } => drop(layers.insert(layer)),
                 Damage::Image(..) | Damage::Index(_) => {}
             }

@@ -16,6 +16,7 @@ use crate::layer::zstd_chunked::TocLocation;
 use crate::layer::{LayerIndex, LayerKind, saved, spans, verify};
 use crate::manifest::{Document, Manifest};
 use crate::store::content::{Content, Contents};
+use crate::table::FileRecord;
 
 impl Fetcher {
     /// Finds out what lies between the files of the layers. Asks for the manifest, since only it says where a layer's tar ends.
@@ -83,6 +84,28 @@ impl Fetcher {
         // Set already where this image was learning twice: it is the same then.
         drop(layer.gaps.set(gaps));
         Ok(())
+    }
+
+    /// Looks whether what streamed past is still here, which nobody could fetch file by file. [`Outcome::Integrity`] where it is not.
+    pub(super) async fn check_streamed(self: &Arc<Self>, image: &Arc<Image>) -> Result<()> {
+        let (fetcher, image) = (Arc::clone(self), Arc::clone(image));
+        blocking("looking for the files of layers", move || {
+            let streamed: Vec<bool> = image.layers.iter().map(|layer| layer.record.kind == LayerKind::Stream).collect();
+            if !streamed.contains(&true) {
+                return Ok(());
+            }
+            let is_lost = |file: &FileRecord| streamed[file.layer as usize] && !fetcher.store.cas().contains(&file.digest);
+            let mut lost = image.content.table.files().filter(is_lost);
+            let Some(first) = lost.next() else { return Ok(()) };
+            let why = format!(
+                "{} files of layers that can only be fetched as a whole are gone from the store, the first is {}",
+                1 + lost.count(),
+                first.digest
+            );
+            let tried = format!("looking for the files of {}", image.content.name);
+            Err(Error::new(Outcome::Integrity, tried).because(why).advise("pull the image again"))
+        })
+        .await
     }
 
     /// Checks all layers. [`Outcome::Integrity`] where one is not what the image's configuration says.

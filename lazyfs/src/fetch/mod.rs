@@ -271,6 +271,7 @@ impl Fetcher {
             return std::future::pending().await;
         }
         image.is_learnt().await;
+        self.check_streamed(&image).await?;
         // Early: what lies between files comes with the spans that programs wait for.
         self.learn_spanned(&image).await?;
         self.accompany(&image).await;

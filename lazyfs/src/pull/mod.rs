@@ -105,8 +105,8 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
                 let until = proven(daemon, &Gate::of_row(policy.as_ref(), &row)?, &row, request.until, &events)?;
                 return finish(daemon, row, name, until, None, profile, &events).await;
             }
-            // Its registry may have signatures that nobody asked for when it was pulled.
-            Err(error) if error.outcome() == Outcome::Denied && row.reference == name => {
+            // Its registry may have signatures that nobody asked for when it was pulled, or those that a power cut has damaged here.
+            Err(error) if matches!(error.outcome(), Outcome::Denied | Outcome::Integrity) && row.reference == name => {
                 tracing::info!("asking for the image again: {}", error.one_line());
             }
             Err(error) => return Err(error),
@@ -139,10 +139,10 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
     let annotated = Some((source.clone(), manifest.annotations.clone()));
     let profile = tokio::spawn(profiles::find(daemon.clone(), annotated, raw.digest));
     let known = daemon.database.with(move |db| db.image(&raw.digest)).await?;
-    let files = daemon.store.image(&raw.digest);
-    let is_known = known.as_ref().is_some_and(|row| row.state != ImageState::Poisoned);
-    // Whoever was told that they are damaged pulls again.
-    let intact = is_known && layers::blocking("reading an image's files", move || Ok(files.are_intact())).await?;
+    let intact = match &known {
+        Some(row) => is_intact(daemon, row).await?,
+        None => false,
+    };
     let (row, index_bytes) = match known {
         Some(row) if intact => {
             keep_manifest(daemon, &raw)?;
@@ -150,7 +150,11 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
             daemon.database.with(move |db| db.name_image(&digest, &name, &reference)).await?;
             (row, 0)
         }
-        _ => {
+        known => {
+            if known.is_some_and(|row| row.state == ImageState::Complete) {
+                // What replaces its files is not durable at first.
+                daemon.database.with(move |db| db.set_state(&raw.digest, ImageState::Lazy, "")).await?;
+            }
             let added = add(daemon, &source, raw.digest, &manifest, &request, &gate, &events).await?;
             keep_manifest(daemon, &raw)?;
             added
@@ -166,6 +170,17 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
         tracing::error!("{}", error.one_line());
     }
     finished
+}
+
+/// Whether an image that is known need not be made again. Whoever was told that something of it is damaged pulls again.
+async fn is_intact(daemon: &Daemon, row: &ImageRow) -> Result<bool> {
+    let (store, image, state) = (daemon.store.clone(), row.digest, row.state);
+    let look = move || match state {
+        ImageState::Poisoned => Ok(false),
+        ImageState::Complete => Ok(store.image(&image).are_intact()),
+        ImageState::Lazy => Ok(store.can_go_on(&image)),
+    };
+    layers::blocking("reading an image's files", look).await
 }
 
 /// How many bytes of layers come at least.

@@ -305,6 +305,18 @@ pub(super) fn keep_durable(dir: &Path, layer: &Digest, durable: &[Range<u64>]) -
     kept.sync()
 }
 
+/// Whether all of these files are here, by the map of their layer, whose data has `len` bytes. Changes nothing.
+pub(super) fn has_all(dir: &Path, layer: &Digest, len: u64, files: &[Range<u64>]) -> Result<bool> {
+    let data = data_path(dir, layer);
+    match std::fs::metadata(&data) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        found if found.as_ref().is_ok_and(|found| found.len() == len) => {}
+        found => return found.map(|_| false).map_err(|e| Error::io("reading", &data, e)),
+    }
+    let map = Map::open(&map_path(dir, layer), len)?;
+    Ok(map.is_some_and(|map| files.iter().all(|file| clusters_of(file).all(|cluster| map.has(cluster)))))
+}
+
 /// The layers that have data in `dir`.
 pub(super) fn list(dir: &Path) -> Result<HashSet<Digest>> {
     let names = std::fs::read_dir(dir).map_err(|e| Error::io("listing", dir, e))?;

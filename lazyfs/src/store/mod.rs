@@ -23,6 +23,7 @@ pub mod content;
 pub mod db;
 pub mod image;
 pub mod imported;
+pub mod needs;
 pub mod patch;
 pub mod pins;
 pub mod profiles;

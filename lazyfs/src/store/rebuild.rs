@@ -82,9 +82,13 @@ fn rebuild(store: &Store, why: &Error) -> Result<(Db, Rebuilt)> {
     let salvaged = Salvaged::of(&kept);
     let mut rebuilt = Rebuilt { why: why.one_line(), kept, ..Rebuilt::default() };
     let mut db = Db::open(store.root())?;
+    let boot = boot::current()?;
+    // Otherwise everything that is not durable is looked at, and large files of running containers would be forgotten.
+    let noted = std::fs::read_to_string(store.root().join(BOOT)).is_ok_and(|noted| noted == boot);
+    let is_checked = noted || salvaged.boot.as_deref() == Some(boot.as_str());
     let mut known = BTreeSet::new();
     for image in by_age(store)? {
-        match add(store, &mut db, &image) {
+        match add(store, &mut db, &image, is_checked) {
             Ok(()) => drop(known.insert(image)),
             Err(error) => rebuilt.lost.push(format!("{image} ({})", error.one_line())),
         }
@@ -98,10 +102,7 @@ fn rebuild(store: &Store, why: &Error) -> Result<(Db, Rebuilt)> {
     let names: BTreeSet<String> = db.images()?.into_iter().flat_map(|row| row.names).collect();
     let is_lost = |name: &String| rebuilt.lost.iter().any(|lost| lost.contains(name));
     rebuilt.names = salvaged.names.into_iter().filter(|name| !names.contains(name) && !is_lost(name)).collect();
-    // Otherwise everything that is not durable is looked at, and large files of running containers would be forgotten.
-    let boot = boot::current()?;
-    let noted = std::fs::read_to_string(store.root().join(BOOT)).is_ok_and(|noted| noted == boot);
-    if noted || salvaged.boot.as_deref() == Some(boot.as_str()) {
+    if is_checked {
         db.set_boot(&boot)?;
     }
     Ok((db, rebuilt))
@@ -163,7 +164,8 @@ fn by_age(store: &Store) -> Result<Vec<Digest>> {
     Ok(images.into_iter().map(|(_, image)| image).collect())
 }
 
-fn add(store: &Store, db: &mut Db, image: &Digest) -> Result<()> {
+/// `is_checked`: what is here has not been through a power cut since it was written.
+fn add(store: &Store, db: &mut Db, image: &Digest, is_checked: bool) -> Result<()> {
     let files = store.image(image);
     let record = files.record()?;
     if !files.are_intact() {
@@ -172,8 +174,8 @@ fn add(store: &Store, db: &mut Db, image: &Digest) -> Result<()> {
     }
     let table = Table::open(&files.table())?;
     let streamed = table.layers().all(|layer| layer.kind == LayerKind::Stream);
-    // Layers that streamed past were verified then.
-    let state = if streamed && store.is_local(&table) { ImageState::Complete } else { ImageState::Lazy };
+    // Layers that streamed past were verified then, but nothing says whether they were durable.
+    let state = if is_checked && streamed && store.is_local(&table) { ImageState::Complete } else { ImageState::Lazy };
     let name = &record.reference;
     db.add_image(&NewImage {
         digest: *image,
@@ -290,6 +292,10 @@ mod tests {
             for row in &mut expected {
                 row.names.retain(|name| name != "other:1");
                 (row.created, row.last_used) = (0, 0);
+                if !readable {
+                    // Nothing says any more that this boot was checked, so that what streamed past may be damaged.
+                    (row.state, row.bytes_local) = (ImageState::Lazy, 0);
+                }
             }
             let mut found = db.images().unwrap();
             // Times are those of the rebuilding.

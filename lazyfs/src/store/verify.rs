@@ -1,10 +1,11 @@
 //! Reads everything that is kept and says what is not as it was written.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
 
 use super::Store;
-use super::db::Db;
+use super::db::{Db, ImageState};
+use super::needs::Needs;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::layer::saved;
@@ -15,6 +16,8 @@ use crate::table::Table;
 pub enum Damage {
     /// An object has other content than its name says.
     Object(Digest),
+    /// An object that a complete image reads is gone.
+    Missing(Digest),
     /// Tree, table or record of an image.
     Image(Digest, String),
     /// What is kept of a layer's index.
@@ -36,6 +39,7 @@ impl std::fmt::Display for Damage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Object(digest) => write!(f, "object {digest}"),
+            Self::Missing(digest) => write!(f, "object {digest} is gone"),
             Self::Image(digest, name) => write!(f, "tree, table or record of image {name} ({digest}): pull it again"),
             Self::Index(layer) => write!(f, "index of layer {layer}"),
             Self::LargeFile { layer, file, chunks, .. } => {
@@ -63,14 +67,21 @@ pub fn verify(store: &Store, db: &Db) -> Result<Verified> {
     db.check()?;
     let mut verified = Verified::default();
     let mut layers = HashSet::new();
+    let mut needed = BTreeSet::new();
     for row in db.images()? {
         verified.images += 1;
         let files = store.image(&row.digest);
-        match Table::open(&files.table()) {
-            Ok(table) if files.are_intact() => large_files(store, &table, &mut layers, &mut verified.damage)?,
+        let needs = if row.state == ImageState::Complete { Needs::of(&files) } else { Ok(Needs::default()) };
+        match (Table::open(&files.table()), needs) {
+            (Ok(table), Ok(needs)) if files.are_intact() => {
+                needed.extend(needs.objects);
+                large_files(store, &table, &mut layers, &mut verified.damage)?;
+            }
             _ => verified.damage.push(Damage::Image(row.digest, row.reference)),
         }
     }
+    needed.retain(|object| !store.cas().contains(object));
+    verified.damage.extend(needed.into_iter().map(Damage::Missing));
     for digest in store.cas().list()? {
         verified.objects += 1;
         let object = match store.cas().get(&digest) {
@@ -148,6 +159,8 @@ pub fn remove(store: &Store, damage: &[Damage]) -> Result<usize> {
                 let data = store.big(layer, *data_len)?;
                 chunks.iter().try_for_each(|chunk| data.forget(chunk.clone()))?;
             }
+            // Images that are lazy fetch it.
+            Damage::Missing(_) => {}
             Damage::Image(..) => continue,
         }
         removed += 1;
@@ -157,12 +170,15 @@ pub fn remove(store: &Store, damage: &[Damage]) -> Result<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::db::{ImageState, NewImage};
+    use super::super::db::NewImage;
     use super::super::image::ImageRecord;
     use super::*;
     use crate::layer::sample::{file, layer};
     use crate::layer::{Chunk, EntryKind, LayerKind};
     use crate::table::{CHUNKED_FROM, LayerSource, build};
+    use crate::tree::erofs;
+    use crate::tree::erofs::devices::LargeFiles;
+    use crate::tree::merge::merge;
 
     #[test]
     fn a_flipped_bit_is_found_at_every_kind_of_place() {
@@ -186,7 +202,9 @@ mod tests {
         let source = LayerSource { digest: blob, diff_id: blob, size: 100, kind: LayerKind::ZstdChunked, index: &index };
         let image = Digest::of(b"image");
         let files = store.image(&image);
-        files.write(b"tree", &build(&[source]).unwrap(), ImageRecord::new("a:1".into(), false, "{}".into())).unwrap();
+        let table = Table::from_bytes(build(&[source]).unwrap()).unwrap();
+        let tree = erofs::write_with(&merge([&index]).unwrap(), &LargeFiles::of(&table, |_| false)).unwrap();
+        files.write(&tree, table.as_bytes(), ImageRecord::new("a:1".into(), false, "{}".into())).unwrap();
         let state = ImageState::Complete;
         let new = NewImage { digest: image, name: "a:1", reference: "a:1", state, bytes_total: 1, content_bytes: 1, entries: 1 };
         db.add_image(&new).unwrap();
@@ -217,6 +235,11 @@ mod tests {
             assert_eq!(verify(&store, &db).unwrap().damage, [damage], "{}", path.display());
             std::fs::write(&path, &before).unwrap();
         }
+        let path = store.cas().objects_dir().join(object.object_path());
+        std::fs::rename(&path, dir.path().join("aside")).unwrap();
+        assert_eq!(verify(&store, &db).unwrap().damage, [Damage::Missing(object)]);
+        std::fs::rename(dir.path().join("aside"), &path).unwrap();
+
         assert_eq!(remove(&store, &[Damage::Object(object), Damage::Index(blob), of_image(), damaged_part]).unwrap(), 3);
         assert!(!store.cas().contains(&object) && !store.index_path(&blob).exists() && files.exist());
         assert!(!big.has(0..1) && !big.has(CHUNKED_FROM..CHUNKED_FROM + 5));

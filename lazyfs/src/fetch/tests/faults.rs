@@ -359,3 +359,29 @@ async fn nothing_wrong_is_stored_and_every_error_says_where() {
     }
     assert_eq!(wrong, 0, "rows that are not as they should be; they are above");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_lost_a_file_of_a_layer_that_streamed_past_does_not_become_complete() {
+    use crate::layer::LayerKind;
+    use crate::layer::sample::{file, layer};
+    use crate::table::{LayerSource, Table, build};
+
+    let rig = rig(&[1000], "background_idle=1");
+    let index = layer([file("a", b"one"), file("b", b"two")]);
+    let blob = Digest::of(b"blob");
+    let source = LayerSource { digest: blob, diff_id: blob, size: 100, kind: LayerKind::Stream, index: &index };
+    let table = Arc::new(Table::from_bytes(build(&[source]).unwrap()).unwrap());
+    let objects = [b"one", b"two"].map(|content| {
+        let mut writer = rig.store.cas().writer().unwrap();
+        writer.write(content).unwrap();
+        writer.finish().unwrap()
+    });
+    let streamed = Rig { table, image: Digest::of(b"image"), ..rig };
+    streamed.attach(&streamed.fetcher, streamed.image);
+    streamed.background().await.unwrap();
+    streamed.store.cas().remove(&objects[1]).unwrap();
+    let error = streamed.background().await.unwrap_err();
+    assert_eq!(error.outcome(), Outcome::Integrity);
+    let line = error.one_line();
+    assert!(line.contains("fake/image:1") && line.contains(&objects[1].to_string()) && line.contains("pull the image"), "{line}");
+}
