@@ -106,10 +106,7 @@ impl Ahead {
         tokio::spawn(async move {
             let Some(large) = this.fetcher.large_file(&file) else { return };
             let Some(Looked { needs: Some(needs), .. }) = look(&large).await else { return };
-            let len = large.size();
-            if len <= WHOLE && !large.is_foretold() {
-                tokio::spawn(async move { large.bring(0, len as usize).await });
-            }
+            bring_rest(large);
             let found = this.needs_of(&file, &needs);
             this.bring_found(found).await;
         });
@@ -158,9 +155,8 @@ impl Ahead {
             let Some(large) = self.fetcher.large_file(&file.digest) else { return Vec::new() };
             let Some(looked) = look(&large).await else { return Vec::new() };
             let needed = case.places(&file, &looked);
-            if looked.needs.is_some() && file.size <= WHOLE && !large.is_foretold() {
-                // Beside what it needs. A program's pages are touched all over: each of them would cost a round trip.
-                tokio::spawn(async move { large.bring(0, file.size as usize).await });
+            if looked.needs.is_some() {
+                bring_rest(large);
             }
             return needed;
         }
@@ -172,6 +168,17 @@ impl Ahead {
             tracing::debug!("{}", error.one_line());
             Vec::new()
         })
+    }
+}
+
+/// Has the rest of a program brought, beside what it needs. A program's pages are touched all over: each of them would cost a round trip. What
+/// is too much for that, or not needed by the word of a profile, comes as the first that nobody waits for.
+fn bring_rest(program: LargeFile) {
+    let len = program.size();
+    if len <= WHOLE && !program.is_foretold() {
+        tokio::spawn(async move { program.bring(0, len as usize).await });
+    } else {
+        program.bring_later();
     }
 }
 

@@ -15,6 +15,7 @@ use super::inflight::Origin;
 use super::obstacle::Obstacle;
 use super::payer::{Group, Payer};
 use super::piece::{Destination, Piece, PieceId, PiecePlan, pieces_of};
+use super::programs::Programs;
 use super::reads::Reads;
 use super::runs::Runs;
 use super::span::{Part, first_at};
@@ -74,6 +75,7 @@ pub(super) struct Image {
     /// Programs have begun to wait somewhere.
     pub heated: Notify,
     pub(super) guide: Guide,
+    pub programs: Programs,
     /// The container that waited last, as far as that is known.
     caller: Mutex<Option<Group>>,
 }
@@ -154,6 +156,7 @@ impl Image {
             reads: Reads::default(),
             heated: Notify::new(),
             guide: Guide::default(),
+            programs: Programs::default(),
             caller: Mutex::default(),
         }
     }

@@ -271,6 +271,14 @@ impl LargeFile {
         image.is_ok_and(|(image, _)| image.guide.is_on(false))
     }
 
+    /// Has all of it brought before anything else that nobody waits for, now that a program uses it.
+    pub fn bring_later(&self) {
+        let file = self.start..self.start + self.content.size();
+        if let Ok((image, layer)) = self.fetcher.find_data(&self.layer, &file) {
+            image.programs.note(layer, file);
+        }
+    }
+
     /// Its length, bytes.
     pub fn size(&self) -> u64 {
         self.content.size()

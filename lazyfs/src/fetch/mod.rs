@@ -58,6 +58,7 @@ mod obstacle;
 mod payer;
 mod piece;
 mod prefetch;
+mod programs;
 mod reads;
 mod runs;
 mod schedule;

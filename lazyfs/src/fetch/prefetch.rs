@@ -62,6 +62,7 @@ impl Fetcher {
         }
         while running.join_next().await.is_some() {}
         drop(waiting);
+        self.note_programs(&image, profile);
         tracing::debug!("{} pieces of {} are here after {:?}", wanted.len(), image.content.name, begin.elapsed());
         let start = Duration::from_millis(profile.milliseconds).min(LONGEST_START);
         tokio::time::sleep(start.saturating_sub(begin.elapsed())).await;

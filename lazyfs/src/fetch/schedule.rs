@@ -7,7 +7,8 @@
 //! ahead       at once: files that a program is known to open next
 //! runs        directories in which programs open one file after the other, one part after the other, beside demands
 //! readahead   places where programs just waited are fetched further once nobody has waited for a moment
-//! background  a sweep over all layers in blob order once nobody has waited for a while, in requests that grow in quiet times
+//! background  once nobody has waited for a while, in requests that grow in quiet times: the rest of programs that were touched (programs), then
+//!             a sweep over all layers in blob order
 //! ```
 //!
 //! The reason for runs and readahead: programs open files one after the other, and between two of them the line is idle. What lies behind
@@ -290,7 +291,7 @@ impl Fetcher {
         let mut pauses = self.pauses();
         loop {
             let hot = self.turn(image).await;
-            let transfer = match hot.or_else(|| self.plan_sweep(image, &mut cursor)) {
+            let transfer = match hot.or_else(|| self.plan_program(image)).or_else(|| self.plan_sweep(image, &mut cursor)) {
                 Some(transfer) => transfer,
                 None if std::mem::take(&mut cursor).missed => {
                     tokio::time::sleep(LOOK_AGAIN).await;

@@ -1,7 +1,7 @@
 //! What an access profile names.
 
 use super::super::*;
-use super::rig::{Rig, noise, rig};
+use super::rig::{Rig, noise, rig, rig_with_files};
 use crate::profile::{Access, Profile};
 
 const LARGE: usize = 3_000_000;
@@ -65,4 +65,28 @@ async fn nothing_is_guessed_while_a_profile_is_in_force() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     guided.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rest_of_programs_that_were_touched_comes_before_anything_else() {
+    let program = |seed| [b"\x7fELF".to_vec(), noise(LARGE, seed)].concat();
+    let files = [noise(LARGE, 1), program(2), noise(2_000_000, 3), program(4), noise(1000, 5)];
+    let rig = rig_with_files(&files, "readahead=0,readbehind=0,prefetch=0,background_idle=1,background_first=200000,hole=0");
+    // Of a program and of data a profile names the beginning; the other program is touched although nobody has foretold that.
+    let named = [access(&rig, 0, &[(0, 10)]), access(&rig, 3, &[(0, 10), (500_000, 500_010)]), access(&rig, 4, &[])];
+    rig.fetcher.prefetch(&rig.image, &Profile::new(rig.image, 1, named)).await;
+    rig.fetcher.large_file(&rig.files[1].0).unwrap().bring_later();
+    let before = rig.fake.requests().len();
+    rig.background().await.unwrap();
+
+    let requests = rig.fake.requests().split_off(before);
+    let place = &rig.files[3].1;
+    let first = requests.iter().take_while(|request| place.start <= request.start && request.end <= place.end).count();
+    let bytes: u64 = requests[..first].iter().map(|request| request.end - request.start).sum();
+    let whole = place.end - place.start;
+    assert!(first > 5 && bytes > whole * 9 / 10, "{bytes} of {whole} bytes came first: {requests:?}");
+    let then = requests[first..].iter().take_while(|request| rig.files[1].1.contains(&request.start));
+    let bytes: u64 = then.map(|request| request.end - request.start).sum();
+    assert_eq!(bytes, rig.files[1].1.end - rig.files[1].1.start, "{requests:?}");
+    assert_eq!(rig.local(), [0, 1, 2, 3, 4]);
 }

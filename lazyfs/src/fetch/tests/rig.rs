@@ -201,7 +201,24 @@ fn rig_in(
     lengths: &[usize],
     adjust: impl FnOnce(&mut Fake),
 ) -> Rig {
-    let layer = Sample::new(lengths);
+    rig_of(dir, store, fetcher, Sample::new(lengths), adjust)
+}
+
+/// An image with these files.
+pub(super) fn rig_with_files(contents: &[Vec<u8>], config: &str) -> Rig {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::open(dir.path()).unwrap());
+    let fetcher = Fetcher::new(Arc::clone(&store), FetchConfig::parse(config).unwrap());
+    rig_of(Arc::new(dir), store, fetcher, Sample::of(contents), |_| {})
+}
+
+fn rig_of(
+    dir: Arc<tempfile::TempDir>,
+    store: Arc<Store>,
+    fetcher: Arc<Fetcher>,
+    layer: Sample,
+    adjust: impl FnOnce(&mut Fake),
+) -> Rig {
     let source = LayerSource {
         digest: layer.digest(),
         diff_id: Digest::of(&layer.tar),
@@ -246,16 +263,21 @@ pub(super) struct Sample {
 
 impl Sample {
     pub(super) fn new(lengths: &[usize]) -> Self {
+        let contents: Vec<Vec<u8>> = lengths.iter().enumerate().map(|(n, len)| noise(*len, n + 1)).collect();
+        Self::of(&contents)
+    }
+
+    fn of(contents: &[Vec<u8>]) -> Self {
         let mut layer = Self::default();
-        for (n, len) in lengths.iter().enumerate() {
+        for (n, content) in contents.iter().enumerate() {
             let mut header = tar::Header::new_ustar();
             header.set_path(format!("f{n}")).unwrap();
-            header.set_size(*len as u64);
+            header.set_size(content.len() as u64);
             header.set_mode(0o644);
             header.set_cksum();
             let padding = layer.tar.len().next_multiple_of(512) - layer.tar.len();
             layer.gap(&[&vec![0; padding][..], header.as_bytes()].concat());
-            layer.file(n, &noise(*len, n + 1));
+            layer.file(n, content);
         }
         let padding = layer.tar.len().next_multiple_of(512) - layer.tar.len();
         layer.gap(&vec![0; padding + 1024]);
