@@ -257,7 +257,7 @@ fn remove_oldest(store: &Store, leases: &Mutex<Leases>, grace: Duration, used: u
 
 /// Whether an image was used within `grace`. A time far ahead comes from a clock that was wrong, and protects nothing for ever.
 fn is_recent(last: SystemTime, now: SystemTime, grace: Duration) -> bool {
-    now.duration_since(last).map_or_else(|ahead| ahead.duration(), |age| age) < grace
+    now.duration_since(last).unwrap_or_else(|ahead| ahead.duration()) < grace
 }
 
 #[cfg(test)]
