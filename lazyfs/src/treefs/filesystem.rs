@@ -250,6 +250,11 @@ impl Filesystem for TreeFs {
         reply.ok();
     }
 
+    fn opendir(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        // The kernel keeps what it has listed (4.20).
+        reply.opened(FileHandle(0), FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE);
+    }
+
     fn readdir(&self, _request: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let Some(names) = self.tree.list(self.nid(ino)) else { return reply.error(Errno::ENOTDIR) };
         for (number, entry) in (1u64..).zip(names).skip(usize::try_from(offset).unwrap_or(usize::MAX)) {

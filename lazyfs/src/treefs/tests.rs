@@ -104,6 +104,9 @@ fn a_tree_is_served_and_content_only_when_it_is_opened() {
     let root = rig.mount.dir().to_owned();
     let listed: Vec<_> = std::fs::read_dir(root.join("many")).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(listed.len(), 1000);
+    // From what the kernel has kept.
+    let again: Vec<_> = std::fs::read_dir(root.join("many")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(again, listed);
     let noted = std::fs::metadata(root.join("noted")).unwrap();
     assert_eq!((noted.mode() & 0o7777, noted.uid(), noted.gid(), noted.len()), (0o640, 5, 6, 5));
     assert!(std::fs::symlink_metadata(root.join("pipe")).unwrap().file_type().is_fifo());
