@@ -29,6 +29,7 @@ fn main() -> ExitCode {
     if arguments.next().is_some_and(|verb| verb == "hold") {
         return hold(arguments.next().map(PathBuf::from), arguments.next());
     }
+    let little = towline_sys::heap::keep_little();
     let cli::Arguments { root, state, registry_config, command: cli::Command::Serve { fetch, replace, mounts, metrics, quota } } =
         cli::Arguments::parse();
     let settings = Settings {
@@ -37,6 +38,9 @@ fn main() -> ExitCode {
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("TOWLINE_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    if !little {
+        tracing::warn!("the C library refuses to keep less memory that was freed");
+    }
     let variable = |name: &str| std::env::var(name).ok();
     let Found { settings: spans, warnings } = spans::Settings::from_variables("towlined", settings.proxies.clone(), variable);
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));

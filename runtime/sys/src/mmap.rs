@@ -43,6 +43,19 @@ impl MappedFile {
     }
 }
 
+impl MappedFile {
+    /// Lets go of the pages that were read so far; they stay in the page cache of the file, and come back when they are read again.
+    pub fn forget(&self) -> io::Result<()> {
+        let Some(start) = self.start else { return Ok(()) };
+        // SAFETY: `start` is a mapping of `len` bytes that lives until `drop`. It is read-only and of a file, so pages that were let go of
+        // come back with the same bytes.
+        match unsafe { libc::madvise(start.as_ptr().cast(), self.len, libc::MADV_DONTNEED) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
 impl Deref for MappedFile {
     type Target = [u8];
 
@@ -112,6 +125,8 @@ mod tests {
         let mapped = MappedFile::map(&file).unwrap();
         drop(file);
         assert_eq!(&mapped[..], b"towline ".repeat(10_000));
+        mapped.forget().unwrap();
+        assert_eq!(&mapped[..], b"towline ".repeat(10_000));
     }
 
     #[test]
@@ -127,7 +142,9 @@ mod tests {
     #[test]
     fn empty_files_and_other_things() {
         let file = tempfile::tempfile().unwrap();
-        assert!(MappedFile::map(&file).unwrap().is_empty());
+        let empty = MappedFile::map(&file).unwrap();
+        assert!(empty.is_empty());
+        empty.forget().unwrap();
         let directory = std::fs::File::open("/").unwrap();
         assert_eq!(MappedFile::map(&directory).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
