@@ -116,6 +116,14 @@ impl Table {
         Self::new(Bytes::Owned(bytes)).map_err(|problem| problem.into_error("reading a mapping table".into()))
     }
 
+    /// Lets go of what was read of it, which comes back when it is looked up again.
+    pub fn forget(&self) -> Result<()> {
+        match &self.bytes {
+            Bytes::Mapped(mapped) => mapped.forget().map_err(|e| Error::io("letting go of", "the pages of a mapping table", e)),
+            Bytes::Owned(_) => Ok(()),
+        }
+    }
+
     /// The file.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes

@@ -70,8 +70,13 @@ pub(crate) fn begin(magic: [u8; 8], version: u32, extra: usize) -> Vec<u8> {
 /// Completes a file that [`begin`] began: enters its length.
 pub(crate) fn end(mut file: Vec<u8>) -> Vec<u8> {
     let length = file.len() as u64;
-    file[32..HEADER].copy_from_slice(&length.to_le_bytes());
+    enter_length(&mut file, length);
     file
+}
+
+/// Enters the length of the whole file into its header.
+pub(crate) fn enter_length(header: &mut [u8], length: u64) {
+    header[32..HEADER].copy_from_slice(&length.to_le_bytes());
 }
 
 /// Checks the shared header of `file` and yields what is behind it: the rest of the header, `extra` bytes, and the content.

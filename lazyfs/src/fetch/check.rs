@@ -63,7 +63,9 @@ impl Fetcher {
             return Err(Error::new(Outcome::Integrity, tried()).because("the image's manifest does not describe it"));
         };
         self.learn_gaps_of(layer, || {
-            let gaps = verify::gap_ranges(&self.index(layer)?, tar_end).map_err(|e| e.during(tried()))?;
+            // Entry by entry: the whole index would be the largest thing in memory.
+            let saved = self.saved_index(layer)?;
+            let gaps = verify::gap_ranges(saved::entries(&saved)?, tar_end).map_err(|e| e.during(tried()))?;
             Ok((tar_end, gaps.into_iter().flat_map(GapLog::parts_of).collect()))
         })
     }
@@ -171,9 +173,12 @@ impl Fetcher {
     }
 
     fn index(&self, layer: &Layer) -> Result<LayerIndex> {
+        saved::load(&self.saved_index(layer)?)
+    }
+
+    fn saved_index(&self, layer: &Layer) -> Result<Vec<u8>> {
         let path = self.store.index_path(&layer.record.digest);
-        let bytes = std::fs::read(&path).map_err(|e| Error::io("reading the layer index", &path, e))?;
-        saved::load(&bytes)
+        std::fs::read(&path).map_err(|e| Error::io("reading the layer index", &path, e))
     }
 }
 

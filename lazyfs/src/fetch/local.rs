@@ -41,6 +41,11 @@ impl Fetcher {
             let unknown = layer.covering(&(0..layer.record.data_len)).filter(|nth| !layer.pieces[*nth].is_local());
             unknown.filter(|nth| image.is_stored(number, *nth, &self.store)).for_each(|nth| image.mark_local(number, nth));
         }
+        // All of both was read, and little of it is needed again.
+        let tree = image.content.tree.as_ref().map_or(Ok(()), |tree| tree.forget());
+        if let Err(error) = tree.and(image.content.table.forget()) {
+            tracing::warn!("{}", error.one_line());
+        }
     }
 
     /// Brings a large file that an image reads from an object.

@@ -92,7 +92,7 @@ pub fn parse(layer: &Digest, digest: &Digest, blob_len: u64, offset: u64, member
         let cause = format!("its digest is {found}, but the manifest says {digest}");
         return Err(Error::new(Outcome::Integrity, tried()).because(cause));
     }
-    let entries = toc::parse(&json, offset, Dialect::Estargz).map_err(|problem| problem.into_error(tried()))?;
+    let entries = toc::parse(&json[..], offset, Dialect::Estargz).map_err(|problem| problem.into_error(tried()))?;
     let mut index = LayerIndex { entries };
     let landmark = index.entries.iter().find(|entry| entry.path == LANDMARK.as_bytes());
     let prefetch_end = landmark.and_then(|entry| match &entry.kind {

@@ -19,7 +19,9 @@
 //!
 //! The digest at the end is why nobody waits for the disk when an index is kept: one that a power cut damaged is not believed.
 
-use crate::digest::Digest;
+use std::io::{self, Write};
+
+use crate::digest::{Digest, Hasher};
 use crate::error::Result;
 use crate::layer::{Chunk, Entry, EntryKind, FileContent, LayerIndex, MAX_ENTRIES, Meta, name};
 use crate::wire::{self, Malformed, Reader};
@@ -29,18 +31,35 @@ const VERSION: u32 = 1;
 const HEADER_EXTRA: usize = 8;
 const CHUNK: usize = 57;
 const FLAG_ZEROS: u8 = 1;
+/// So many bytes are written at once.
+const PORTION: usize = 64 << 10;
 const TRIED: &str = "reading a saved layer index";
 const NO_TIME: &str = "field `mtime` has too many nanoseconds";
 
 /// The bytes to keep.
 pub fn save(index: &LayerIndex) -> Vec<u8> {
-    let mut bytes = encode(index);
-    bytes.extend(Digest::of(&bytes).as_bytes());
+    let mut bytes = Vec::new();
+    write(index, &mut bytes).expect("memory takes all that is written to it");
     bytes
+}
+
+/// Writes what [`save`] makes.
+pub fn write(index: &LayerIndex, out: &mut dyn Write) -> io::Result<()> {
+    let mut hasher = Hasher::default();
+    encode(index, &mut |bytes| {
+        hasher.update(bytes);
+        out.write_all(bytes)
+    })?;
+    out.write_all(hasher.finish().as_bytes())
 }
 
 /// Reads what [`save`] made. Anything else, damage included, is [`crate::error::Outcome::BadInput`] or a newer version's.
 pub fn load(bytes: &[u8]) -> Result<LayerIndex> {
+    Ok(LayerIndex { entries: entries(bytes)?.collect::<Result<_>>()? })
+}
+
+/// The same, one entry after the other.
+pub fn entries(bytes: &[u8]) -> Result<impl Iterator<Item = Result<Entry>>> {
     let sealed = bytes.split_last_chunk().filter(|(content, digest)| Digest::of(content).as_bytes() == *digest);
     match sealed {
         Some((content, _)) => decode(content),
@@ -48,18 +67,32 @@ pub fn load(bytes: &[u8]) -> Result<LayerIndex> {
     }
 }
 
-fn encode(index: &LayerIndex) -> Vec<u8> {
+/// All but the digest, in portions.
+fn encode(index: &LayerIndex, put: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
     let mut out = wire::begin(MAGIC, VERSION, HEADER_EXTRA);
     out.extend(u32::try_from(index.entries.len()).expect("an index has a limit of entries").to_le_bytes());
     out.extend([0; 4]);
+    // The length stands in the header, and the whole is not to be in memory.
+    let mut length = out.len() as u64;
+    let mut scratch = Vec::new();
+    for entry in &index.entries {
+        scratch.clear();
+        put_entry(&mut scratch, entry);
+        length += scratch.len() as u64;
+    }
+    wire::enter_length(&mut out, length);
     for entry in &index.entries {
         put_entry(&mut out, entry);
+        if out.len() >= PORTION {
+            put(&out)?;
+            out.clear();
+        }
     }
-    wire::end(out)
+    put(&out)
 }
 
-fn decode(bytes: &[u8]) -> Result<LayerIndex> {
-    parse(bytes).map_err(|problem| problem.into_error(TRIED.into()))
+fn decode(bytes: &[u8]) -> Result<Entries<'_>> {
+    Entries::of(bytes).map_err(|problem| problem.into_error(TRIED.into()))
 }
 
 fn put_text(out: &mut Vec<u8>, text: &[u8]) {
@@ -121,20 +154,47 @@ fn put_meta(out: &mut Vec<u8>, meta: &Meta) {
     }
 }
 
-fn parse(bytes: &[u8]) -> Result<LayerIndex, Malformed> {
-    let (mut header, mut content) = wire::open(bytes, MAGIC, VERSION, "saved layer index", HEADER_EXTRA)?;
-    let count = header.u32().expect("wire::open has checked the header's length") as usize;
-    if count > MAX_ENTRIES {
-        return Err(Malformed::Bad(format!("field `entries` is {count}; the limit is {MAX_ENTRIES}")));
+/// Takes one entry after the other, the last with what it is checked for at the end.
+struct Entries<'a> {
+    content: Reader<'a>,
+    count: usize,
+    number: usize,
+}
+
+impl<'a> Entries<'a> {
+    fn of(bytes: &'a [u8]) -> Result<Self, Malformed> {
+        let (mut header, content) = wire::open(bytes, MAGIC, VERSION, "saved layer index", HEADER_EXTRA)?;
+        let count = header.u32().expect("wire::open has checked the header's length") as usize;
+        match count {
+            0 if content.remaining() > 0 => Err(Malformed::Bad(format!("{} bytes follow the last entry", content.remaining()))),
+            0..=MAX_ENTRIES => Ok(Self { content, count, number: 0 }),
+            _ => Err(Malformed::Bad(format!("field `entries` is {count}; the limit is {MAX_ENTRIES}"))),
+        }
     }
-    let mut entries = Vec::new();
-    for number in 0..count {
-        let entry = take_entry(&mut content).map_err(|text| Malformed::Bad(format!("entry {number}: {text}")))?;
-        entries.push(entry);
+
+    fn take(&mut self) -> Result<Entry, Malformed> {
+        let number = self.number;
+        let entry = take_entry(&mut self.content).map_err(|text| Malformed::Bad(format!("entry {number}: {text}")))?;
+        self.number += 1;
+        match (self.number == self.count, self.content.remaining()) {
+            (true, more @ 1..) => Err(Malformed::Bad(format!("{more} bytes follow the last entry"))),
+            _ => Ok(entry),
+        }
     }
-    match content.remaining() {
-        0 => Ok(LayerIndex { entries }),
-        more => Err(Malformed::Bad(format!("{more} bytes follow the last entry"))),
+}
+
+impl Iterator for Entries<'_> {
+    type Item = Result<Entry>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.number == self.count {
+            return None;
+        }
+        let taken = self.take().map_err(|problem| problem.into_error(TRIED.into()));
+        if taken.is_err() {
+            self.number = self.count;
+        }
+        Some(taken)
     }
 }
 

@@ -96,9 +96,17 @@ pub fn read(reader: impl Read, sink: &mut impl FileSink) -> Result<LayerIndex> {
 
 /// As [`read`], but what came before an error is in `index`.
 pub(super) fn read_into(reader: impl Read, sink: &mut impl FileSink, index: &mut LayerIndex) -> Result<()> {
-    let mut tar = Tar { reader, at: 0 };
+    read_each(reader, sink, &mut |entry| {
+        index.entries.push(entry);
+        Ok(())
+    })
+}
+
+/// As [`read`], for whoever needs but one entry at a time.
+pub(super) fn read_each(reader: impl Read, sink: &mut impl FileSink, each: &mut dyn FnMut(Entry) -> Result<()>) -> Result<()> {
+    let (mut tar, mut count) = (Tar { reader, at: 0 }, 0);
     while let Some((start, header)) = tar.next_header()? {
-        if index.entries.len() >= MAX_ENTRIES {
+        if count >= MAX_ENTRIES {
             return Err(tar.bad(start, &header.name, Outcome::BadInput, format!("is one of more than {MAX_ENTRIES}")));
         }
         let entry = match entry(&header) {
@@ -110,7 +118,8 @@ pub(super) fn read_into(reader: impl Read, sink: &mut impl FileSink, index: &mut
         if let EntryKind::File(file) = &mut entry.kind {
             *file = content;
         }
-        index.entries.push(entry);
+        count += 1;
+        each(entry)?;
     }
     tar.drain()
 }

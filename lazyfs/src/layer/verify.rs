@@ -9,6 +9,7 @@
 //! Gaps are whole frames: the compressor starts a new one before and behind each payload, since payloads must decompress alone. So a
 //! gap decompresses without what stands before it. Where a tool should ever do otherwise, the check fails instead of passing.
 
+use std::borrow::Borrow;
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read};
 use std::ops::Range;
@@ -31,10 +32,12 @@ pub use self::spans::verify_spans;
 /// bytes. There is one more than files with content, before each and behind the last; ranges may be empty.
 ///
 /// An index whose payloads overlap or leave the tar is [`Outcome::Integrity`].
-pub fn gap_ranges(index: &LayerIndex, tar_end: u64) -> Result<Vec<Range<u64>>> {
+pub fn gap_ranges<E: Borrow<Entry>>(entries: impl Iterator<Item = Result<E>>, tar_end: u64) -> Result<Vec<Range<u64>>> {
     let mut gaps = Vec::new();
     let mut at = 0;
-    for (entry, content) in files(index) {
+    for entry in entries {
+        let entry = entry?;
+        let Some((entry, content)) = file(entry.borrow()) else { continue };
         let payload = content.chunks.first().zip(content.chunks.last()).and_then(|(first, last)| {
             let end = last.blob_offset.checked_add(last.blob_len)?;
             (first.blob_offset >= at && first.blob_offset < end && end <= tar_end).then_some(first.blob_offset..end)
@@ -59,7 +62,7 @@ pub fn verify(
     open: &dyn Fn(&Digest) -> Result<Content>,
     gap: impl FnMut(Range<u64>) -> Result<Vec<u8>>,
 ) -> Result<()> {
-    let gaps = gap_ranges(index, tar_end)?;
+    let gaps = gap_ranges(index.entries.iter().map(Ok), tar_end)?;
     let source = RefCell::new(gap);
     let mut rebuilt = Rebuilt {
         source: &source,
@@ -69,12 +72,12 @@ pub fn verify(
         part: Part::Between { gap_is_next: true },
         hasher: Hasher::default(),
     };
-    let mut found = LayerIndex::default();
-    if let Err(e) = tar::read_into(&mut rebuilt, &mut HashSink::default(), &mut found) {
-        return Err(match e.outcome() {
-            Outcome::BadInput | Outcome::Unsupported => {
-                // A wrong size shifts all that follows. What comes before tells which.
-                compare_beginning(index, &found)?;
+    let mut comparison = Comparison::new(index);
+    if let Err(e) = tar::read_each(&mut rebuilt, &mut HashSink::default(), &mut |entry| comparison.next(entry)) {
+        return Err(match (comparison.failed, e.outcome()) {
+            // A wrong size shifts all that follows. What comes before tells which.
+            (true, _) => e,
+            (false, Outcome::BadInput | Outcome::Unsupported) => {
                 let cause = e.during("reading the tar that its frames and its table of contents make up");
                 Error::new(Outcome::Integrity, CHECKING).because(cause)
             }
@@ -82,7 +85,7 @@ pub fn verify(
         });
     }
     let digest = rebuilt.hasher.finish();
-    compare(index, &found)?;
+    comparison.end()?;
     if digest != *diff_id {
         let cause = format!("its tar has the digest {digest}, but the image's configuration says {diff_id}");
         return Err(Error::new(Outcome::Integrity, CHECKING).because(cause));
@@ -90,12 +93,49 @@ pub fn verify(
     Ok(())
 }
 
+/// A comparison of an index with a tar, of which no more than an entry is in memory.
+struct Comparison<'a> {
+    index: &'a LayerIndex,
+    found: usize,
+    /// The first entry of the tar that is too many.
+    surplus: Option<Entry>,
+    failed: bool,
+}
+
+impl<'a> Comparison<'a> {
+    fn new(index: &'a LayerIndex) -> Self {
+        Self { index, found: 0, surplus: None, failed: false }
+    }
+
+    fn next(&mut self, found: Entry) -> Result<()> {
+        let said = self.index.entries.get(self.found);
+        self.found += 1;
+        match said {
+            Some(said) => compare_one(said, &found).inspect_err(|_| self.failed = true),
+            None => {
+                self.surplus.get_or_insert(found);
+                Ok(())
+            }
+        }
+    }
+
+    fn end(self) -> Result<()> {
+        let first = self.surplus.as_ref().or_else(|| self.index.entries.get(self.found));
+        first.map_or(Ok(()), |first| Err(too_many(first, self.index.entries.len(), self.found)))
+    }
+}
+
 /// The files that have a payload.
 fn files(index: &LayerIndex) -> impl Iterator<Item = (&Entry, &FileContent)> {
-    index.entries.iter().filter_map(|entry| match &entry.kind {
+    index.entries.iter().filter_map(file)
+}
+
+/// The entry as a file that has a payload.
+fn file(entry: &Entry) -> Option<(&Entry, &FileContent)> {
+    match &entry.kind {
         EntryKind::File(content) if content.size > 0 => Some((entry, content)),
         _ => None,
-    })
+    }
 }
 
 fn disagrees(entry: &Entry, text: &str) -> Error {
@@ -110,26 +150,31 @@ pub(crate) fn compare(index: &LayerIndex, tar: &LayerIndex) -> Result<()> {
     if said == found {
         return Ok(());
     }
-    let text = format!("is the first entry too many: the index has {said} entries, the layer {found}");
     let first = if said > found { &index.entries[found] } else { &tar.entries[said] };
-    Err(disagrees(first, &text))
+    Err(too_many(first, said, found))
+}
+
+fn too_many(first: &Entry, said: usize, found: usize) -> Error {
+    disagrees(first, &format!("is the first entry too many: the index has {said} entries, the layer {found}"))
 }
 
 /// Compares as many entries as both have.
 fn compare_beginning(index: &LayerIndex, tar: &LayerIndex) -> Result<()> {
-    for (said, found) in index.entries.iter().zip(&tar.entries) {
-        if said.path != found.path {
-            let text = format!("the index has it where the layer has `{}`", String::from_utf8_lossy(&found.path).escape_debug());
-            return Err(disagrees(said, &text));
-        }
-        if let Some((field, said_value, found_value)) = difference(said, found) {
-            return Err(disagrees(
-                said,
-                &format!("field `{field}` is {said_value} in the index, but {found_value} in the layer"),
-            ));
-        }
+    index.entries.iter().zip(&tar.entries).try_for_each(|(said, found)| compare_one(said, found))
+}
+
+fn compare_one(said: &Entry, found: &Entry) -> Result<()> {
+    if said.path != found.path {
+        let text = format!("the index has it where the layer has `{}`", String::from_utf8_lossy(&found.path).escape_debug());
+        return Err(disagrees(said, &text));
     }
-    Ok(())
+    match difference(said, found) {
+        Some((field, said_value, found_value)) => {
+            let text = format!("field `{field}` is {said_value} in the index, but {found_value} in the layer");
+            Err(disagrees(said, &text))
+        }
+        None => Ok(()),
+    }
 }
 
 /// The first field in which two entries of one path differ, and both values.

@@ -16,9 +16,10 @@
 //! is refused as unsupported; the layer can still be read as a stream.
 
 pub(in crate::layer) mod toc;
+mod values;
 
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::{Read, Take};
 use std::ops::Range;
 
 use crate::digest::Digest;
@@ -116,23 +117,43 @@ pub fn parse(layer: &Digest, location: &TocLocation, compressed: &[u8]) -> Resul
         let cause = format!("its digest is {digest}, but the manifest says {}", location.checksum);
         return Err(Error::new(Outcome::Integrity, tried()).because(cause));
     }
-    let json = decompress(compressed, location.uncompressed)
-        .map_err(|problem| Error::new(Outcome::BadInput, tried()).because(problem))?;
-    let entries =
-        toc::parse(&json, location.tar_end, toc::Dialect::ZstdChunked).map_err(|problem| problem.into_error(tried()))?;
-    Ok(LayerIndex { entries })
+    let bad = |problem: String| Error::new(Outcome::BadInput, tried()).because(problem);
+    let mut json = Json::of(compressed, location.uncompressed).map_err(|e| bad(e.to_string()))?;
+    let parsed = toc::parse(&mut json, location.tar_end, toc::Dialect::ZstdChunked);
+    // Whatever is wrong with the table: that it is not the announced one is the better reason.
+    std::io::copy(&mut json, &mut std::io::sink()).map_err(|e| bad(e.to_string()))?;
+    if json.len != location.uncompressed {
+        let expected = location.uncompressed;
+        return Err(bad(format!("it does not have the {expected} uncompressed bytes that the manifest announces")));
+    }
+    Ok(LayerIndex { entries: parsed.map_err(|problem| problem.into_error(tried()))? })
 }
 
-fn decompress(compressed: &[u8], expected: u64) -> Result<Vec<u8>, String> {
-    let wrong = |e: std::io::Error| format!("it cannot be decompressed: {e}");
-    let mut json = Vec::new();
-    let decoder = zstd::stream::read::Decoder::with_buffer(compressed).map_err(wrong)?;
-    // One byte more than announced, to see that there is none. The vector grows with what comes, not with what is announced.
-    decoder.take(expected.min(MAX_TOC) + 1).read_to_end(&mut json).map_err(wrong)?;
-    match json.len() as u64 == expected {
-        true => Ok(json),
-        false => Err(format!("it does not have the {expected} uncompressed bytes that the manifest announces")),
+/// The table as it is decompressed: never more in memory than the window.
+struct Json<'a> {
+    decoder: Take<zstd::stream::read::Decoder<'static, &'a [u8]>>,
+    /// Bytes so far.
+    len: u64,
+}
+
+impl<'a> Json<'a> {
+    fn of(compressed: &'a [u8], expected: u64) -> std::io::Result<Self> {
+        let decoder = zstd::stream::read::Decoder::with_buffer(compressed).map_err(wrong)?;
+        // One byte more than announced, to see that there is none.
+        Ok(Self { decoder: decoder.take(expected.min(MAX_TOC) + 1), len: 0 })
     }
+}
+
+impl Read for Json<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.decoder.read(buffer).map_err(wrong)?;
+        self.len += read as u64;
+        Ok(read)
+    }
+}
+
+fn wrong(error: std::io::Error) -> std::io::Error {
+    std::io::Error::new(error.kind(), format!("it cannot be decompressed: {error}"))
 }
 
 #[cfg(test)]

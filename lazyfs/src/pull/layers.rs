@@ -1,6 +1,8 @@
 //! The index of every layer of an image, from wherever it can be had soonest: kept from an earlier pull, from the table of contents
 //! in the layer, or from the layer itself.
 
+use std::io::Write;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -161,7 +163,7 @@ async fn index(
         match from_toc(source.as_ref(), &plan.digest, location).await {
             Ok((index, bytes)) => {
                 tracing::debug!("keeping the index of {}", plan.digest);
-                keep(daemon, &plan.digest, &index).await?;
+                let index = keep(daemon, &plan.digest, index).await?;
                 tracing::debug!("{} is indexed", plan.digest);
                 send(events, Event::LayerIndexed { layer: position, bytes });
                 return Ok(indexed(index, LayerKind::ZstdChunked, bytes, None));
@@ -179,9 +181,9 @@ async fn index(
         match from_table(source.as_ref(), plan, digest).await {
             Ok((table, bytes)) => {
                 keep_spans(daemon, &plan.digest, table.spans).await?;
-                keep(daemon, &plan.digest, &table.index).await?;
+                let index = keep(daemon, &plan.digest, table.index).await?;
                 send(events, Event::LayerIndexed { layer: position, bytes });
-                return Ok(indexed(table.index, LayerKind::Estargz, bytes, None));
+                return Ok(indexed(index, LayerKind::Estargz, bytes, None));
             }
             // It is plain gzip, too.
             Err(error) if matches!(error.outcome(), Outcome::Unsupported | Outcome::BadInput) => {
@@ -196,21 +198,22 @@ async fn index(
         && let Some((seek, spans, bytes)) = from_referrer(source, plan, ways).await
     {
         keep_spans(daemon, &plan.digest, spans).await?;
-        keep(daemon, &plan.digest, &seek.index).await?;
+        let index = keep(daemon, &plan.digest, seek.index).await?;
         send(events, Event::LayerIndexed { layer: position, bytes });
-        return Ok(indexed(seek.index, LayerKind::GzipSeek, bytes, None));
+        return Ok(indexed(index, LayerKind::GzipSeek, bytes, None));
     }
     let _permit = ways.streams.acquire().await.expect("the semaphore is never closed");
     let ingested = stream_past(daemon, source, plan, position, events).await?;
-    match &ingested.seek {
+    let index = match ingested.seek {
         Some(seek) => {
             keep_spans(daemon, &plan.digest, seek.spans_file(true)?).await?;
-            keep(daemon, &plan.digest, &seek.index).await?;
+            keep(daemon, &plan.digest, seek.index).await?;
+            ingested.index
         }
-        None => keep(daemon, &plan.digest, &ingested.index).await?,
-    }
+        None => keep(daemon, &plan.digest, ingested.index).await?,
+    };
     send(events, Event::LayerIndexed { layer: position, bytes: plan.size });
-    Ok(indexed(ingested.index, LayerKind::Stream, 0, Some(ingested.diff_id)))
+    Ok(indexed(index, LayerKind::Stream, 0, Some(ingested.diff_id)))
 }
 
 async fn from_toc(source: &dyn Source, layer: &Digest, location: &TocLocation) -> Result<(LayerIndex, u64)> {
@@ -419,24 +422,23 @@ async fn read_kept(daemon: &Arc<Daemon>, layer: &Digest, kind: LayerKind) -> Res
     .await
 }
 
-async fn keep(daemon: &Arc<Daemon>, layer: &Digest, index: &LayerIndex) -> Result<()> {
+/// Keeps the index and gives it back.
+async fn keep(daemon: &Arc<Daemon>, layer: &Digest, index: LayerIndex) -> Result<LayerIndex> {
     let path = daemon.store.index_path(layer);
-    keep_file(path, saved::save(index)).await
+    blocking("keeping an index", move || keep_file(&path, |out| saved::write(&index, out)).map(|()| index)).await
 }
 
 async fn keep_spans(daemon: &Arc<Daemon>, layer: &Digest, spans: Vec<u8>) -> Result<()> {
-    keep_file(daemon.store.spans_path(layer), spans).await
+    let path = daemon.store.spans_path(layer);
+    blocking("keeping an index", move || keep_file(&path, |out| out.write_all(&spans))).await
 }
 
-async fn keep_file(path: std::path::PathBuf, bytes: Vec<u8>) -> Result<()> {
-    blocking("keeping an index", move || {
-        let dir = path.parent().expect("indexes have a directory");
-        let mut new = tempfile::NamedTempFile::new_in(dir).map_err(|e| Error::io("creating a file in", dir, e))?;
-        std::io::Write::write_all(&mut new, &bytes).map_err(|e| Error::io("writing", &path, e))?;
-        new.persist(&path).map_err(|e| Error::io("naming", &path, e.error))?;
-        Ok(())
-    })
-    .await
+fn keep_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
+    let dir = path.parent().expect("indexes have a directory");
+    let mut new = tempfile::NamedTempFile::new_in(dir).map_err(|e| Error::io("creating a file in", dir, e))?;
+    write(&mut new).map_err(|e| Error::io("writing", path, e))?;
+    new.persist(path).map_err(|e| Error::io("naming", path, e.error))?;
+    Ok(())
 }
 
 pub(super) async fn blocking<T: Send + 'static>(tried: &str, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {

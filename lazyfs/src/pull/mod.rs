@@ -134,13 +134,14 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
     daemon.admit(need(daemon, &manifest)).await?;
     let pulling = daemon.pulling().await;
     // Two that make the same image would take its directory from under each other.
-    let alone = daemon.image_locks.alone(&raw.digest).await;
+    let mut alone = daemon.image_locks.alone(&raw.digest).await;
     let manifest_bytes = raw.bytes.len() as u64;
     let annotated = Some((source.clone(), manifest.annotations.clone()));
     let profile = tokio::spawn(profiles::find(daemon.clone(), annotated, raw.digest));
     let known = daemon.database.with(move |db| db.image(&raw.digest)).await?;
     let intact = match &known {
-        Some(row) => is_intact(daemon, row).await?,
+        // Of many that pull at once only the first looks.
+        Some(row) => (*alone && row.state != ImageState::Poisoned) || is_intact(daemon, row).await?,
         None => false,
     };
     let (row, index_bytes) = match known {
@@ -163,6 +164,7 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
     if let Some(vouched) = vouched {
         daemon.store.image(&row.digest).keep_signatures(&vouched.to_bytes())?;
     }
+    *alone = true;
     drop((alone, pulling));
     let until = proven(daemon, &gate, &row, request.until, &events)?;
     let finished = finish(daemon, row, name, until, Some(manifest_bytes + index_bytes), profile, &events).await;
@@ -343,12 +345,14 @@ fn build(
         (table.join().expect("building a table does not panic"), tree)
     });
     let (table, tree) = (table?, tree?);
+    // They are larger than what was made of them.
+    drop(layers);
+    drop(indexed);
     tracing::debug!("writing the tree");
     // A large file that is here as a whole stays an object, with the page cache that it has.
     let large = LargeFiles::of(&table, |file| store.cas().contains(file));
-    let (image_bytes, counts) = (erofs::write_with(&tree, &large)?, tree.counts());
-    tracing::debug!("storing {} and {} bytes", image_bytes.len(), table.as_bytes().len());
-    store.image(&image).write(&image_bytes, table.as_bytes(), record)?;
+    let (counts, writer) = (tree.counts(), erofs::Writer::plan(&tree, &large)?);
+    store.image(&image).write_with(|out| writer.write(out), table.as_bytes(), record)?;
     tracing::debug!("{image} is built");
     Ok((counts.entries, counts.bytes))
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::digest::Digest;
+use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Outcome, Result};
 use crate::manifest::MAX_MANIFEST;
 use crate::policy::kept;
@@ -149,18 +149,35 @@ impl ImageFiles {
         })
     }
 
+    /// [`Self::write_with`] of a tree in memory.
+    pub fn write(&self, tree: &[u8], table: &[u8], record: ImageRecord) -> Result<()> {
+        self.write_with(|out| out.write_all(tree), table, record)
+    }
+
     /// Writes all files of an image; they are not durable yet ([`super::boot`]). Replaces those of an earlier pull: a running container has the old
     /// tree mounted and keeps it.
-    pub fn write(&self, tree: &[u8], table: &[u8], record: ImageRecord) -> Result<()> {
+    pub fn write_with(
+        &self,
+        tree: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+        table: &[u8],
+        record: ImageRecord,
+    ) -> Result<()> {
         let parent = self.dir.parent().expect("images have a parent directory");
         std::fs::create_dir_all(parent).map_err(|e| Error::io("creating", parent, e))?;
         let new = tempfile::Builder::new()
             .prefix(NEW_PREFIX)
             .tempdir_in(parent)
             .map_err(|e| Error::io("creating a directory in", parent, e))?;
-        let record = ImageRecord { tree: Some(Digest::of(tree)), table: Some(Digest::of(table)), ..record };
+        let path = new.path().join("tree.erofs");
+        let written = std::fs::File::create_new(&path).and_then(|file| {
+            let mut hashed = Hashed { file, hasher: Hasher::default() };
+            tree(&mut hashed)?;
+            Ok(hashed.hasher.finish())
+        });
+        let tree = written.map_err(|e| Error::io("writing", &path, e))?;
+        let record = ImageRecord { tree: Some(tree), table: Some(Digest::of(table)), ..record };
         let record = serde_json::to_vec(&record).expect("a record has only string keys");
-        for (name, content) in [("tree.erofs", tree), ("table", table), ("image.json", &record)] {
+        for (name, content) in [("table", table), ("image.json", &record)] {
             let path = new.path().join(name);
             std::fs::write(&path, content).map_err(|e| Error::io("writing", &path, e))?;
         }
@@ -180,6 +197,24 @@ impl ImageFiles {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("removing", &self.dir, e)),
             _ => Ok(()),
         }
+    }
+}
+
+/// A file that is written from front to back.
+struct Hashed {
+    file: std::fs::File,
+    hasher: Hasher,
+}
+
+impl Write for Hashed {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
     }
 }
 

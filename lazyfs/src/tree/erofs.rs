@@ -34,7 +34,9 @@ pub mod node;
 pub mod read;
 mod xattr;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::io::{self, Write};
 
 use self::devices::LargeFiles;
 use self::directory::Names;
@@ -45,6 +47,9 @@ use crate::error::{Error, Outcome, Result};
 /// Where the table of devices is: right behind the superblock.
 const DEVICES: u64 = (format::SUPERBLOCK_OFFSET + format::SUPERBLOCK) as u64;
 
+/// So many bytes are written at once.
+const SHEET: usize = 64 << 10;
+
 /// Makes the image of a tree without large files. The same tree gives the same bytes.
 pub fn write(tree: &Tree) -> Result<Vec<u8>> {
     write_with(tree, &LargeFiles::default())
@@ -52,8 +57,10 @@ pub fn write(tree: &Tree) -> Result<Vec<u8>> {
 
 /// Makes the image; the content of some files is on devices, from where the trigger brings it.
 pub fn write_with(tree: &Tree, large: &LargeFiles) -> Result<Vec<u8>> {
-    let writer = Writer::plan(tree, large)?;
-    Ok(writer.write())
+    let mut image = Vec::new();
+    let written = Writer::plan(tree, large)?.write(&mut image);
+    written.map_err(|e| Error::new(Outcome::Io, "writing the EROFS image to memory").because(e))?;
+    Ok(image)
 }
 
 /// What stands behind the core and the attributes of an inode, or in blocks of its own.
@@ -96,9 +103,13 @@ impl Plan<'_> {
         match &self.data {
             Data::Hole => format::CHUNK_ADDRESS.len() as u64,
             Data::Clusters(_, _, size) => self.index_padding() + devices::count(*size) * devices::INDEX,
-            _ if self.inline => self.data_len() % BLOCK,
-            _ => 0,
+            _ => self.tail_len() as u64,
         }
+    }
+
+    /// Length of the end of the data that stands behind the inode.
+    fn tail_len(&self) -> usize {
+        if self.inline { (self.data_len() % BLOCK) as usize } else { 0 }
     }
 
     fn blocks(&self) -> u64 {
@@ -119,7 +130,8 @@ impl Plan<'_> {
     }
 }
 
-struct Writer<'t> {
+/// An image in which everything has its place. It is written from front to back, and never in memory as a whole.
+pub struct Writer<'t> {
     tree: &'t Tree,
     large: &'t LargeFiles,
     plans: Vec<Plan<'t>>,
@@ -129,7 +141,8 @@ struct Writer<'t> {
 }
 
 impl<'t> Writer<'t> {
-    fn plan(tree: &'t Tree, large: &'t LargeFiles) -> Result<Self> {
+    /// Gives everything its place.
+    pub fn plan(tree: &'t Tree, large: &'t LargeFiles) -> Result<Self> {
         let time = usual_time(tree);
         let parents = parents(tree);
         let mut at = DEVICES + large.table().len() as u64;
@@ -162,21 +175,54 @@ impl<'t> Writer<'t> {
         self.plans[id.index()].offset / SLOT
     }
 
-    fn write(&self) -> Vec<u8> {
-        let mut image = vec![0; (self.blocks * BLOCK) as usize];
+    /// Writes the image.
+    pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        let mut sheet = Sheet { bytes: Vec::with_capacity(2 * SHEET), start: 0 };
+        sheet.pad_to(DEVICES);
+        sheet.bytes.extend(self.large.table());
         for number in 0..self.plans.len() {
-            self.write_inode(&mut image, InodeId(number as u32));
+            self.write_inode(&mut sheet, InodeId(number as u32));
+            // The superblock has a checksum of the rest of its block.
+            if sheet.bytes.len() >= SHEET {
+                self.pass_on(&mut sheet, out)?;
+            }
         }
-        let table = self.large.table();
-        image[DEVICES as usize..DEVICES as usize + table.len()].copy_from_slice(&table);
-        let root = u16::try_from(self.nid(InodeId::ROOT)).expect("the root is the first inode");
-        let (inodes, blocks, devices) = (self.plans.len() as u64, self.blocks as u32, (table.len() / devices::DEVICE) as u16);
-        let superblock = Superblock { root, inodes, time: self.time, blocks, devices };
-        superblock.write(&mut image);
-        image
+        sheet.pad_to((sheet.start + sheet.bytes.len() as u64).next_multiple_of(BLOCK));
+        for plan in self.plans.iter().filter(|plan| plan.blocks() > 0) {
+            let data = self.encode(&plan.data);
+            sheet.bytes.extend_from_slice(&data[..data.len() - plan.tail_len()]);
+            sheet.pad_to((plan.block + plan.blocks()) * BLOCK);
+            if sheet.bytes.len() >= SHEET {
+                self.pass_on(&mut sheet, out)?;
+            }
+        }
+        self.pass_on(&mut sheet, out)
     }
 
-    fn write_inode(&self, image: &mut [u8], id: InodeId) {
+    /// Passes on what was written so far; the first time with the superblock.
+    fn pass_on(&self, sheet: &mut Sheet, out: &mut dyn Write) -> io::Result<()> {
+        if sheet.start == 0 {
+            let root = u16::try_from(self.nid(InodeId::ROOT)).expect("the root is the first inode");
+            let devices = (self.large.table().len() / devices::DEVICE) as u16;
+            let (inodes, blocks) = (self.plans.len() as u64, self.blocks as u32);
+            Superblock { root, inodes, time: self.time, blocks, devices }.write(&mut sheet.bytes);
+        }
+        out.write_all(&sheet.bytes)?;
+        sheet.start += sheet.bytes.len() as u64;
+        sheet.bytes.clear();
+        Ok(())
+    }
+
+    /// The data of a link or a directory.
+    fn encode<'d>(&self, data: &'d Data<'t>) -> Cow<'d, [u8]> {
+        match data {
+            Data::Target(target) => Cow::Borrowed(target),
+            Data::Names(names) => Cow::Owned(names.encode(|id| (self.nid(id), format::file_type(self.tree.inode(id))))),
+            Data::Nothing | Data::Hole | Data::Clusters(..) => Cow::Borrowed(&[]),
+        }
+    }
+
+    fn write_inode(&self, sheet: &mut Sheet, id: InodeId) {
         let (plan, inode) = (&self.plans[id.index()], self.tree.inode(id));
         let fields = CoreFields {
             layout: match (&plan.data, plan.inline && plan.inline_len() > 0) {
@@ -202,30 +248,42 @@ impl<'t> Writer<'t> {
             links: inode.links,
             meta: &inode.meta,
         };
-        let mut at = plan.offset as usize;
-        let mut put = |bytes: &[u8]| {
-            image[at..at + bytes.len()].copy_from_slice(bytes);
-            at += bytes.len();
-        };
+        sheet.pad_to(plan.offset);
+        let mut put = |bytes: &[u8]| sheet.bytes.extend_from_slice(bytes);
         match plan.extended {
             true => put(&fields.extended()),
             false => put(&fields.compact()),
         }
         put(&plan.xattrs);
-        let data = match &plan.data {
-            Data::Nothing => return,
-            Data::Hole => return put(&format::CHUNK_ADDRESS),
+        match &plan.data {
+            Data::Nothing => {}
+            Data::Hole => put(&format::CHUNK_ADDRESS),
             Data::Clusters(device, block, size) => {
                 put(&[0; devices::INDEX as usize][..plan.index_padding() as usize]);
-                return put(&devices::indexes(*device, *block, *size));
+                put(&devices::indexes(*device, *block, *size));
             }
-            Data::Target(target) => target.to_vec(),
-            Data::Names(names) => names.encode(|id| (self.nid(id), format::file_type(self.tree.inode(id)))),
-        };
-        let (blocks, tail) = data.split_at(data.len() - plan.inline_len() as usize);
-        put(tail);
-        let start = (plan.block * BLOCK) as usize;
-        image[start..start + blocks.len()].copy_from_slice(blocks);
+            data if plan.tail_len() > 0 => {
+                let data = self.encode(data);
+                put(&data[data.len() - plan.tail_len()..]);
+            }
+            Data::Target(_) | Data::Names(_) => {}
+        }
+    }
+}
+
+/// A part of the image on its way out.
+struct Sheet {
+    bytes: Vec<u8>,
+    /// Where in the image it begins.
+    start: u64,
+}
+
+impl Sheet {
+    /// Fills up with zeros.
+    fn pad_to(&mut self, offset: u64) {
+        let len = usize::try_from(offset - self.start).expect("what is in memory is small");
+        debug_assert!(len >= self.bytes.len(), "places ascend");
+        self.bytes.resize(len, 0);
     }
 }
 

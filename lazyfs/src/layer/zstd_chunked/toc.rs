@@ -2,11 +2,12 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt;
+use std::io::Read;
 
 use base64::Engine as _;
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::IgnoredAny;
 
+use super::values::{Stop, Values, one};
 use crate::digest::Digest;
 use crate::error::{Error, Outcome};
 use crate::layer::name::{self, Name};
@@ -39,23 +40,72 @@ impl Problem {
 }
 
 /// Reads the table. Files must lie in the first `tar_end` bytes of the blob.
-pub(in crate::layer) fn parse(json: &[u8], tar_end: u64, dialect: Dialect) -> Result<Vec<Entry>, Problem> {
-    let bad = |text: String| Problem { outcome: Outcome::BadInput, text };
-    let mut builder = Builder { entries: Vec::new(), open: None, seen: 0, blob_end: 0, tar_end, problem: None, dialect };
-    let mut deserializer = serde_json::Deserializer::from_slice(json);
-    let version = Table(&mut builder).deserialize(&mut deserializer).and_then(|v| deserializer.end().map(|()| v));
-    if let Some(problem) = builder.problem.take() {
-        return Err(problem);
-    }
-    match version.map_err(|e| bad(format!("it is not the expected JSON: {e}")))? {
+pub(in crate::layer) fn parse(json: impl Read, tar_end: u64, dialect: Dialect) -> Result<Vec<Entry>, Problem> {
+    let mut builder = Builder { entries: Vec::new(), open: None, seen: 0, blob_end: 0, tar_end, dialect };
+    match read_table(&mut Values::new(json), &mut builder)? {
         Some(1) => {}
         Some(other) => {
             let text = format!("its `version` is {other}; only version 1 is known");
             return Err(Problem { outcome: Outcome::Unsupported, text });
         }
-        None => return Err(bad("field `version` is missing".into())),
+        None => return Err(Problem { outcome: Outcome::BadInput, text: "field `version` is missing".into() }),
     }
     builder.finish()
+}
+
+/// The outermost object; yields `version`.
+fn read_table(values: &mut Values<impl Read>, builder: &mut Builder) -> Result<Option<u64>, Problem> {
+    let (mut version, mut has_entries) = (None, false);
+    values.expect(b'{')?;
+    let mut more = !values.has(b'}')?;
+    while more {
+        let key = values.owned::<String>()?;
+        values.expect(b':')?;
+        match &*key {
+            "version" => version = Some(values.owned()?),
+            "entries" if std::mem::replace(&mut has_entries, true) => {
+                return Err(values.wrong("duplicate field `entries`").into());
+            }
+            "entries" => read_entries(values, builder)?,
+            _ => drop(values.owned::<IgnoredAny>()?),
+        }
+        more = goes_on(values, b'}')?;
+    }
+    values.end()?;
+    match has_entries {
+        true => Ok(version),
+        false => Err(values.wrong("missing field `entries`").into()),
+    }
+}
+
+/// The array `entries`.
+fn read_entries(values: &mut Values<impl Read>, builder: &mut Builder) -> Result<(), Problem> {
+    values.expect(b'[')?;
+    let mut more = !values.has(b']')?;
+    while more {
+        values.value(|text| one::<RawEntry<'_>>(text).map(|(raw, len)| (builder.take(&raw), len)))??;
+        more = goes_on(values, b']')?;
+    }
+    Ok(())
+}
+
+/// Whether a comma follows, and not the end.
+fn goes_on(values: &mut Values<impl Read>, end: u8) -> Result<bool, Problem> {
+    match values.next()? {
+        b',' => Ok(true),
+        found if found == end => Ok(false),
+        found => Err(values.wrong(&format!("expected `,` or `{}`, found `{}`", char::from(end), found.escape_ascii())).into()),
+    }
+}
+
+impl From<Stop> for Problem {
+    fn from(stop: Stop) -> Self {
+        let text = match stop {
+            Stop::Io(error) => error.to_string(),
+            Stop::Json(why) => format!("it is not the expected JSON: {why}"),
+        };
+        Self { outcome: Outcome::BadInput, text }
+    }
 }
 
 /// One object of `entries`, as it is written. Access and change times, user and group names are of no use.
@@ -137,7 +187,6 @@ struct Builder {
     /// Where the last file ended in the blob.
     blob_end: u64,
     tar_end: u64,
-    problem: Option<Problem>,
     dialect: Dialect,
 }
 
@@ -353,69 +402,4 @@ fn in_entry(number: usize, name: &str, (field, outcome, text): FieldProblem) -> 
 /// The beginning of a text that may be of any length.
 fn short(text: &str) -> String {
     text.chars().take(200).collect()
-}
-
-/// The outermost object; yields `version`.
-struct Table<'b>(&'b mut Builder);
-
-impl<'de> DeserializeSeed<'de> for Table<'_> {
-    type Value = Option<u64>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Table<'_> {
-    type Value = Option<u64>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object with `version` and `entries`")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut version = None;
-        let mut entries = false;
-        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
-            match &*key {
-                "version" => version = Some(map.next_value()?),
-                "entries" if std::mem::replace(&mut entries, true) => return Err(A::Error::duplicate_field("entries")),
-                "entries" => map.next_value_seed(Entries(self.0))?,
-                _ => drop(map.next_value::<IgnoredAny>()?),
-            }
-        }
-        match entries {
-            true => Ok(version),
-            false => Err(A::Error::missing_field("entries")),
-        }
-    }
-}
-
-/// The array `entries`.
-struct Entries<'b>(&'b mut Builder);
-
-impl<'de> DeserializeSeed<'de> for Entries<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_seq(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Entries<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an array of entries")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        while let Some(raw) = seq.next_element::<RawEntry<'de>>()? {
-            if let Err(problem) = self.0.take(&raw) {
-                self.0.problem = Some(problem);
-                return Err(A::Error::custom("refused"));
-            }
-        }
-        Ok(())
-    }
 }

@@ -128,6 +128,14 @@ impl StoredTree {
         Ok(map.original_digest(&tree.bytes))
     }
 
+    /// Lets go of what was read of it: whoever has walked through all of it needs little of it afterwards.
+    pub fn forget(&self) -> Result<()> {
+        match &self.bytes {
+            Bytes::Mapped(mapped) => mapped.forget().map_err(|e| Error::io("letting go of", "the pages of a tree", e)),
+            Bytes::Read(_) => Ok(()),
+        }
+    }
+
     /// How many inodes it has.
     pub fn inodes(&self) -> u64 {
         let mut fields = Reader::new(self.bytes.get(SUPERBLOCK_OFFSET + 16..).unwrap_or_default());
