@@ -3,6 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`cosign`] | signing images, and policies that demand it |
+//! | [`disk`] | a disk that remembers what was written to it, for power cuts |
 //! | [`images`] | where the built images are, and blobs of an image on disk |
 //! | [`registry`] | one `docker-registry` process on a private copy of the images' storage, and its access log |
 //! | [`faulty`] | a registry of a few lines that misbehaves on command |
@@ -15,6 +16,7 @@
 
 pub mod bundle;
 pub mod cosign;
+pub mod disk;
 pub mod faulty;
 pub mod images;
 pub mod link;

@@ -42,6 +42,8 @@ mod patch;
 #[cfg(test)]
 mod policy;
 #[cfg(test)]
+mod power;
+#[cfg(test)]
 mod profile;
 #[cfg(test)]
 mod quota;
