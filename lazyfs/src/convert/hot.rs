@@ -1,4 +1,4 @@
-//! Which files are put in front: from an access profile, or from a list of paths.
+//! Which files are needed first: from an access profile, or from a list of paths.
 
 use crate::error::{Error, Outcome, Result};
 use crate::layer::name;

@@ -20,8 +20,6 @@ const REPORT_EVERY: Duration = Duration::from_millis(100);
 const ZSTD_CHUNKED: &str = "io.github.containers.zstd-chunked.manifest-position";
 /// The annotation by which an eStargz layer is known.
 const ESTARGZ: &str = "containerd.io/snapshot/stargz/toc.digest";
-/// Says how many bytes of the blob, from its beginning, hold the files that are needed first.
-const HOT_BYTES: &str = "io.towline.hot-bytes";
 
 /// A layer at its destination.
 #[derive(Clone, Debug)]
@@ -56,18 +54,14 @@ impl LayerJob<'_> {
         let written = self.write(Arc::clone(&file), tar).await?;
         let blob = Blob { digest: written.digest, size: written.size };
         let stored = self.send(blob, &Content::File(file, scratch.join("(a layer's blob)"))).await?;
-        let mut annotations = written.annotations;
-        if written.hot_end > 0 {
-            annotations.insert(HOT_BYTES.to_owned(), written.hot_end.to_string());
-        }
         Ok(Done {
             blob,
             diff_id: written.diff_id,
             compression: written.format.compression(),
-            annotations: Some(annotations),
+            annotations: Some(written.annotations),
             report: LayerReport {
                 format: Some(written.format),
-                hot_bytes: written.hot_end,
+                hot_bytes: written.hot_bytes,
                 note: written.note,
                 ..self.report(blob, stored)
             },

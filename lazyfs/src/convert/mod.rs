@@ -44,7 +44,7 @@ pub struct Job {
     pub rewrite_all: bool,
     /// The one image of an index that is taken; all of them where there is `None`.
     pub platform: Option<Platform>,
-    /// Files that are put in front of each layer, in order.
+    /// Files that are needed first, in order.
     pub hot: Option<Vec<HotFile>>,
     /// The profile that the hot files are from. Images that have some of them carry it along.
     pub profile: Option<Profile>,

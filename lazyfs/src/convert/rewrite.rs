@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use super::layer::Done;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
+use crate::layer::pack;
 use crate::layer::write::Format;
 use crate::manifest::{Compression, DOCKER_LIST, DOCKER_MANIFEST, MAX_MANIFEST, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST};
 use crate::profile::{ANNOTATION, ANNOTATION_SIZE, ARTIFACT_TYPE, MEDIA_TYPE};
@@ -17,13 +18,14 @@ use crate::sink::Blob;
 use crate::source::RawManifest;
 
 /// Annotations that speak of a blob, and not of what is in it.
-const OF_THE_BLOB: [&str; 6] = [
+const OF_THE_BLOB: [&str; 7] = [
     "io.github.containers.zstd-chunked.",
     "io.containers.zstd-chunked.",
     "containerd.io/snapshot/stargz/",
     "containerd.io/snapshot/nydus-",
     "io.containers.estargz.",
     "io.towline.hot-bytes",
+    pack::ANNOTATION,
 ];
 
 fn malformed(digest: &Digest, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {

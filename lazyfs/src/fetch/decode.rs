@@ -17,6 +17,7 @@ mod codec;
 mod spans;
 
 use std::collections::VecDeque;
+use std::io::Read;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -382,6 +383,29 @@ impl<'a> OpenPiece<'a> {
         }
         Ok(())
     }
+}
+
+/// Stores a piece whose content comes uncompressed, all of it, from `content`. An error of the reader is [`Outcome::Unavailable`].
+pub(super) fn store_content(store: &Store, plan: PiecePlan, content: &mut dyn Read, events: &mut dyn FnMut(Event)) -> Result<()> {
+    let mut piece = Box::new(OpenPiece::new(store, plan)?);
+    let mut out = vec![0; OUT];
+    for chunk in Arc::clone(&piece.plan.chunks).iter() {
+        let mut left = chunk.len;
+        while left > 0 {
+            let read = &mut out[..usize_of(left).min(OUT)];
+            content.read_exact(read).map_err(|e| Error::new(Outcome::Unavailable, "reading the content of a file").because(e))?;
+            left -= read.len() as u64;
+            // What is zeros was written when the chunk before it ended.
+            if !chunk.zeros && piece.output.is_some() {
+                piece.put(read)?;
+            }
+        }
+        if !chunk.zeros && piece.output.is_some() {
+            piece.may_end = true;
+            piece.end_chunk(events)?;
+        }
+    }
+    piece.close(events)
 }
 
 fn usize_of(n: u64) -> usize {

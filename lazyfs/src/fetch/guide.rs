@@ -13,7 +13,8 @@ pub(super) struct Guide(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    is_on: bool,
+    /// How many say so.
+    in_force: usize,
     /// Files that were waited for although nobody had foretold them.
     surprises: u32,
 }
@@ -22,17 +23,17 @@ struct State {
 pub(super) struct Guided(Arc<Image>);
 
 impl Guide {
-    /// From now on a profile says what programs of `image` read; `None` while one does already.
-    pub fn follow(image: &Arc<Image>) -> Option<Guided> {
-        let was_on = std::mem::replace(&mut image.guide.state().is_on, true);
-        (!was_on).then(|| Guided(Arc::clone(image)))
+    /// From now on a profile says what programs of `image` read.
+    pub fn follow(image: &Arc<Image>) -> Guided {
+        image.guide.state().in_force += 1;
+        Guided(Arc::clone(image))
     }
 
     /// Whether guessing what programs want is of no use. `news`: one waits for what nobody was bringing.
     pub fn is_on(&self, news: bool) -> bool {
         let mut state = self.state();
-        state.surprises += u32::from(state.is_on && news);
-        state.is_on && state.surprises <= SURPRISES
+        state.surprises += u32::from(state.in_force > 0 && news);
+        state.in_force > 0 && state.surprises <= SURPRISES
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -42,6 +43,10 @@ impl Guide {
 
 impl Drop for Guided {
     fn drop(&mut self) {
-        *self.0.guide.state() = State::default();
+        let mut state = self.0.guide.state();
+        state.in_force -= 1;
+        if state.in_force == 0 {
+            state.surprises = 0;
+        }
     }
 }

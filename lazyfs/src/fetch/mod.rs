@@ -5,7 +5,7 @@
 //! background   --sweep---> claims -> spans in blob order, in quiet times only --^
 //! ```
 //!
-//! What is fetched, waited for and given up is a *piece*: a whole file that becomes an object, or of a large file a run of chunks, which
+//! What is fetched, waited for and given up is a *piece*: a whole file that becomes an object, or a chunk of a large file, which
 //! becomes bytes of its layer's data file. Whether a large file is read from there or from an object the image's tree has decided when it
 //! was made; bytes that are here in one form are not fetched for the other.
 //!
@@ -14,6 +14,7 @@
 //! | schedule | who fetches what and when: demand, readahead, background |
 //! | large    | demands for bytes of large files |
 //! | prefetch | what an access profile names |
+//! | unpack   | what a pack brings |
 //! | reads    | where programs read in large files, and how far to read ahead (pure) |
 //! | local    | large files that are here in the other form |
 //! | piece    | what is fetched as one |
@@ -66,6 +67,7 @@ mod span;
 pub mod stream;
 mod transfer;
 mod turns;
+mod unpack;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -80,6 +82,7 @@ pub use image::ImageContent;
 pub use large::LargeFile;
 pub use obstacle::Obstacle;
 pub use payer::{Caller, Group};
+pub use unpack::Pack;
 
 use crate::daemon::protocol::Progress;
 use crate::digest::Digest;

@@ -1,5 +1,5 @@
 //! Pieces: what is fetched, decoded, counted and given up as one. A file that is not large is one piece and becomes an object; of a large
-//! file a piece is a chunk or a short run of chunks, and becomes bytes of its layer's data file.
+//! file each chunk is one, and becomes bytes of its layer's data file.
 
 use std::fmt;
 use std::ops::Range;
@@ -9,12 +9,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::digest::Digest;
 use crate::layer::Chunk;
 use crate::table::{FileRecord, Table};
-
-/// Chunks are taken together up to this many bytes of blob: less is not worth the account of its own. Not more, since chunks end where what is
-/// read of a file ends (`layer/write/cuts.rs`).
-const RUN: u64 = 4 << 10;
-/// And up to this many bytes of content, where the blob has few: whoever wants one page waits for all of the piece.
-const RUN_CONTENT: u64 = 256 << 10;
 
 /// Names a piece for all images: content that two of them have is the same piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -73,31 +67,22 @@ impl Piece {
 /// cut alike. None for a file whose layer has no random access.
 pub(super) fn pieces_of(table: &Table, file: &FileRecord) -> Vec<(Range<u64>, Piece)> {
     let mut pieces: Vec<(Range<u64>, Piece)> = Vec::new();
-    let mut content = 0;
     for (number, chunk) in (0u32..).zip(table.chunks(file)) {
         let blob_end = chunk.blob_offset + chunk.blob_len;
         let end = file.data_offset.map_or(0, |start| start + chunk.file_offset + chunk.len);
         match pieces.last_mut() {
-            Some((extent, piece)) if piece.data.is_none() || goes_on(extent, content, &chunk) => {
+            Some((extent, piece)) if piece.data.is_none() => {
                 extent.end = blob_end;
                 piece.chunks.end = number + 1;
-                piece.data.iter_mut().for_each(|data| data.end = end);
             }
             _ => {
-                content = 0;
                 let data = file.data_offset.map(|start| start + chunk.file_offset..end);
                 let piece = Piece { file: file.digest, data, chunks: number..number + 1, local: AtomicBool::new(false) };
                 pieces.push((chunk.blob_offset..blob_end, piece));
             }
         }
-        content += chunk.len;
     }
     pieces
-}
-
-/// Whether a chunk belongs to the run before it.
-fn goes_on(run: &Range<u64>, content: u64, chunk: &Chunk) -> bool {
-    content + chunk.len <= RUN_CONTENT && chunk.blob_offset + chunk.blob_len - run.start <= RUN
 }
 
 impl fmt::Display for PieceId {

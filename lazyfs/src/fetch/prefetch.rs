@@ -39,10 +39,10 @@ type Wanted = Vec<(usize, usize)>;
 
 impl Fetcher {
     /// Fetches what the profile names, in its order; nothing is guessed until the recorded start would be over. Failures are left to
-    /// whoever asks for the file. Does nothing for an image that is not attached, or while this is under way for it.
+    /// whoever asks for the file. Does nothing for an image that is not attached.
     pub async fn prefetch(self: &Arc<Self>, image: &Digest, profile: &Profile) {
         let Some(image) = self.attached(image) else { return };
-        let Some(_guided) = Guide::follow(&image) else { return };
+        let _guided = Guide::follow(&image);
         let begin = Instant::now();
         // Counts as a program that waits, until all of it is here: containers that start one after the other would keep the background of all
         // images away for ever.

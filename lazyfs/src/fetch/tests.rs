@@ -6,6 +6,7 @@ mod large;
 mod prefetch;
 mod rig;
 mod spanned;
+mod unpack;
 
 use std::ops::Range;
 use std::sync::Mutex;

@@ -6,6 +6,7 @@
 
 pub mod estargz;
 pub mod name;
+pub mod pack;
 pub(crate) mod rfc3339;
 #[cfg(test)]
 pub(crate) mod sample;

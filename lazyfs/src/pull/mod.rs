@@ -13,6 +13,7 @@ pub mod gate;
 pub mod indexing;
 mod layers;
 mod locks;
+mod packs;
 pub mod profiles;
 pub mod referrers;
 pub mod sources;
@@ -28,7 +29,7 @@ use crate::daemon::protocol::{Event, LayerSummary, PullPolicy, PullRequest, Pull
 use crate::daemon::server::Daemon;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
-use crate::fetch::{Fetcher, ImageContent, UseReferrers};
+use crate::fetch::{Fetcher, ImageContent, Pack, UseReferrers};
 use crate::layer::LayerKind;
 use crate::manifest::{self, Config, Document, Manifest, Platform};
 use crate::observe::spans::Kind;
@@ -103,7 +104,7 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
             Ok(()) => {
                 let profile = tokio::spawn(profiles::find(daemon.clone(), None, row.digest));
                 let until = proven(daemon, &Gate::of_row(policy.as_ref(), &row)?, &row, request.until, &events)?;
-                return finish(daemon, row, name, until, None, profile, &events).await;
+                return finish(daemon, row, name, until, Received::default(), profile, &events).await;
             }
             // Its registry may have signatures that nobody asked for when it was pulled, or those that a power cut has damaged here.
             Err(error) if matches!(error.outcome(), Outcome::Denied | Outcome::Integrity) && row.reference == name => {
@@ -144,6 +145,7 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
         Some(row) => (*alone && row.state != ImageState::Poisoned) || is_intact(daemon, row).await?,
         None => false,
     };
+    let mut packs = Vec::new();
     let (row, index_bytes) = match known {
         Some(row) if intact => {
             keep_manifest(daemon, &raw)?;
@@ -156,6 +158,9 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
                 // What replaces its files is not durable at first.
                 daemon.database.with(move |db| db.set_state(&raw.digest, ImageState::Lazy, "")).await?;
             }
+            if request.until == PullUntil::Startable {
+                packs = packs::begin(&source, manifest.layers.iter().filter(|layer| is_new(daemon, layer)));
+            }
             let added = add(daemon, &source, raw.digest, &manifest, &request, &gate, &events).await?;
             keep_manifest(daemon, &raw)?;
             added
@@ -167,7 +172,8 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
     *alone = true;
     drop((alone, pulling));
     let until = proven(daemon, &gate, &row, request.until, &events)?;
-    let finished = finish(daemon, row, name, until, Some(manifest_bytes + index_bytes), profile, &events).await;
+    let received = Received { index_bytes: Some(manifest_bytes + index_bytes), packs };
+    let finished = finish(daemon, row, name, until, received, profile, &events).await;
     if let Err(error) = daemon.trim().await {
         tracing::error!("{}", error.one_line());
     }
@@ -187,8 +193,11 @@ async fn is_intact(daemon: &Daemon, row: &ImageRow) -> Result<bool> {
 
 /// How many bytes of layers come at least.
 fn need(daemon: &Daemon, manifest: &Manifest) -> u64 {
-    let is_new = |layer: &&manifest::Layer| !daemon.store.index_path(&layer.digest).exists();
-    manifest.layers.iter().filter(is_new).map(|layer| layer.size).fold(0, u64::saturating_add)
+    manifest.layers.iter().filter(|layer| is_new(daemon, layer)).map(|layer| layer.size).fold(0, u64::saturating_add)
+}
+
+fn is_new(daemon: &Daemon, layer: &manifest::Layer) -> bool {
+    !daemon.store.index_path(&layer.digest).exists()
 }
 
 /// Keeps the manifest byte for byte, so that the image can be pushed as what it is.
@@ -357,31 +366,40 @@ fn build(
     Ok((counts.entries, counts.bytes))
 }
 
+/// What a pull got of the image's source.
+#[derive(Debug, Default)]
+struct Received {
+    /// Bytes of manifests and indexes; `None` where no source was asked.
+    index_bytes: Option<u64>,
+    /// What is on its way already.
+    packs: Vec<Pack>,
+}
+
 /// Attaches an image that is not complete, and waits until it is where that was asked for; gives that up, and not the image, where
-/// something is in the way that does not pass. `received` is how many bytes of manifests
-/// and indexes came, `None` where no source was asked.
+/// something is in the way that does not pass.
 async fn finish(
     daemon: &Arc<Daemon>,
     row: ImageRow,
     name: String,
     until: PullUntil,
-    received: Option<u64>,
+    received: Received,
     profile: JoinHandle<Option<Profile>>,
     events: &Events,
 ) -> Result<Reply> {
     let image = row.digest;
-    let pulled = |complete| Ok(Reply::Pulled { name: name.clone(), image, complete, fetched: received.is_some() });
+    let pulled = |complete| Ok(Reply::Pulled { name: name.clone(), image, complete, fetched: received.index_bytes.is_some() });
     if row.state == ImageState::Complete {
         return pulled(true);
     }
     let stay =
         daemon.life.stay().ok_or_else(|| Error::new(Outcome::Unavailable, "serving a pull").because("towlined is leaving"))?;
-    let content = ImageContent { index_bytes: received.unwrap_or(0), ..reopen(&daemon.store, &row, &daemon.sources)? };
+    let content =
+        ImageContent { index_bytes: received.index_bytes.unwrap_or(0), ..reopen(&daemon.store, &row, &daemon.sources)? };
     let (mut begin, mut collections) = (Instant::now(), daemon.keeper.collections());
     let patcher = patcher(daemon, &row, &content).await?;
     let mut view = daemon.active.attach(content, patcher, stay);
     if until == PullUntil::Startable {
-        tokio::spawn(prefetch(daemon.fetcher.clone(), image, profile));
+        tokio::spawn(prefetch(daemon.fetcher.clone(), image, received.packs, profile));
         return pulled(false);
     }
     loop {
@@ -416,8 +434,9 @@ async fn finish(
     }
 }
 
-/// Fetches what the profile names as soon as both are there.
-async fn prefetch(fetcher: Arc<Fetcher>, image: Digest, profile: JoinHandle<Option<Profile>>) {
+/// Stores what packs bring, and fetches what the profile names beside that.
+async fn prefetch(fetcher: Arc<Fetcher>, image: Digest, packs: Vec<Pack>, profile: JoinHandle<Option<Profile>>) {
+    fetcher.unpack(&image, packs).await;
     match profile.await {
         Ok(Some(profile)) => fetcher.prefetch(&image, &profile).await,
         Ok(None) => {}

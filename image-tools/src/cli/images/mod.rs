@@ -38,7 +38,7 @@ pub enum Verb {
     Pull(pull::Args),
     /// Write an image again with its layers in another format
     Convert(convert::Args),
-    /// Write an image again with the files in front that are needed first
+    /// Write an image again so that what a start reads comes first
     Optimize(optimize::Args),
     /// Push an image to a registry, or write it to a layout or an archive
     Push(push::Args),

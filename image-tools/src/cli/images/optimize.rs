@@ -37,10 +37,10 @@ pub struct Args {
     command: Vec<String>,
 }
 
-/// Writes an image again with the files that are needed first in front of each layer.
+/// Writes an image again so that what a start reads comes first.
 pub fn run(engine: &Engine, args: &Args) -> Outcome {
     if !matches!(args.compression, LayerFormat::ZstdChunked | LayerFormat::Estargz) {
-        let why = "without a table of contents the order of files makes no difference; write zstd:chunked or estargz";
+        let why = "without a table of contents nothing can come first; write zstd:chunked or estargz";
         return Err(crate::cli::bad_flag("--compression", &args.compression.to_string(), why));
     }
     let mut job = args.writing.job(args.compression, true)?;

@@ -398,6 +398,12 @@ impl Rig {
         self.table.chunks(&record).map(|chunk| chunk.blob_offset..chunk.blob_offset + chunk.blob_len).collect()
     }
 
+    /// Where the chunks of a file are in its content.
+    pub(super) fn contents(&self, file: usize) -> Vec<Range<u64>> {
+        let record = self.table.lookup(&self.files[file].0).unwrap();
+        self.table.chunks(&record).map(|chunk| chunk.file_offset..chunk.file_offset + chunk.len).collect()
+    }
+
     pub(super) async fn background(&self) -> Result<()> {
         let all = self.fetcher.background(&self.image);
         tokio::time::timeout(Duration::from_secs(20), all).await.expect("the background fetch does not end")

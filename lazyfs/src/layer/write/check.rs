@@ -3,14 +3,16 @@
 //! A layer with a table of contents is read twice in one pass: the table is parsed, and then every chunk it names and every gap
 //! between them is decompressed alone, as the fetcher will do it. What all of them make up is the tar with the diffID.
 
+use std::collections::HashMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufReader, Read};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use super::{Format, Written};
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Outcome, Result};
+use crate::layer::pack;
 use crate::layer::tar::{self, HashSink};
 use crate::layer::unpack::Unpacking;
 use crate::layer::verify::{compare, gap_ranges};
@@ -40,7 +42,8 @@ fn checked(written: &Written, file: &File) -> Result<()> {
             let index = zstd_chunked::parse(&written.digest, &location, &table)?;
             compare(&index, &read)?;
             drop(read);
-            pieces(&index, location.tar_end, written, file)
+            pieces(&index, location.tar_end, written, file)?;
+            packed(&index, written, file)
         }
         // The table is part of the tar, and its own entry has no chunks.
         Format::Estargz => {
@@ -70,6 +73,31 @@ fn pieces(index: &LayerIndex, tar_end: u64, written: &Written, file: &File) -> R
     }
     gap(&mut tar)?;
     same("diffID of its pieces", written.diff_id, tar.finish())
+}
+
+/// Unpacks the pack, where there is one: each part has to be made of whole chunks, or be a whole file.
+fn packed(index: &LayerIndex, written: &Written, file: &File) -> Result<()> {
+    let Some(range) = pack::located(&written.digest, written.size, &written.annotations)? else { return Ok(()) };
+    let failed = |e| Error::new(Outcome::Integrity, "unpacking its pack").because(e);
+    let contents: HashMap<Digest, &FileContent> = files(&index.entries).map(|(_, content)| (content.digest, content)).collect();
+    let mut pack = pack::Reader::new(BufReader::new(FilePart::new(file, range))).map_err(failed)?;
+    for part in pack.parts().to_vec() {
+        let chunks = contents.get(&part.file).map_or(&[][..], |content| &content.chunks);
+        let Range { start, end } = part.range;
+        let mut at = start;
+        for chunk in chunks.iter().filter(|chunk| (start..end).contains(&chunk.file_offset)) {
+            let mut bytes = vec![0; usize::try_from(chunk.len).expect("chunks fit into memory")];
+            pack.read_exact(&mut bytes).map_err(failed)?;
+            if chunk.file_offset != at || Digest::of(&bytes) != chunk.digest {
+                return Err(wrong(format!("the pack's copy of {} at {at} is not what the table says", part.file)));
+            }
+            at += chunk.len;
+        }
+        if at != end {
+            return Err(wrong(format!("a part of {} in the pack ends inside of a chunk", part.file)));
+        }
+    }
+    Ok(())
 }
 
 fn files(entries: &[Entry]) -> impl Iterator<Item = (&Entry, &FileContent)> {
@@ -107,7 +135,7 @@ fn decompress(written: &Written, file: &File, range: Range<u64>, mut take: impl 
         let tried = format!("decompressing bytes {} to {} of the blob", range.start, range.end);
         Error::new(Outcome::Integrity, tried).because(e)
     };
-    let reader = std::io::BufReader::with_capacity(64 << 10, FilePart::new(file, range.clone()));
+    let reader = BufReader::with_capacity(64 << 10, FilePart::new(file, range.clone()));
     let mut reader: Box<dyn Read> = match written.format.compression() {
         crate::manifest::Compression::Zstd => {
             Box::new(zstd::stream::read::Decoder::with_buffer(reader).map_err(|e| failed(&range, e))?)

@@ -180,7 +180,7 @@ impl Encoder for Estargz<'_> {
             tar_size: self.tally.tar.length(),
             annotations,
             index: self.tally.index,
-            hot_end: self.hot_end,
+            hot_bytes: self.hot_end,
         })
     }
 }

@@ -18,7 +18,7 @@ mod tar_split;
 mod toc;
 mod zstd_chunked;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
@@ -162,8 +162,8 @@ pub struct Written {
     pub annotations: BTreeMap<String, String>,
     /// What is in it; with chunks where it has a table of contents.
     pub index: LayerIndex,
-    /// Where in the blob the frames of the hot files end; 0 where none were asked for.
-    pub hot_end: u64,
+    /// Bytes of the blob that hold what is needed first, in front or in a pack; 0 where none was asked for.
+    pub hot_bytes: u64,
 }
 
 /// Writes the layer whose uncompressed tar is `tar` into `blob`, in the tar's own order.
@@ -178,11 +178,15 @@ pub fn write(tar: impl Read, options: &Options, blob: &File) -> Result<Written> 
     encoder.finish(&mut |buffer| split.tail(buffer))
 }
 
-/// Writes a layer with the files of `hot` in front, in that order. The order of all else stays, as far as what is moved needs it.
+/// Writes a layer so that the files of `hot` can be had first, in that order: zstd:chunked with a pack of them, which leaves the tar what
+/// it was; other formats with the files in front, where the order of all else stays, as far as what is moved needs it.
 ///
-/// `scratch` is an empty file that takes the uncompressed tar. Where nothing is moved the tar stays what it was.
+/// `scratch` is an empty file that takes the uncompressed tar.
 pub fn write_ordered(tar: impl Read, options: &Options, hot: &[HotFile], scratch: &File, blob: &File) -> Result<Written> {
     let mut stored = stored::store(tar, scratch)?;
+    if options.format == Format::ZstdChunked {
+        return write_packed(stored, options, hot, blob);
+    }
     let order = order::order(stored.entries(), hot);
     let mut encoder = encoder(options, blob, order.hot > 0)?;
     for (position, &number) in order.entries.iter().enumerate() {
@@ -196,6 +200,27 @@ pub fn write_ordered(tar: impl Read, options: &Options, hot: &[HotFile], scratch
         encoder.hot_ends()?;
     }
     stored.with_tail(order.moves, |tail| encoder.finish(tail))
+}
+
+fn write_packed(mut stored: stored::Stored<'_>, options: &Options, hot: &[HotFile], blob: &File) -> Result<Written> {
+    let chosen = order::chosen(stored.entries(), hot);
+    let mut encoder = zstd_chunked::ZstdChunked::new(options, blob)?;
+    if !chosen.is_empty() {
+        encoder.pack(stored.pack(&chosen)?);
+    }
+    // What has the same content is read alike, whichever of them the pack is of; a file that is read as a whole is cut as ever.
+    let read_of = |(number, parts): &'_ (usize, Vec<Range<u64>>)| {
+        let content = stored.content(*number)?;
+        let is_whole = matches!(&parts[..], [all] if *all == (0..content.size));
+        (!is_whole).then(|| (content.digest, parts.clone()))
+    };
+    let contents: HashMap<Digest, Vec<Range<u64>>> = chosen.iter().filter_map(read_of).collect();
+    let mut encoder: Box<dyn Encoder> = Box::new(encoder);
+    for number in 0..stored.entries().len() {
+        let parts = stored.content(number).and_then(|content| contents.get(&content.digest)).map_or(&[][..], Vec::as_slice);
+        stored.with(number, false, |bytes, head, payload| encoder.add(bytes, head, parts, payload))?;
+    }
+    stored.with_tail(false, |tail| encoder.finish(tail))
 }
 
 /// Yields the next bytes, 0 at the end; fills the buffer where there are enough.

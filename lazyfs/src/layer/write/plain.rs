@@ -88,7 +88,7 @@ impl Encoder for Plain<'_> {
             tar_size: self.tally.tar.length(),
             annotations: BTreeMap::new(),
             index: self.tally.index,
-            hot_end: 0,
+            hot_bytes: 0,
         })
     }
 }

@@ -1,14 +1,17 @@
 //! A tar that was taken apart into a file, so that its entries can be had in any order.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use super::{Bytes, PIECE, each};
 use crate::digest::Hasher;
 use crate::error::{Error, Result};
+use crate::layer::pack::{self, Part};
 use crate::layer::tar::split::{Head, Split};
-use crate::layer::{Entry, EntryKind};
+use crate::layer::{Entry, EntryKind, FileContent};
 
 /// Bytes of a tar block.
 const BLOCK: u64 = 512;
@@ -66,6 +69,41 @@ impl Stored<'_> {
         &self.entries
     }
 
+    /// The content of an entry that is a file.
+    pub(super) fn content(&self, number: usize) -> Option<&FileContent> {
+        match self.entries[number].as_ref().map(|entry| &entry.kind) {
+            Some(EntryKind::File(content)) => Some(content),
+            _ => None,
+        }
+    }
+
+    /// A pack of these parts of files, each content once.
+    pub(super) fn pack(&self, chosen: &[(usize, Vec<Range<u64>>)]) -> Result<Vec<u8>> {
+        let (mut parts, mut places) = (Vec::new(), HashMap::new());
+        for (number, ranges) in chosen {
+            let Some(content) = self.content(*number) else { continue };
+            if places.insert(content.digest, self.payloads[*number]).is_none() {
+                let short = ranges.iter().flat_map(|range| cut(range, pack::MAX_PART));
+                parts.extend(short.map(|range| Part { file: content.digest, range }));
+            }
+        }
+        // What comes last is needed last.
+        parts.truncate(pack::MAX_PARTS);
+        let mut buffer = vec![0; PIECE];
+        let packed = pack::write(&parts, |part, to| {
+            let payload = places[&part.file];
+            let (mut at, end) = (payload + part.range.start, payload + part.range.end);
+            while at < end {
+                let n = buffer.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
+                self.file.read_exact_at(&mut buffer[..n], at)?;
+                to.write_all(&buffer[..n])?;
+                at += n as u64;
+            }
+            Ok(())
+        });
+        packed.map_err(|e| Error::io("packing", "what is needed first", e))
+    }
+
     /// Hands out an entry. Where the order changes, padding is made anew.
     pub(super) fn with<T>(
         &mut self,
@@ -100,6 +138,14 @@ impl Stored<'_> {
             Ok(n)
         })
     }
+}
+
+/// A range as ranges of at most `most` bytes.
+fn cut(range: &Range<u64>, most: u64) -> impl Iterator<Item = Range<u64>> + use<> {
+    let end = range.end;
+    (range.start..end)
+        .step_by(usize::try_from(most).unwrap_or(usize::MAX))
+        .map(move |start| start..end.min(start.saturating_add(most)))
 }
 
 fn read(file: &File, at: &mut u64, end: u64, buffer: &mut [u8]) -> Result<usize> {

@@ -2,10 +2,11 @@ use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 
 use super::*;
+use crate::layer::pack;
 use crate::layer::sample::{Random, dir, file, hardlink, opaque, whiteout};
 use crate::layer::tar::tests::Made;
 use crate::layer::tar::{self, HashSink};
-use crate::layer::zstd_chunked::{self, TocLocation};
+use crate::layer::zstd_chunked::TocLocation;
 use crate::layer::{Entry, LayerIndex};
 use crate::tree::merge::merge;
 
@@ -419,17 +420,55 @@ fn the_hot_region_is_at_the_beginning_and_contiguous() {
     }
     let (original, blob) = (made.end(), temporary());
     let wanted = [hot("f40", true), hot("f3", true), hot("f49", true)];
-    let written = write_ordered(&original[..], &options(Format::ZstdChunked), &wanted, &temporary(), &blob).unwrap();
+    let written = write_ordered(&original[..], &options(Format::Estargz), &wanted, &temporary(), &blob).unwrap();
     check::check(&written, &blob).unwrap();
     let names: Vec<String> =
-        written.index.entries[..3].iter().map(|entry| String::from_utf8(entry.path.clone()).unwrap()).collect();
-    assert_eq!(names, ["f40", "f3", "f49"]);
+        written.index.entries[..4].iter().map(|entry| String::from_utf8(entry.path.clone()).unwrap()).collect();
+    assert_eq!(names, ["f40", "f3", "f49", ".prefetch.landmark"]);
     let EntryKind::File(last) = &written.index.entries[2].kind else { panic!("not a file") };
-    assert_eq!(written.hot_end, last.chunks[0].blob_offset + last.chunks[0].blob_len);
-    assert_ne!(written.diff_id, Digest::of(&original));
-    let location = TocLocation::from_annotations(&written.digest, written.size, &written.annotations).unwrap().unwrap();
-    let bytes = content(&blob, written.size);
-    let table = &bytes[location.range.start as usize..location.range.end as usize];
-    let index = zstd_chunked::parse(&written.digest, &location, table).unwrap();
-    assert_eq!(index, written.index);
+    assert!(written.hot_bytes >= last.chunks[0].blob_offset + last.chunks[0].blob_len);
+}
+
+#[test]
+fn a_pack_has_what_is_hot_and_leaves_the_tar() {
+    let mut made = Made::default().entry(b'0', "large", "", &noise(700_000, 1), &[]);
+    for number in 0..20 {
+        made = made.entry(b'0', &format!("f{number}"), "", &noise(2000, 100 + number), &[]);
+    }
+    let (original, blob) = (made.entry(b'0', "again", "", &noise(2000, 103), &[]).end(), temporary());
+    let parts = vec![16_384..32_768, 300_000..316_384, 600_000..800_000, 900_000..900_001];
+    let large = HotFile { key: order::HotKey::Path(b"large".to_vec()), parts: Some(parts) };
+    let wanted = [hot("f13", true), large, hot("f3", true), hot("again", true), hot("f13", true), hot("no/such", true)];
+    let written = write_ordered(&original[..], &options(Format::ZstdChunked), &wanted, &temporary(), &blob).unwrap();
+    check::check(&written, &blob).unwrap();
+    assert_eq!(written.diff_id, Digest::of(&original));
+    assert_eq!(unpacked(&written, &blob), original, "decoders pass over it");
+
+    let range = pack::located(&written.digest, written.size, &written.annotations).unwrap().unwrap();
+    assert_eq!(range.end - range.start, written.hot_bytes);
+    let blob = content(&blob, written.size);
+    let mut reader = pack::Reader::new(&blob[range.start as usize..range.end as usize]).unwrap();
+    let (large, small) = (noise(700_000, 1), |n: u64| noise(2000, 100 + n));
+    let part = |content: &[u8], range| pack::Part { file: Digest::of(content), range };
+    let parts = [
+        part(&small(13), 0..2000),
+        part(&large, 16_384..32_768),
+        part(&large, 300_000..316_384),
+        part(&large, 600_000..700_000),
+        part(&small(3), 0..2000),
+    ];
+    assert_eq!(reader.parts(), parts, "each content once, and no more of it than there is");
+    let mut bytes = Vec::new();
+    reader.read_to_end(&mut bytes).unwrap();
+    let wanted = [&small(13)[..], &large[16_384..32_768], &large[300_000..316_384], &large[600_000..], &small(3)].concat();
+    assert!(bytes == wanted);
+    // Of a file that is read in parts, chunks begin and end with them.
+    let EntryKind::File(file) = &written.index.entries[0].kind else { panic!("not a file") };
+    let begins: Vec<u64> = file.chunks.iter().map(|chunk| chunk.file_offset).collect();
+    assert!([16_384, 32_768, 300_000, 316_384, 600_000].iter().all(|at| begins.contains(at)), "{begins:?}");
+    let EntryKind::File(file) = &written.index.entries[4].kind else { panic!("not a file") };
+    assert_eq!(file.chunks.len(), 1);
+
+    let none = write_ordered(&original[..], &options(Format::ZstdChunked), &[], &temporary(), &temporary()).unwrap();
+    assert!(none.hot_bytes == 0 && !none.annotations.contains_key(pack::ANNOTATION));
 }

@@ -18,6 +18,7 @@ use super::toc::{Dialect, Table};
 use super::{Bytes, CHUNKS_FROM, Encoder, Format, Options, PIECE, Tally, Written, each};
 use crate::digest::{Digest, Hasher};
 use crate::error::Result;
+use crate::layer::pack;
 use crate::layer::tar::split::Head;
 use crate::layer::zstd_chunked::{FOOTER_MAGIC, PREFIXES, SKIPPABLE_MAGIC};
 use crate::layer::{Chunk, EntryKind};
@@ -42,7 +43,9 @@ pub(super) struct ZstdChunked<'a> {
     /// Bytes of the tar between payloads that have not been written yet.
     pending: Vec<u8>,
     buffer: Vec<u8>,
-    hot_end: u64,
+    pack: Option<Vec<u8>>,
+    /// Bytes of the pack, once it is written.
+    packed: u64,
 }
 
 impl<'a> ZstdChunked<'a> {
@@ -57,8 +60,14 @@ impl<'a> ZstdChunked<'a> {
             tar_split: TarSplit::new(TABLE_LEVEL.min(options.level.max(3)))?,
             pending: Vec::new(),
             buffer: vec![0; largest],
-            hot_end: 0,
+            pack: None,
+            packed: 0,
         })
+    }
+
+    /// Puts a pack ([`crate::layer::pack`]) behind the tables.
+    pub(super) fn pack(&mut self, pack: Vec<u8>) {
+        self.pack = Some(pack);
     }
 
     fn between(&mut self, bytes: &[u8]) -> Result<()> {
@@ -127,6 +136,11 @@ impl<'a> ZstdChunked<'a> {
             ]);
             footer[4..].copy_from_slice(&[position, len, packed.len]);
         }
+        if let Some(pack) = self.pack.take() {
+            let position = self.skippable(&pack)?;
+            self.packed = pack.len() as u64;
+            annotations.extend([pack::annotation(&(position..position + self.packed))]);
+        }
         let footer: Vec<u8> = footer.iter().flat_map(|number| number.to_le_bytes()).chain(FOOTER_MAGIC).collect();
         self.skippable(&footer)?;
         Ok(annotations)
@@ -157,7 +171,6 @@ impl Encoder for ZstdChunked<'_> {
     }
 
     fn hot_ends(&mut self) -> Result<()> {
-        self.hot_end = self.output.len();
         Ok(())
     }
 
@@ -193,7 +206,7 @@ impl Encoder for ZstdChunked<'_> {
             tar_size: self.tally.tar.length(),
             annotations,
             index: self.tally.index,
-            hot_end: self.hot_end,
+            hot_bytes: self.packed,
         })
     }
 }

@@ -23,7 +23,7 @@ fn cells(layer: &LayerReport) -> Vec<String> {
     let format = layer.format.map_or_else(|| "as it was".to_owned(), |format| format.to_string());
     let mut state = if layer.existed { "was there".to_owned() } else { "written".to_owned() };
     if layer.hot_bytes > 0 {
-        state.push_str(&format!(", {} in front", size(layer.hot_bytes)));
+        state.push_str(&format!(", {} needed first", size(layer.hot_bytes)));
     }
     if let Some(note) = &layer.note {
         state.push_str(&format!("; {note}"));
@@ -63,7 +63,7 @@ mod tests {
         let report = Report { digest, images: vec![image], notes: Vec::new() };
         let text = render(&"oci:/d:t".parse().unwrap(), &report);
         for says in
-            ["zstd", "written, 1.0 kB in front; its entry", "as it was", "was there", "the same diffIDs", "oci:/d:t@sha256:"]
+            ["zstd", "written, 1.0 kB needed first; its entry", "as it was", "was there", "the same diffIDs", "oci:/d:t@sha256:"]
         {
             assert!(text.contains(says), "{says}: {text}");
         }
