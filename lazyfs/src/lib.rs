@@ -26,6 +26,7 @@ pub mod sink;
 pub mod source;
 pub mod store;
 pub mod table;
+mod task;
 pub mod tree;
 pub mod treefs;
 pub mod trigger;

@@ -46,11 +46,12 @@ use crate::pull::sources::Settings;
 use crate::pull::{self, Locks, Sources};
 use crate::rootfs::plan::By;
 use crate::rootfs::probe::{self, Features, Mode, Wanted};
-use crate::store::db::{ImageRow, ImageState};
+use crate::store::db::{Db, ImageRow, ImageState};
 use crate::store::patch::TreePatcher;
 use crate::store::quota::Quota;
 use crate::store::rebuild;
 use crate::store::{Store, boot, check_startable, create_private_dir};
+use crate::task::blocking;
 use crate::trigger::{Kept, Resolver, Trigger};
 
 /// How long clients are given to read the last message.
@@ -138,14 +139,8 @@ impl Ready {
         let kept = custody.take().await?;
         let store = Arc::new(Store::open(&paths.root)?);
         crate::store::image::list_and_tidy(&paths.root)?;
-        let features = probe::choose(&paths.root, &paths.state, mounts)?;
-        features.write(&paths.state)?;
+        let (features, sources, db) = open_all(&paths, &store, mounts, settings).await?;
         tracing::info!("serving {} with {features:?}", paths.root.display());
-        let (mut db, rebuilt) = rebuild::open(&store)?;
-        if let Some(rebuilt) = &rebuilt {
-            tracing::error!("{rebuilt}");
-        }
-        report(&boot::check(&store, &mut db)?);
         let database = Database::new(db);
         let tracer = spans.as_ref().map(Tracer::new).unwrap_or_default();
         let exporting = spans.map(|settings| Exporting::start(settings, tracer.clone(), Some(paths.root.clone()))).transpose()?;
@@ -155,7 +150,7 @@ impl Ready {
             large: Arc::default(),
             ahead: Ahead::new(fetcher.clone(), store.clone()),
             active: Active::new(store.clone(), database.clone(), fetcher.clone()),
-            sources: Sources::open(&paths.state, settings)?,
+            sources,
             store,
             database,
             fetcher,
@@ -239,6 +234,27 @@ impl Ready {
         tracing::info!("leaving");
         let_go
     }
+}
+
+/// What takes some milliseconds each, side by side: somebody waits for a container.
+async fn open_all(paths: &Paths, store: &Arc<Store>, mounts: Wanted, settings: Settings) -> Result<(Features, Sources, Db)> {
+    let Paths { root, state } = paths.clone();
+    let probed = blocking("looking at what this machine can do", move || {
+        let features = probe::choose(&root, &state, mounts)?;
+        features.write(&state).map(|()| features)
+    });
+    let state = paths.state.clone();
+    let sources = blocking("setting up the clients of registries", move || Sources::open(&state, settings));
+    let store = store.clone();
+    let checked = blocking("opening the database", move || {
+        let (mut db, rebuilt) = rebuild::open(&store)?;
+        if let Some(rebuilt) = &rebuilt {
+            tracing::error!("{rebuilt}");
+        }
+        report(&boot::check(&store, &mut db)?);
+        Ok(db)
+    });
+    tokio::try_join!(probed, sources, checked)
 }
 
 impl Daemon {
