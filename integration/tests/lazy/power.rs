@@ -229,7 +229,7 @@ fn cut_again_and_again() {
         println!("SKIP {TEST}: needs a mount namespace of its own");
         return;
     };
-    let (cuts, mut seed) = (number("TOWLINE_POWER_CUTS", 20), number("TOWLINE_POWER_SEED", 0x9e37_79b9_7f4a_7c15));
+    let (cuts, mut seed) = (number("TOWLINE_POWER_CUTS", 8), number("TOWLINE_POWER_SEED", 0x9e37_79b9_7f4a_7c15));
     let registry = Registry::start_quiet();
     let link = Link::start(registry.address(), Quality::LOOPBACK).unwrap();
     let truth = Truth::of("small");
