@@ -34,9 +34,10 @@ use towline_sys::mmap::MappedFile;
 
 use crate::daemon::protocol::Command;
 use crate::digest::Digest;
-use crate::error::{Error, Outcome, Result};
+use crate::error::{Error, Result};
 use crate::fetch::{Fetcher, LargeFile};
 use crate::store::Store;
+use crate::task::blocking;
 use crate::tree::erofs::read::{FoundFile, StoredTree};
 
 /// How many files one program or library may bring along.
@@ -255,10 +256,6 @@ impl Thing {
             Some(rest[..len.min(rest.len())].to_vec())
         }))
     }
-}
-
-async fn blocking<T: Send + 'static>(tried: &str, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| Error::new(Outcome::Io, tried).because(e))?
 }
 
 impl std::fmt::Debug for Ahead {

@@ -16,8 +16,9 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
 use super::client::Paths;
-use crate::error::{Error, Outcome, Result};
+use crate::error::{Error, Result};
 use crate::holder::{Bond, Keeper};
+use crate::task::blocking;
 use crate::trigger::{Kept, Resolver, Trigger};
 
 /// First and longest pause before another holder is started.
@@ -138,10 +139,6 @@ impl Custody {
         let keeper = self.keeper.clone();
         blocking("closing the FUSE trigger's device", move || keeper.release(&note)).await
     }
-}
-
-async fn blocking<T: Send + 'static>(tried: &str, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| Error::new(Outcome::Io, tried).because(e))?
 }
 
 /// Keeps the device kept.

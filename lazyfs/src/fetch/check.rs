@@ -17,6 +17,7 @@ use crate::layer::{LayerIndex, LayerKind, saved, spans, verify};
 use crate::manifest::{Document, Manifest};
 use crate::store::content::{Content, Contents};
 use crate::table::FileRecord;
+use crate::task::blocking;
 
 impl Fetcher {
     /// Finds out what lies between the files of the layers. Asks for the manifest, since only it says where a layer's tar ends.
@@ -199,8 +200,4 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     std::io::Write::write_all(&mut new, bytes).map_err(|e| Error::io("writing", path, e))?;
     new.persist(path).map_err(|e| Error::io("naming", path, e.error))?;
     Ok(())
-}
-
-async fn blocking<T: Send + 'static>(tried: &str, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| Error::new(Outcome::Io, tried).because(e))?
 }

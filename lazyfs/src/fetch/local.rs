@@ -10,8 +10,9 @@ use super::image::{Image, Place};
 use super::inflight::Origin;
 use super::payer::Caller;
 use crate::digest::Digest;
-use crate::error::{Error, Outcome, Result};
+use crate::error::{Error, Result};
 use crate::layer::Chunk;
+use crate::task::blocking;
 
 /// Bytes that are copied at a time.
 const COPY: u64 = 256 << 10;
@@ -148,8 +149,4 @@ fn is_right(chunk: &Chunk, content: &[u8]) -> bool {
         true => content.iter().all(|byte| *byte == 0),
         false => Digest::of(content) == chunk.digest,
     }
-}
-
-async fn blocking<T: Send + 'static>(tried: &str, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| Error::new(Outcome::Io, tried).because(e))?
 }

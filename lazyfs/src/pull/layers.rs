@@ -26,6 +26,7 @@ use crate::manifest::{Compression, Descriptor, Manifest};
 use crate::observe::spans::Context;
 use crate::source::Source;
 use crate::table::LayerSource;
+use crate::task::blocking;
 
 /// How many layers may stream past at once: each takes a connection and decompresses on a thread of its own.
 const STREAMS: usize = 3;
@@ -439,8 +440,4 @@ fn keep_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<
     write(&mut new).map_err(|e| Error::io("writing", path, e))?;
     new.persist(path).map_err(|e| Error::io("naming", path, e.error))?;
     Ok(())
-}
-
-pub(super) async fn blocking<T: Send + 'static>(tried: &str, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| Error::new(Outcome::Io, tried.to_owned()).because(e))?
 }

@@ -41,6 +41,7 @@ use crate::store::db::{ImageRow, ImageState, NewImage};
 use crate::store::image::ImageRecord;
 use crate::store::patch::TreePatcher;
 use crate::table::{self, Table};
+use crate::task::blocking;
 use crate::tree::erofs::devices::LargeFiles;
 use crate::tree::erofs::read::StoredTree;
 use crate::tree::{erofs, merge};
@@ -188,7 +189,7 @@ async fn is_intact(daemon: &Daemon, row: &ImageRow) -> Result<bool> {
         ImageState::Complete => Ok(store.image(&image).are_intact()),
         ImageState::Lazy => Ok(store.can_go_on(&image)),
     };
-    layers::blocking("reading an image's files", look).await
+    blocking("reading an image's files", look).await
 }
 
 /// How many bytes of layers come at least.
