@@ -79,9 +79,16 @@ fn an_image_is_optimized_for_what_a_run_of_it_reads() {
         let profile = document(manifest["annotations"]["io.towline.profile.v1.digest"].as_str().unwrap());
         let paths: Vec<&str> = profile["accesses"].as_array().unwrap().iter().map(|a| a["path"].as_str().unwrap()).collect();
         assert!(paths.contains(&"bin/busybox") && paths.contains(&read) && !paths.contains(&other), "{tag}: {paths:?}");
-        let hot = |layer: &Value| layer["annotations"]["io.towline.hot-bytes"].as_str().is_some_and(|bytes| bytes != "0");
-        assert!(manifest["layers"].as_array().unwrap().iter().any(hot), "{manifest}");
+        let has_pack = |layer: &Value| layer["annotations"]["io.towline.pack.v1"].is_string();
+        assert!(manifest["layers"].as_array().unwrap().iter().any(has_pack), "{manifest}");
     }
+    // What is packed comes without being asked for.
+    let other = Towline::new();
+    let script = "cat /data/many/15? > /dev/null; echo done";
+    let started = other.run(&["run", "--rm", "--timeline", &format!("{target}:ended"), "/bin/sh", "-c", script]).success();
+    let first =
+        started.stderr.lines().find(|line| line.contains("by the profile")).unwrap_or_else(|| panic!("{}", started.stderr));
+    assert!(started.stdout == "done\n" && !first.contains(": 0 B by the profile"), "{}", started.stderr);
 
     for (flags, script, why) in [
         (&[][..], "echo broken >&2; exit 3", "exit code 3; its last line: broken"),
