@@ -166,6 +166,19 @@ impl Towline {
         mounts_below(self.dir.path()).into_iter().filter(|(_, kind)| kind.starts_with("fuse")).map(|(path, _)| path).collect()
     }
 
+    /// Mount points below the state directory of trees that containers share.
+    pub fn tree_mounts(&self) -> Vec<PathBuf> {
+        mounts_below(&self.state()).into_iter().filter(|(_, kind)| kind == "erofs").map(|(path, _)| path).collect()
+    }
+
+    /// Pids of the monitors of this store's containers.
+    pub fn monitors(&self) -> Vec<i32> {
+        let is_monitor = |pid: &i32| {
+            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|all| all.split(|byte| *byte == 0).any(|one| one == b"monitor"))
+        };
+        processes_of(self.dir.path()).into_iter().filter(is_monitor).collect()
+    }
+
     /// What the daemon logged.
     pub fn daemon_log(&self) -> String {
         fs::read(self.state().join("towlined.log")).map(|log| String::from_utf8_lossy(&log).into_owned()).unwrap_or_default()

@@ -3,7 +3,7 @@
 
 use towline_lazyfs::daemon::client::Client;
 use towline_lazyfs::error::Error;
-use towline_lazyfs::rootfs::mount;
+use towline_lazyfs::rootfs::{mount, shared};
 
 use super::registry::Dirs;
 use crate::engine::Engine;
@@ -14,8 +14,10 @@ pub fn tear_down(engine: &Engine, id: &str) -> Result<(), Failure> {
     let dirs = Dirs::of(&engine.paths, id);
     let deleted = engine.runtime().delete(id, true).map_err(Failure::from);
     let unmounted = mount::unmount(&dirs.rootfs()).and_then(|()| mount::unmount(&dirs.tree())).map_err(Failure::from);
+    // A monitor that was killed has left its image's tree mounted.
+    let swept = shared::sweep(&engine.paths.state).map(drop).map_err(Failure::from);
     let released = release(engine, id).map_err(Failure::from);
-    deleted.and(unmounted).and(released)
+    deleted.and(unmounted).and(swept).and(released)
 }
 
 /// Ends the pin of a container, without starting a daemon only for that.

@@ -26,6 +26,7 @@ use towline_lazyfs::error::{Error, Outcome, Result};
 use towline_lazyfs::rootfs::mount;
 use towline_lazyfs::rootfs::plan::By;
 use towline_lazyfs::rootfs::readahead::ReadaheadOff;
+use towline_lazyfs::rootfs::shared::SharedTree;
 use towline_lazyfs::store::create_private_dir;
 use towline_runtime::client::{Options, Runtime};
 
@@ -44,7 +45,7 @@ use crate::spec::rootdir::RootDir;
 use crate::spec::{bundle, capabilities, etc, user};
 use journal::Journal;
 use protocol::{Order, Report};
-use recorder::{Recorder, Subject};
+use recorder::{Claim, Recorder, Subject};
 
 /// Runs container `id` from its record. The exit code is for nobody: what matters is reported.
 pub fn run(engine: &Engine, id: &str) -> Result<u8> {
@@ -107,6 +108,33 @@ struct Served {
     ends: Arc<AtomicBool>,
 }
 
+/// The image's tree, as the container has it.
+enum Tree {
+    /// For itself, since its start is recorded; without the kernel's readahead while this lives.
+    Own(Option<Arc<ReadaheadOff>>, Option<Arc<Claim>>),
+    /// With the image's other containers. When this is dropped the mount stays for whoever sweeps.
+    Shared(SharedTree),
+}
+
+impl Tree {
+    /// What has the kernel read ahead in it again, once that is done or dropped; and the shared tree, which is to be left in the end.
+    fn apart(self) -> (Box<dyn FnOnce() -> Result<()> + Send>, Option<SharedTree>) {
+        match self {
+            Self::Own(off, _) => {
+                let again = move || {
+                    drop(off);
+                    Ok(())
+                };
+                (Box::new(again), None)
+            }
+            Self::Shared(tree) => {
+                let switch = tree.readahead();
+                (Box::new(move || switch.map_or(Ok(()), |switch| switch.turn_on())), Some(tree))
+            }
+        }
+    }
+}
+
 /// A container from its first step to its last.
 struct Life<'a> {
     engine: &'a Engine,
@@ -123,9 +151,8 @@ impl Life<'_> {
     /// All steps. An error means that its program never ran.
     fn live(self, signals: &Signals, user: User) -> Result<(), Failure> {
         let mut state = self.begin()?;
-        let (readahead, server) = self.mount()?;
-        let readahead = readahead.map(Arc::new);
-        let recorder = self.record(readahead.clone());
+        let (tree, server) = self.mount()?;
+        let recorder = self.record(&tree);
         self.write_bundle()?;
         let (ward, ours) = self.create()?;
         let streams = Streams::carry(ours, user, &self.tap())?;
@@ -133,7 +160,8 @@ impl Life<'_> {
         // Recorded before it is true, so that a monitor that is killed in between leaves a container that can be found.
         state.started = Some(time::now());
         write_json(&self.dirs.run_state(), &state)?;
-        self.watch_daemon(readahead);
+        let (read_ahead_again, shared) = tree.apart();
+        self.watch_daemon(read_ahead_again);
         self.runtime.start(&self.record.id).map_err(|e| Failure::of_runtime(&e, "starting", &self.record.name))?;
         self.reporter.say(&Report::Started);
         // From here on it has run: what goes wrong is noted, and the end is recorded in any case.
@@ -148,6 +176,10 @@ impl Life<'_> {
             recorder.finish();
         }
         self.end(code, server);
+        // After the last report: nobody waits for it.
+        if let Some(Err(e)) = shared.map(|tree| tree.leave()) {
+            self.journal.note(&e.one_line());
+        }
         Ok(())
     }
 
@@ -166,7 +198,7 @@ impl Life<'_> {
     }
 
     /// Mounts the root; while it is lazy or recorded without the kernel's readahead.
-    fn mount(&self) -> Result<(Option<ReadaheadOff>, Option<Served>)> {
+    fn mount(&self) -> Result<(Tree, Option<Served>)> {
         let root = &self.order.root;
         if let Some(writable) = &root.writable {
             for dir in [&writable.upper, &writable.work] {
@@ -174,10 +206,22 @@ impl Life<'_> {
             }
         }
         let rootfs = self.dirs.rootfs();
+        let (recorded, claim) = self.claim()?;
+        let claim = claim.map(Arc::new);
         let mounted = match root.by {
-            By::Server => (None, Some(self.serve(Server::mount(root, &self.dirs.tree(), &rootfs)?))),
-            _ if self.order.lazy || self.order.record.is_some() => (mount::mount_without_readahead(root, &rootfs)?, None),
-            _ => mount::mount(root, &rootfs).map(|()| (None, None))?,
+            By::Server => {
+                let server = self.serve(Server::mount(root, &self.dirs.tree(), &rootfs)?);
+                (Tree::Own(None, claim), Some(server))
+            }
+            By::File if !recorded => {
+                let shared = SharedTree::enter(&self.engine.paths.state, root, self.order.lazy)?;
+                mount::mount_shared(root, &shared, &rootfs)?;
+                (Tree::Shared(shared), None)
+            }
+            _ if self.order.lazy || recorded => {
+                (Tree::Own(mount::mount_without_readahead(root, &rootfs)?.map(Arc::new), claim), None)
+            }
+            _ => (mount::mount(root, &rootfs).map(|()| Tree::Own(None, claim))?, None),
         };
         self.reporter.say(&Report::Mounted);
         Ok(mounted)
@@ -200,16 +244,33 @@ impl Life<'_> {
         Served { server, ends }
     }
 
+    /// Whether the start is recorded: where the user wants it, or where that is wanted and no other container's start is at this moment.
+    fn claim(&self) -> Result<(bool, Option<Claim>)> {
+        Ok(match &self.order.record {
+            None => (false, None),
+            Some(wanted) if wanted.asked => (true, None),
+            Some(_) => {
+                let claim = Claim::take(&self.engine.paths.state, &self.record.image)?;
+                (claim.is_some(), claim)
+            }
+        })
+    }
+
     /// Begins to record what the start reads, where that is wanted. It is no reason for a container not to start.
-    fn record(&self, readahead: Option<Arc<ReadaheadOff>>) -> Option<Recorder> {
+    fn record(&self, tree: &Tree) -> Option<Recorder> {
         let wanted = self.order.record.clone()?;
+        let Tree::Own(readahead, claim) = tree else { return None };
+        if !wanted.asked && claim.is_none() {
+            return None;
+        }
+        let (readahead, claim) = (readahead.clone(), claim.clone());
         let (image, store) = (self.record.image, self.engine.paths.root.clone());
         let forgotten = if wanted.asked { recorder::forget_pages(&store, &image) } else { Ok(()) };
         let is_cold = wanted.asked && forgotten.is_ok();
         let tree = self.order.root.tree.clone();
         let to_the_end = wanted.to_the_end;
         let subject =
-            Subject { image, tree, rootfs: self.dirs.rootfs(), store, also: wanted.also, to_the_end, is_cold, readahead };
+            Subject { image, tree, rootfs: self.dirs.rootfs(), store, also: wanted.also, to_the_end, is_cold, readahead, claim };
         let started = forgotten.and_then(|()| Recorder::start(subject, self.journal.clone()));
         started.inspect_err(|e| self.journal.note(&e.one_line())).ok()
     }
@@ -287,8 +348,8 @@ impl Life<'_> {
         }
     }
 
-    /// Keeps `readahead` until the image is complete.
-    fn watch_daemon(&self, readahead: Option<Arc<ReadaheadOff>>) {
+    /// Has `read_ahead_again` done when the image is complete.
+    fn watch_daemon(&self, read_ahead_again: impl FnOnce() -> Result<()> + Send + 'static) {
         if !self.order.lazy {
             return;
         }
@@ -296,7 +357,9 @@ impl Life<'_> {
         let (engine, image, name) = (self.engine.clone(), self.record.image, self.record.image_name.clone());
         std::thread::spawn(move || {
             watch::watch(&engine, image, &name, &say);
-            drop(readahead);
+            if let Err(e) = read_ahead_again() {
+                say(&e.one_line());
+            }
         });
     }
 

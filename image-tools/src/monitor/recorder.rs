@@ -25,12 +25,14 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 use towline_lazyfs::digest::Digest;
 use towline_lazyfs::error::{Error, Outcome, Result};
 use towline_lazyfs::profile::{Access, Profile};
 use towline_lazyfs::rootfs::readahead::ReadaheadOff;
-use towline_lazyfs::store::Store;
 use towline_lazyfs::store::profiles::Profiles;
+use towline_lazyfs::store::{Store, create_private_dir};
 use towline_lazyfs::table::{CHUNKED_FROM, Table};
 use towline_lazyfs::tree::erofs::read::StoredTree;
 use towline_sys::mmap::{page_size, resident_pages};
@@ -66,6 +68,8 @@ pub struct Subject {
     pub is_cold: bool,
     /// Held while this records: only what is read by programs is in the page cache then.
     pub readahead: Option<Arc<ReadaheadOff>>,
+    /// Held as long.
+    pub claim: Option<Arc<Claim>>,
 }
 
 /// A running recording.
@@ -93,11 +97,11 @@ impl Recorder {
         group.mark(flags, MaskFlags::FAN_OPEN | MaskFlags::FAN_OPEN_EXEC, &root, None::<&Path>).map_err(failed)?;
         let (ended, running) = std::io::pipe().map_err(|e| Error::io("making", "a pipe", e))?;
         let (tree, notes) = (StoredTree::open(&subject.tree)?, journal.clone());
-        let readahead = subject.readahead.take();
+        let (readahead, claim) = (subject.readahead.take(), subject.claim.take());
         let thread = std::thread::spawn(move || {
             let mut recording = Recording::new(subject, tree);
             let recorded = recording.follow(&group, &ended).and_then(|()| recording.write());
-            drop(readahead);
+            drop((readahead, claim));
             if let Err(error) = recorded {
                 notes.note(&error.during("recording what the start reads").one_line());
             }
@@ -111,6 +115,36 @@ impl Recorder {
         if self.thread.join().is_err() {
             self.journal.note("recording what the start reads: the thread has panicked");
         }
+    }
+}
+
+/// The right to record starts of an image, which one container at a time has: of many that start at once one is enough.
+#[derive(Debug)]
+pub struct Claim {
+    path: PathBuf,
+    _lock: OwnedFd,
+}
+
+impl Claim {
+    /// `None` where another container has it. Monitors that are killed let go of it.
+    pub fn take(state: &Path, image: &Digest) -> Result<Option<Self>> {
+        let dir = state.join("recording");
+        create_private_dir(&dir)?;
+        let path = dir.join(image.hex());
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let lock = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600)).map_err(|e| Error::io("opening", &path, e))?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Self { path, _lock: lock })),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(e) => Err(Error::io("locking", &path, e)),
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // A file that stays is as good as none.
+        drop(std::fs::remove_file(&self.path));
     }
 }
 

@@ -50,6 +50,8 @@ mod quota;
 #[cfg(test)]
 mod rig;
 #[cfg(test)]
+mod shared;
+#[cfg(test)]
 mod signals;
 #[cfg(test)]
 mod spans;

@@ -46,6 +46,7 @@ use crate::pull::sources::Settings;
 use crate::pull::{self, Locks, Sources};
 use crate::rootfs::plan::By;
 use crate::rootfs::probe::{self, Features, Mode, Wanted};
+use crate::rootfs::shared;
 use crate::store::db::{Db, ImageRow, ImageState};
 use crate::store::patch::TreePatcher;
 use crate::store::quota::Quota;
@@ -140,6 +141,7 @@ impl Ready {
         let store = Arc::new(Store::open(&paths.root)?);
         crate::store::image::list_and_tidy(&paths.root)?;
         let (features, sources, db) = open_all(&paths, &store, mounts, settings).await?;
+        shared::sweep(&paths.state)?;
         tracing::info!("serving {} with {features:?}", paths.root.display());
         let database = Database::new(db);
         let tracer = spans.as_ref().map(Tracer::new).unwrap_or_default();

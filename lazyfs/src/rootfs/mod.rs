@@ -16,3 +16,4 @@ pub mod plan;
 pub mod probe;
 pub mod readahead;
 pub mod served;
+pub mod shared;

@@ -1,8 +1,8 @@
 //! Carries a [`RootPlan`] out.
 //!
 //! Layers are handed to the kernel as descriptors, never as text in an option string, so that no character of a path is special and no
-//! path is too long. The tree is mounted from its file without a loop device and without ever being attached, so that nothing but the
-//! overlay is to be seen and to be cleaned up.
+//! path is too long. The tree is mounted from its file without a loop device. One that a root has for itself is never attached, so that
+//! nothing but the overlay is to be seen and to be cleaned up; for one that several have see [`super::shared`].
 //!
 //! Kernels before 6.16 want three things differently, which is what [`Shape`] is about; which shape fits is found out by trying.
 
@@ -15,6 +15,7 @@ use rustix::mount::{MountAttrFlags, UnmountFlags};
 
 use super::plan::{By, RootPlan, Writable};
 use super::readahead::{Before, ReadaheadOff};
+use super::shared::SharedTree;
 use crate::error::{Error, Outcome, Result};
 use crate::fscontext::{self, FsContext, Refused};
 
@@ -28,13 +29,22 @@ pub fn mount_without_readahead(plan: &RootPlan, target: &Path) -> Result<Option<
     Ok(before.and_then(|before| noted(before.turn_off())).flatten())
 }
 
+/// As [`mount`], over a tree that other containers of the image have as well.
+pub fn mount_shared(plan: &RootPlan, tree: &SharedTree, target: &Path) -> Result<()> {
+    mount_over(Tree::Shared(tree), plan, target)
+}
+
 /// What is not worth an error.
-fn noted<T>(result: Result<T>) -> Option<T> {
+pub(super) fn noted<T>(result: Result<T>) -> Option<T> {
     result.inspect_err(|e| tracing::debug!("the kernel's readahead stays as it is: {}", e.one_line())).ok()
 }
 
 /// Mounts the root file system at the directory `target`. When it fails, nothing stays behind.
 pub fn mount(plan: &RootPlan, target: &Path) -> Result<()> {
+    mount_over(Tree::Own, plan, target)
+}
+
+fn mount_over(tree: Tree<'_>, plan: &RootPlan, target: &Path) -> Result<()> {
     let tried = || format!("mounting a root file system at {}", target.display());
     match plan.by {
         By::File => {}
@@ -46,8 +56,8 @@ pub fn mount(plan: &RootPlan, target: &Path) -> Result<()> {
                 .advise("to look into an image there is `towline images mount --by fuse`"));
         }
     }
-    match mount_as(Shape::Current, plan, target) {
-        Err(Failure::Overlay(refused)) if refused.errno == Errno::INVAL => mount_as(Shape::Before616, plan, target),
+    match mount_as(Shape::Current, tree, plan, target) {
+        Err(Failure::Overlay(refused)) if refused.errno == Errno::INVAL => mount_as(Shape::Before616, tree, plan, target),
         result => result,
     }
     .map_err(|failure| failure.into_error(plan).during(tried()))
@@ -79,16 +89,31 @@ enum Shape {
     Before616,
 }
 
+/// The lower layer.
+#[derive(Clone, Copy)]
+enum Tree<'a> {
+    /// Is mounted for this root alone.
+    Own,
+    /// Is mounted already.
+    Shared(&'a SharedTree),
+}
+
 enum Failure {
     Overlay(Refused),
     Other(Error),
 }
 
-fn mount_as(shape: Shape, plan: &RootPlan, target: &Path) -> Result<(), Failure> {
-    let tree = mount_tree(&plan.tree, &plan.devices).map_err(Failure::Other)?;
+fn mount_as(shape: Shape, tree: Tree<'_>, plan: &RootPlan, target: &Path) -> Result<(), Failure> {
+    let (tree, is_attached) = match tree {
+        Tree::Own => (mount_tree(&plan.tree, &plan.devices, MountAttrFlags::MOUNT_ATTR_RDONLY).map_err(Failure::Other)?, false),
+        Tree::Shared(shared) => {
+            let root = shared.root().try_clone();
+            (root.map_err(|e| Failure::Other(Error::io("duplicating", "the root of a tree", e)))?, true)
+        }
+    };
     let _attached = match shape {
-        Shape::Current => None,
-        Shape::Before616 => Some(Attached::at(&tree, target).map_err(Failure::Other)?),
+        Shape::Before616 if !is_attached => Some(Attached::at(&tree, target).map_err(Failure::Other)?),
+        _ => None,
     };
     let layers = Layers::open(tree, plan).map_err(Failure::Other)?;
     let overlay = layers.overlay(shape).map_err(|refused| Failure::Overlay(layers.named(refused)))?;
@@ -97,7 +122,7 @@ fn mount_as(shape: Shape, plan: &RootPlan, target: &Path) -> Result<(), Failure>
 }
 
 /// Mounts an EROFS image from its file and its devices; the mount is attached nowhere.
-fn mount_tree(tree: &Path, devices: &[PathBuf]) -> Result<OwnedFd> {
+pub(super) fn mount_tree(tree: &Path, devices: &[PathBuf], attributes: MountAttrFlags) -> Result<OwnedFd> {
     let image = open(tree, OFlags::RDONLY | OFlags::CLOEXEC)?;
     // Opened by the kernel once more, by these names.
     let devices = devices.iter().map(|device| open(device, OFlags::PATH | OFlags::CLOEXEC)).collect::<Result<Vec<_>>>()?;
@@ -106,7 +131,7 @@ fn mount_tree(tree: &Path, devices: &[PathBuf]) -> Result<OwnedFd> {
         context.flag("ro")?;
         context.string("source", &descriptor_path(&image))?;
         devices.iter().try_for_each(|device| context.string("device", &descriptor_path(device)))?;
-        context.create(MountAttrFlags::MOUNT_ATTR_RDONLY)
+        context.create(attributes)
     };
     create().map_err(|refused| {
         let what = format!("mounting the image tree {}", tree.display());
@@ -279,7 +304,7 @@ mod tests {
                 std::fs::create_dir(dir).unwrap();
             }
             let plan = RootPlan::new(&tree, &cas, None, Some(Writable { upper, work }));
-            if let Err(failure) = mount_as(shape, &plan, &target) {
+            if let Err(failure) = mount_as(shape, Tree::Own, &plan, &target) {
                 let error = failure.into_error(&plan);
                 assert!(shape == Shape::Current, "{}", error.one_line());
                 println!("SKIP {shape:?}: this kernel wants the other one: {}", error.one_line());

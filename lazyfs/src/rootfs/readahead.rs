@@ -7,6 +7,9 @@
 //! The kernel has one value for each mounted file system (`/sys/class/bdi/erofs-N/read_ahead_kb`), which a file takes over when it is opened.
 //! It does not say which N a mount got; so it is the one that has appeared since before the mount. Where that is not one, or cannot be
 //! written, the kernel's own readahead stays, which costs time and nothing else.
+//!
+//! A tree that several containers share ([`super::shared`]) has one value for all of them: whoever mounts it turns it off, and each of them may
+//! turn it on again when the image is complete.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -17,40 +20,74 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Outcome, Result};
 
 /// Where the kernel has the values.
 const CLASS: &str = "/sys/class/bdi";
 /// How long it is waited for others that mount.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// The readahead of one mounted tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Switch {
+    value: PathBuf,
+    /// Kilobytes, as the kernel had it.
+    before: u32,
+}
+
+impl Switch {
+    fn of(value: PathBuf) -> Result<Self> {
+        let text = std::fs::read_to_string(&value).map_err(|e| Error::io("reading", &value, e))?;
+        let failed = |e| Error::new(Outcome::BadInput, format!("reading {}", value.display())).because(e);
+        Ok(Self { before: text.trim().parse().map_err(failed)?, value })
+    }
+
+    /// For [`Self::read`], in the file of this version of this crate: a reboot is its end.
+    pub(super) fn to_text(&self) -> String {
+        format!("{} {}\n", self.before, self.value.display())
+    }
+
+    /// What [`Self::to_text`] has left in a file; `None` for an empty one.
+    pub(super) fn read(path: &Path) -> Result<Option<Self>> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io("reading", path, e))?;
+        let switch = text.strip_suffix('\n').and_then(|line| line.split_once(' ')).and_then(|(before, value)| {
+            let value = Path::new(value);
+            Some(Self { value: value.to_owned(), before: before.parse().ok()? }).filter(|_| value.starts_with(CLASS))
+        });
+        match switch {
+            None if !text.is_empty() => {
+                Err(Error::new(Outcome::BadInput, format!("reading {}", path.display())).because(format!("it says {text:?}")))
+            }
+            switch => Ok(switch),
+        }
+    }
+
+    /// Turns it off.
+    pub(super) fn turn_off(&self) -> Result<()> {
+        self.set(0)
+    }
+
+    /// Turns it on again. Nothing happens where the tree is not mounted any more.
+    pub fn turn_on(&self) -> Result<()> {
+        self.set(self.before)
+    }
+
+    fn set(&self, kilobytes: u32) -> Result<()> {
+        match std::fs::write(&self.value, kilobytes.to_string()) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound || e.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => Ok(()),
+            other => other.map_err(|e| Error::io("writing to", &self.value, e)),
+        }
+    }
+}
+
 /// The readahead of one mounted tree, which is off while this lives.
 #[derive(Debug)]
-pub struct ReadaheadOff {
-    value: PathBuf,
-    before: String,
-}
-
-impl ReadaheadOff {
-    fn new(value: PathBuf) -> Result<Self> {
-        let before = std::fs::read_to_string(&value).map_err(|e| Error::io("reading", &value, e))?;
-        let this = Self { before: before.trim().to_owned(), value };
-        this.set("0").map_err(|e| Error::io("writing to", &this.value, e))?;
-        Ok(this)
-    }
-
-    fn set(&self, kilobytes: &str) -> std::io::Result<()> {
-        std::fs::write(&self.value, kilobytes)
-    }
-}
+pub struct ReadaheadOff(Switch);
 
 impl Drop for ReadaheadOff {
     fn drop(&mut self) {
-        match self.set(&self.before) {
-            Ok(()) => {}
-            // It is not mounted any more.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound || e.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => {}
-            Err(e) => tracing::warn!("{}", Error::io("writing to", &self.value, e).one_line()),
+        if let Err(e) = self.0.turn_on() {
+            tracing::warn!("{}", e.one_line());
         }
     }
 }
@@ -70,10 +107,16 @@ impl Before {
 
     /// Turns the readahead of what was mounted since then off; `None` where that cannot be told.
     pub fn turn_off(self) -> Result<Option<ReadaheadOff>> {
+        let found = self.found()?;
+        found.map(|switch| switch.turn_off().map(|()| ReadaheadOff(switch))).transpose()
+    }
+
+    /// That of what was mounted since then; `None` where that cannot be told.
+    pub fn found(&self) -> Result<Option<Switch>> {
         let mut new = names()?;
         new.retain(|name| !self.known.contains(name));
         match new.into_iter().collect::<Vec<_>>().as_slice() {
-            [only] => ReadaheadOff::new(Path::new(CLASS).join(only).join("read_ahead_kb")).map(Some),
+            [only] => Switch::of(Path::new(CLASS).join(only).join("read_ahead_kb")).map(Some),
             _ => Ok(None),
         }
     }
