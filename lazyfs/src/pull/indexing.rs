@@ -15,6 +15,7 @@ use crate::fetch::stream;
 use crate::inspect;
 use crate::layer::estargz;
 use crate::layer::tar::HashSink;
+use crate::layer::zstd_chunked::TocLocation;
 use crate::manifest::{Compression, Layer, OCI_MANIFEST, Platform};
 use crate::sink::{self, Content, Sink};
 use crate::source::{RawManifest, Source};
@@ -29,6 +30,8 @@ pub struct Report {
     pub image: Digest,
     /// The layers that an index was made of; others have a table of contents, or no use for an index.
     pub layers: Vec<Indexed>,
+    /// The zstd layers without a table of contents: no index can be made of them, and they stream.
+    pub stream: Vec<Digest>,
     /// The artifact with the indexes, where it was pushed.
     pub artifact: Option<Digest>,
 }
@@ -56,9 +59,13 @@ pub async fn index_image(
     progress: &Progress,
 ) -> Result<Report> {
     let image = inspect::open(&source, selector, platform).await?;
-    let mut report = Report { image: image.raw.digest, layers: Vec::new(), artifact: None };
+    let mut report = Report { image: image.raw.digest, layers: Vec::new(), stream: Vec::new(), artifact: None };
     let mut blobs = Vec::new();
     for (layer, diff_id) in image.manifest.layers.iter().zip(&image.config.diff_ids) {
+        let is_chunked = || TocLocation::from_annotations(&layer.digest, layer.size, &layer.annotations);
+        if layer.compression == Compression::Zstd && is_chunked()?.is_none() && !report.stream.contains(&layer.digest) {
+            report.stream.push(layer.digest);
+        }
         let has_table = estargz::table_digest(&layer.digest, &layer.annotations)?.is_some();
         if layer.compression != Compression::Gzip || has_table || report.layers.iter().any(|known| known.layer == layer.digest) {
             continue;

@@ -81,7 +81,12 @@ fn render(report: &Report) -> String {
             layer.spans
         );
     }
-    if report.layers.is_empty() {
+    for layer in &report.stream {
+        text += &format!(
+            "layer {layer}: no index can be made of zstd; it streams, unless `towline images convert` makes it zstd:chunked\n"
+        );
+    }
+    if report.layers.is_empty() && report.stream.is_empty() {
         text += "no layer needs an index\n";
     }
     if let Some(artifact) = report.artifact {
