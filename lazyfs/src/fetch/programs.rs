@@ -63,12 +63,13 @@ impl Fetcher {
         while let Some(program) = image.programs.first() {
             let (number, file) = &program;
             let layer = &image.layers[*number];
-            let pieces: Vec<usize> = layer.covering(file).collect();
+            let mut pieces: Vec<usize> = layer.covering(file).collect();
+            pieces.sort_unstable();
             let from = pieces.iter().map(|nth| layer.extents[*nth].start).min().unwrap_or(0);
             let limits = Limits { budget: self.budget(image), hole: self.config.hole, shared: layer.record.kind.is_spanned() };
             let (control, mut claims) = (Arc::default(), Vec::new());
             let parts = plan(&layer.extents, &[], from, limits, |part| {
-                matches!(part, Part::Piece(nth) if pieces.contains(&nth))
+                matches!(part, Part::Piece(nth) if pieces.binary_search(&nth).is_ok())
                     && self.take(image, *number, part, &control, &mut claims) == Take::Mine
             });
             if !parts.is_empty() {

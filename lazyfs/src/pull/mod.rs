@@ -435,7 +435,7 @@ async fn finish(
     }
 }
 
-/// Stores what packs bring, and fetches what the profile names beside that.
+/// Stores what packs bring, and then fetches what else the profile names.
 async fn prefetch(fetcher: Arc<Fetcher>, image: Digest, packs: Vec<Pack>, profile: JoinHandle<Option<Profile>>) {
     fetcher.unpack(&image, packs).await;
     match profile.await {

@@ -12,7 +12,7 @@ use crate::source::Source;
 /// Bytes of all packs together that wait until the image is known.
 const ROOM: u32 = 8 << 20;
 /// An image with more packs than this is nobody's.
-const MAX_PACKS: u32 = 16;
+const MAX_PACKS: usize = 16;
 /// After so long without a byte the pieces are asked for one by one.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -25,8 +25,8 @@ pub fn begin<'a>(source: &Arc<dyn Source>, layers: impl Iterator<Item = &'a Laye
             None
         }
     };
-    let places: Vec<_> = layers.filter_map(place).take(MAX_PACKS as usize).collect();
-    let buffer = stream::Buffer { bytes: ROOM / MAX_PACKS.min(places.len().max(1) as u32), patience: PATIENCE };
+    let places: Vec<_> = layers.filter_map(place).take(MAX_PACKS).collect();
+    let buffer = stream::Buffer { bytes: ROOM / places.len().max(1) as u32, patience: PATIENCE };
     let begin = |(layer, range)| Pack { layer, reader: stream::range_reader(source.clone(), layer, range, buffer, |_| ()) };
     places.into_iter().map(begin).collect()
 }
