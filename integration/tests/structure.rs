@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! integration  -> nothing of ours (drives installed binaries)
-//! shim         -> runtime (client), vm-sandbox (client)
+//! shim         -> runtime (client), vm-sandbox (client), sys
 //! image-tools  -> lazyfs, runtime (client), vm-sandbox (client), sys
 //! vm-sandbox   -> agent (protocol), lazyfs (tree and store, no network), sys
 //! agent, runtime, lazyfs -> sys
@@ -15,7 +15,7 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, PackageId};
 /// A crate of ours, and those of ours that it may use.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("towline-integration", &[]),
-    ("towline-shim", &["towline-runtime", "towline-vm-sandbox"]),
+    ("towline-shim", &["towline-runtime", "towline-sys", "towline-vm-sandbox"]),
     ("towline-image-tools", &["towline-lazyfs", "towline-runtime", "towline-sys", "towline-vm-sandbox"]),
     ("towline-vm-sandbox", &["towline-agent", "towline-lazyfs", "towline-sys"]),
     ("towline-agent", &["towline-sys"]),

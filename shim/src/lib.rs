@@ -1,0 +1,23 @@
+//! containerd's shim for containers of `towline-oci`: one process for each pod, which containerd starts and then asks by ttrpc.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`stdio`] | copying between the streams of containers and the FIFOs, files and log programs that containerd names |
+//! | [`metrics`] | the figures of cgroups as containerd's protobufs |
+//! | [`oom`] | noticing that a container ran out of memory |
+//! | [`log`] | the shim's own messages, which containerd shows among its own |
+//!
+//! # Threads instead of an executor
+//!
+//! The crate takes the messages and their codec from `containerd-shim-protos`, and neither the framework `containerd-shim` nor the servers of
+//! `ttrpc`: a pod is seldom asked anything, so blocking threads with small stacks need less memory and start faster than an
+//! executor, and the order of events is a matter of one queue. Nothing here is async. No lock is held while a child process or a
+//! stream is waited for.
+
+pub mod log;
+pub mod metrics;
+pub mod oom;
+pub mod stdio;
+
+/// The stack of a thread of the shim. What is not touched takes no memory, but what was touched stays.
+pub const STACK: usize = 128 << 10;

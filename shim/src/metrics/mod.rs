@@ -1,0 +1,1 @@
+//! The figures of cgroups as containerd's protobufs.

@@ -1,0 +1,1 @@
+//! Noticing that a container ran out of memory.

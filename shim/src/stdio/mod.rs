@@ -1,0 +1,1 @@
+//! Copying between the streams of a container and what containerd names for them.
