@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::event::{EventfdFlags, PollFlags, eventfd};
 
@@ -28,30 +28,34 @@ enum Kind {
 impl CgroupManager {
     /// From now on. `None`: the container is in no cgroup of the memory controller.
     pub fn watch_oom(&self) -> Result<Option<OomWatch>> {
-        let Some(place) = self.places.iter().find(|place| place.has("memory")) else { return Ok(None) };
-        let kind = match place.version {
-            Version::V1 => {
-                let control = place.dir.join("memory.oom_control");
-                let control = File::open(&control).map_err(|cause| Error::io("opening", &control, cause))?;
-                let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-                    .map_err(|cause| Error::sys("making an eventfd", cause))?;
-                let line = format!("{} {}", eventfd.as_raw_fd(), control.as_raw_fd());
-                file::write(&place.dir, "cgroup.event_control", &line)?;
-                Kind::V1 { eventfd, dir: place.dir.clone() }
-            }
-            Version::V2 => {
-                let path = place.dir.join("memory.events");
-                let events = File::open(&path).map_err(|cause| Error::io("opening", &path, cause))?;
-                let mut watch = OomWatch(Kind::V2 { events, path, killed: 0 });
-                watch.take()?;
-                return Ok(Some(watch));
-            }
-        };
-        Ok(Some(OomWatch(kind)))
+        let place = self.places.iter().find(|place| place.has("memory"));
+        place.map(|place| OomWatch::new(place.version, &place.dir)).transpose()
     }
 }
 
 impl OomWatch {
+    /// Watches, from now on, the cgroup `dir` of a hierarchy that has the memory controller.
+    pub fn new(version: Version, dir: &Path) -> Result<Self> {
+        match version {
+            Version::V1 => {
+                let control = dir.join("memory.oom_control");
+                let control = File::open(&control).map_err(|cause| Error::io("opening", &control, cause))?;
+                let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+                    .map_err(|cause| Error::sys("making an eventfd", cause))?;
+                let line = format!("{} {}", eventfd.as_raw_fd(), control.as_raw_fd());
+                file::write(dir, "cgroup.event_control", &line)?;
+                Ok(Self(Kind::V1 { eventfd, dir: dir.to_owned() }))
+            }
+            Version::V2 => {
+                let path = dir.join("memory.events");
+                let events = File::open(&path).map_err(|cause| Error::io("opening", &path, cause))?;
+                let mut watch = Self(Kind::V2 { events, path, killed: 0 });
+                watch.take()?;
+                Ok(watch)
+            }
+        }
+    }
+
     /// What to poll for.
     pub fn flags(&self) -> PollFlags {
         match self.0 {
