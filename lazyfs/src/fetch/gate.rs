@@ -1,15 +1,20 @@
-//! Lets background work run only while no program waits.
+//! Lets background work run only while no program waits; a little of it now and then where one always does.
 
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+/// How long background work is kept waiting at the longest before it may send one request: programs of other images may never cease to
+/// wait, and somebody may wait for this image as a whole.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Knows who waits now and when somebody waited last.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Gate {
     state: Mutex<State>,
     changed: Notify,
+    patience: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -21,6 +26,12 @@ struct State {
 /// A program that waits, until this is dropped.
 #[derive(Debug)]
 pub(super) struct Waiting<'a>(&'a Gate);
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self { state: Mutex::default(), changed: Notify::new(), patience: PATIENCE }
+    }
+}
 
 impl Gate {
     /// A program begins to wait.
@@ -50,8 +61,14 @@ impl Gate {
         }
     }
 
-    /// Ends when no program has waited for `idle`.
+    /// Ends when no program has waited for `idle`, or when that has kept somebody waiting for too long.
     pub async fn quiet(&self, idle: Duration) {
+        let quiet = tokio::time::timeout(self.patience.max(idle), self.really_quiet(idle));
+        // Both ends are fine.
+        drop(quiet.await);
+    }
+
+    async fn really_quiet(&self, idle: Duration) {
         loop {
             let changed = self.changed.notified();
             let left = {
@@ -70,7 +87,6 @@ impl Gate {
                     () = changed => {}
                     () = tokio::time::sleep(left) => {}
                 },
-                // Whoever waits has a deadline, so this has one.
                 None => changed.await,
             }
         }
@@ -95,6 +111,15 @@ impl Drop for Waiting<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn who_waits_for_ever_keeps_nobody_waiting_for_ever() {
+        let gate = Gate { patience: Duration::from_millis(60), ..Gate::default() };
+        let _waiting = gate.enter();
+        let begin = Instant::now();
+        gate.quiet(Duration::from_millis(40)).await;
+        assert!(begin.elapsed() >= gate.patience);
+    }
 
     #[tokio::test]
     async fn the_gate_opens_after_the_last_has_left() {

@@ -39,6 +39,17 @@ async fn what_a_profile_names_is_fetched_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn starts_with_nothing_to_fetch_do_not_keep_the_background_away() {
+    let rig = rig(&[1000; 10], "readahead=0,readbehind=0,prefetch=0");
+    let profile = Profile::new(rig.image, 1, [access(&rig, 3, &[]), access(&rig, 5, &[])]);
+    rig.fetcher.prefetch(&rig.image, &profile).await;
+    let begin = Instant::now();
+    rig.fetcher.prefetch(&rig.image, &profile).await;
+    let end = begin.elapsed();
+    assert!(rig.fetcher.gate.quiet_since(begin) >= end, "a start that finds everything counted as a program that waits");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_guessed_while_a_profile_is_in_force() {
     let rig = Arc::new(rig(&[1000; 40], "readahead=6000,readbehind=0,prefetch=0,hole=200"));
     let profile = Profile::new(rig.image, 600_000, [access(&rig, 30, &[])]);
