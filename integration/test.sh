@@ -39,9 +39,13 @@ summary() {
         / \.\.\. ignored/ { skips[++n] = $0 }
         /^SKIP / { skips[++n] = $0; skipped++; passed-- }
         /^test .* \.\.\. FAILED/ { failures[++f] = $2 }
+        # What a test printed: of those that failed the beginning is shown again at the end, where whoever reads a log looks first.
+        /^---- .* stdout ----/ { name = $2; lines[name] = 0; next }
+        /^(failures|successes):$/ || /^test result: / { name = "" }
+        name != "" && lines[name] < 40 { printed[name] = printed[name] "    " substr($0, 1, 400) "\n"; lines[name]++ }
         END {
             for (i = 1; i <= n; i++) print skips[i]
-            for (i = 1; i <= f; i++) print "FAILED " failures[i]
+            for (i = 1; i <= f; i++) printf "FAILED %s\n%s", failures[i], printed[failures[i]]
             if (stages != "") print "failed stages: " stages
             printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped
         }' "$log"
