@@ -47,7 +47,8 @@ impl Fetcher {
         let wanted = wanted(&image, profile);
         // Counts as a program that waits, until all of it is here. Not where all of it is here already: containers that start one after the
         // other would keep the background of all images away for ever.
-        let waiting = wanted.iter().any(|(layer, nth)| !image.layers[*layer].is_local(Part::Piece(*nth))).then(|| self.gate.enter());
+        let waiting =
+            wanted.iter().any(|(layer, nth)| !image.layers[*layer].is_local(Part::Piece(*nth))).then(|| self.gate.enter());
         let permits = Arc::new(Semaphore::new(self.config.prefetch_parallel));
         let mut running = JoinSet::new();
         for portion in portions(&image, &wanted) {

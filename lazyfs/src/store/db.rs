@@ -24,6 +24,9 @@ use super::pins::Holder;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 
+/// Pages of the write-ahead log, of 4 KiB each, after which it is written into the database.
+const LOG_PAGES: i64 = 256;
+
 /// How long a statement waits for another process's transaction.
 const BUSY_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -117,6 +120,9 @@ impl Db {
         connection.busy_timeout(BUSY_DEADLINE).map_err(failed)?;
         connection.pragma_update(None, "journal_mode", "wal").map_err(failed)?;
         connection.pragma_update(None, "synchronous", "normal").map_err(failed)?;
+        // The log counts towards the quota: by default it becomes 4 MB, and stays so.
+        connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES).map_err(failed)?;
+        connection.pragma_update(None, "journal_size_limit", LOG_PAGES * 4096).map_err(failed)?;
         connection.pragma_update(None, "foreign_keys", true).map_err(failed)?;
         let version = |c: &Connection| c.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0));
         if version(&connection).map_err(failed)? == 0 {
