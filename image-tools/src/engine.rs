@@ -7,10 +7,12 @@ use towline_lazyfs::daemon::protocol::ClientSettings;
 use towline_lazyfs::error::{Error, Outcome, Result};
 use towline_lazyfs::observe::spans;
 use towline_lazyfs::pull::sources::Settings;
-use towline_lazyfs::registry::config::Places;
+use towline_lazyfs::registry::config::Places as Registries;
 use towline_lazyfs::store::create_private_dir;
 use towline_lazyfs::store::db::Db;
 use towline_runtime::client::Runtime;
+
+use crate::cni::Places;
 
 /// Where everything is.
 #[derive(Clone, Debug)]
@@ -21,6 +23,8 @@ pub struct Engine {
     pub runtime: PathBuf,
     /// The daemon of the store.
     pub towlined: PathBuf,
+    /// Where networks and their plugins are.
+    pub cni: Places,
     /// How a daemon that is started now reaches registries.
     pub settings: ClientSettings,
     /// Where this command's spans go; `None`: there are none.
@@ -41,8 +45,8 @@ impl Engine {
     }
 
     /// Where configuration of registries is looked for.
-    pub fn registries(&self) -> Places {
-        Places::system(self.settings.registry_config.as_deref())
+    pub fn registries(&self) -> Registries {
+        Registries::system(self.settings.registry_config.as_deref())
     }
 
     /// How this command itself reaches registries.

@@ -1,6 +1,7 @@
 //! The command `towline` as a library, for what is made from its table of flags: man pages and completions (`examples/pages`).
 
 mod cli;
+mod cni;
 mod container;
 mod credentials;
 mod engine;
@@ -8,6 +9,7 @@ mod failure;
 mod held;
 mod image;
 mod monitor;
+mod network;
 mod patch;
 mod policy;
 mod relay;

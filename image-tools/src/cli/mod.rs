@@ -7,6 +7,7 @@ mod kill;
 mod lazy;
 mod logs;
 mod monitor;
+mod network;
 mod patch;
 mod ps;
 mod registries;
@@ -18,6 +19,7 @@ mod system;
 mod table;
 mod version;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -28,6 +30,7 @@ use towline_lazyfs::error::{Error, Outcome as Kind};
 use towline_lazyfs::observe::spans::{self, Found};
 use towline_lazyfs::registry::Proxies;
 
+use crate::cni;
 use crate::engine::{self, Engine};
 use crate::failure::{Failure, Outcome};
 use crate::policy;
@@ -54,6 +57,12 @@ pub struct Cli {
     /// Which images may be used [default: ~/.config/containers/policy.json, else /etc/containers/policy.json]
     #[arg(long, env = "TOWLINE_SIGNATURE_POLICY", value_name = "FILE")]
     signature_policy: Option<PathBuf>,
+    /// Directories of CNI plugins, asked in this order
+    #[arg(long, env = "CNI_PATH", value_name = "DIR[:DIR]", default_value = cni::PLUGIN_DIRS)]
+    cni_path: OsString,
+    /// Directory of network configurations
+    #[arg(long, env = "NETCONFPATH", value_name = "DIR", default_value = cni::CONFIGURATIONS)]
+    cni_netconfpath: PathBuf,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -88,6 +97,9 @@ enum Verb {
     /// See what containers waited for while their images were fetched
     #[command(subcommand)]
     Lazy(lazy::Verb),
+    /// Make, list and remove networks
+    #[command(subcommand)]
+    Network(network::Verb),
     /// Look after the store and its daemon
     #[command(subcommand)]
     System(system::Verb),
@@ -110,6 +122,14 @@ pub fn run(cli: Cli, begin: Instant) -> Outcome {
         paths: paths(cli.root, cli.state)?,
         runtime: cli.runtime.unwrap_or_else(|| beside("towline-oci")),
         towlined: cli.towlined.unwrap_or_else(|| beside("towlined")),
+        cni: cni::Places {
+            configurations: absolute(cli.cni_netconfpath)?,
+            plugins: std::env::split_paths(&cli.cni_path)
+                .filter(|dir| !dir.as_os_str().is_empty())
+                .map(absolute)
+                .collect::<Result<_, _>>()?,
+            cache: cni::CACHE.into(),
+        },
         settings: ClientSettings {
             registry_config: cli.registry_config.map(absolute).transpose()?,
             proxies,
@@ -139,6 +159,7 @@ pub fn run(cli: Cli, begin: Instant) -> Outcome {
         Verb::Info(args) => info::run(&engine, &args),
         Verb::Patch(args) => patch::run(&engine, &args),
         Verb::Lazy(verb) => lazy::run(&engine, verb),
+        Verb::Network(verb) => network::run(&engine, verb),
         Verb::System(verb) => system::run(&engine, verb),
         Verb::Monitor(args) => monitor::run(&engine, &args),
         Verb::Serve(args) => serve::run(&args),

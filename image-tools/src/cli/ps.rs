@@ -1,6 +1,7 @@
 //! `towline ps`
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use serde::Serialize;
 use towline_lazyfs::digest::Digest;
@@ -8,10 +9,12 @@ use towline_lazyfs::store::db::{ImageRow, ImageState};
 
 use super::table;
 use crate::container::record::Record;
+use crate::container::registry::Dirs;
 use crate::container::status::Status;
 use crate::container::{id, registry, time};
 use crate::engine::Engine;
 use crate::failure::{Failure, Outcome};
+use crate::network::{Connection, Interface};
 
 /// Flags of `ps`.
 #[derive(Debug, clap::Args)]
@@ -48,6 +51,10 @@ struct Row {
     status_text: String,
     pid: Option<i32>,
     exit_code: Option<u8>,
+    /// Addresses in its networks.
+    ip: Vec<IpAddr>,
+    /// Ports of this machine, `0.0.0.0:8080->80/tcp`.
+    ports: Vec<String>,
     /// `local`, `lazy 43%`, `poisoned`, or `removed`.
     content: String,
 }
@@ -78,6 +85,7 @@ fn row(engine: &Engine, id: &str, images: &HashMap<Digest, ImageRow>) -> Result<
     // Without a record it was just removed, or is being made.
     let Some(record) = registry::load(&engine.paths, id)? else { return Ok(None) };
     let status = Status::of(&engine.paths, &record)?;
+    let (ip, ports) = addresses(&Dirs::of(&engine.paths, id))?;
     let content = content(images.get(&record.image));
     let Record { id, name, image_name, image, created, plan, .. } = record;
     Ok(Some(Row {
@@ -91,8 +99,18 @@ fn row(engine: &Engine, id: &str, images: &HashMap<Digest, ImageRow>) -> Result<
         status_text: status.text(),
         pid: if let Status::Running { init, .. } = status { Some(init.pid) } else { None },
         exit_code: if let Status::Exited(exit) = status { Some(exit.code) } else { None },
+        ip,
+        ports,
         content,
     }))
+}
+
+/// Addresses and ports of a container that is connected.
+fn addresses(dirs: &Dirs) -> Result<(Vec<IpAddr>, Vec<String>), Failure> {
+    let Some(connection) = Connection::of(dirs)? else { return Ok(Default::default()) };
+    let interfaces = connection.interfaces.iter().map(Interface::connected);
+    let ip = interfaces.flat_map(|interface| interface.addresses).map(|address| address.ip).collect();
+    Ok((ip, connection.ports.iter().map(ToString::to_string).collect()))
 }
 
 /// How much of an image is local, for the CONTENT column.
@@ -111,8 +129,10 @@ pub fn content(image: Option<&ImageRow>) -> String {
 }
 
 fn render(rows: &[Row]) -> String {
+    // A column that most people never need.
+    let with_ports = rows.iter().any(|row| !row.ports.is_empty());
     let cells = rows.iter().map(|row| {
-        vec![
+        let mut cells = vec![
             id::short(&row.id).to_owned(),
             row.name.clone(),
             table::cut(&row.image, 48),
@@ -120,10 +140,15 @@ fn render(rows: &[Row]) -> String {
             time::ago(row.created),
             row.status_text.clone(),
             row.content.clone(),
-        ]
+        ];
+        if with_ports {
+            cells.push(row.ports.join(", "));
+        }
+        cells
     });
-    let head = ["CONTAINER ID", "NAME", "IMAGE", "COMMAND", "CREATED", "STATUS", "CONTENT"];
-    table::render(&head, &cells.collect::<Vec<_>>())
+    let head = ["CONTAINER ID", "NAME", "IMAGE", "COMMAND", "CREATED", "STATUS", "CONTENT", "PORTS"];
+    let head = if with_ports { &head[..] } else { &head[..head.len() - 1] };
+    table::render(head, &cells.collect::<Vec<_>>())
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use crate::container::status::Status;
 use crate::container::{id, undo};
 use crate::engine::Engine;
 use crate::failure::{Failure, Outcome};
+use crate::network;
 
 /// How long the monitor of a container that was killed gets to clean up itself.
 const MONITOR_DEADLINE: Duration = Duration::from_secs(5);
@@ -52,7 +53,16 @@ fn remove(engine: &Engine, wanted: &str, force: bool) -> Result<(), Failure> {
         }
     }
     end_monitor(engine, &id)?;
-    undo::tear_down(engine, &id)?;
+    match undo::tear_down(engine, &id) {
+        // A plugin that is no longer there, or a network that is broken, must not keep it for ever.
+        Err(failure) if force => {
+            super::warn(&format!("{}; it is removed all the same", failure.line));
+            if let Err(e) = network::abandon(&id, &Dirs::of(&engine.paths, &id)) {
+                super::warn(&e.one_line());
+            }
+        }
+        other => other?,
+    }
     let name = record.map(|record| record.name).or_else(|| (wanted != id).then(|| wanted.to_owned()));
     registry::forget(&engine.paths, &id, name.as_deref())?;
     Ok(())

@@ -26,10 +26,12 @@ use crate::failure::{Failure, Outcome};
 use crate::image;
 use crate::monitor::handle::Monitor;
 use crate::monitor::protocol::{Order, Recording, Report};
+use crate::network;
 use crate::policy;
 use crate::relay::console::RawMode;
 use crate::relay::process::Signals;
 use crate::spec::process::{Changes, Plan};
+use crate::spec::settings::Network;
 use crate::timeline::Timeline;
 use crate::timeline::spans::Spans;
 use crate::timeline::step::Step;
@@ -110,7 +112,10 @@ pub fn run(engine: &Engine, args: Args, begin: Instant) -> Outcome {
 }
 
 fn container(engine: &Engine, args: Args, begin: Instant, spans: &mut Spans) -> Outcome {
-    let settings = args.surroundings.settings(args.tty, args.interactive)?;
+    let settings = args.surroundings.settings(&engine.cni, args.tty, args.interactive)?;
+    if matches!(settings.network, Network::Cni(_)) {
+        network::sweep(&engine.paths)?.iter().for_each(|e| super::warn(&e.one_line()));
+    }
     let changes = args.process.changes(&args.command, args.tty)?;
     let style = if args.timeline.is_none() && args.progress == Style::Auto { Style::quiet() } else { args.progress };
     let timeline = Arc::new(Mutex::new(Timeline::new(begin, View::new(style, args.timeline.is_some()))));

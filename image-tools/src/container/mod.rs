@@ -6,6 +6,7 @@
 //!     container.json               the record: image, process, settings; written once, before anything runs
 //!     upper/ work/                 the writable layer
 //!     etc/                         hosts, hostname and resolv.conf, bind-mounted
+//!     network.json                 what its network consists of, until that was taken back (crate::network)
 //!     config.json                  the OCI bundle (its root is below STATE)
 //!     log                          what the container wrote, in the CRI log format
 //!     monitor.log                  what its monitor had to say
@@ -13,6 +14,7 @@
 //! STATE/containers/ID/
 //!     state.json                   monitor and init processes, rewritten atomically
 //!     rootfs/                      the mounted root
+//!     netns                        its network namespace, where plugins connected it
 //! STATE/oci/                       the OCI runtime's own state
 //! ```
 //!

@@ -48,6 +48,16 @@ impl Dirs {
         self.home.join("monitor.log")
     }
 
+    /// What its network consists of, while there is one to take back.
+    pub fn network(&self) -> PathBuf {
+        self.home.join("network.json")
+    }
+
+    /// Where its network namespace is kept.
+    pub fn network_namespace(&self) -> PathBuf {
+        self.state.join("netns")
+    }
+
     /// Its processes.
     pub fn run_state(&self) -> PathBuf {
         self.state.join("state.json")

@@ -8,16 +8,19 @@ use towline_lazyfs::rootfs::{mount, shared};
 use super::registry::Dirs;
 use crate::engine::Engine;
 use crate::failure::Failure;
+use crate::network;
 
-/// Kills what still runs, takes the mount away and ends the pin. All steps are tried; the first failure is returned.
+/// Kills what still runs, disconnects it, takes the mount away and ends the pin. All steps are tried; the first failure is returned.
 pub fn tear_down(engine: &Engine, id: &str) -> Result<(), Failure> {
     let dirs = Dirs::of(&engine.paths, id);
     let deleted = engine.runtime().delete(id, true).map_err(Failure::from);
+    // While its namespace is there, although no process is in it any more.
+    let disconnected = network::detach(id, &dirs).map_err(Failure::from);
     let unmounted = mount::unmount(&dirs.rootfs()).and_then(|()| mount::unmount(&dirs.tree())).map_err(Failure::from);
     // A monitor that was killed has left its image's tree mounted.
     let swept = shared::sweep(&engine.paths.state).map(drop).map_err(Failure::from);
     let released = release(engine, id).map_err(Failure::from);
-    deleted.and(unmounted).and(swept).and(released)
+    deleted.and(disconnected).and(unmounted).and(swept).and(released)
 }
 
 /// Ends the pin of a container, without starting a daemon only for that.

@@ -53,6 +53,13 @@ impl<'a> Monitor<'a> {
             .args(["--root".as_ref(), engine.paths.root.as_os_str(), "--state".as_ref(), engine.paths.state.as_os_str()])
             .args(config.map(|dir| ["--registry-config".as_ref(), dir.as_os_str()]).into_iter().flatten())
             .args(["--runtime".as_ref(), engine.runtime.as_os_str(), "--towlined".as_ref(), engine.towlined.as_os_str()])
+            .arg("--cni-path")
+            .arg(
+                std::env::join_paths(&engine.cni.plugins)
+                    .map_err(|e| Error::new(Outcome::BadInput, "naming CNI plugins").because(e))?,
+            )
+            .arg("--cni-netconfpath")
+            .arg(&engine.cni.configurations)
             .args(["monitor", &record.id])
             .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(theirs)))

@@ -3,7 +3,7 @@
 //! Its steps, in order; when one fails, what the earlier ones did is undone and the command that started it gets the reason:
 //!
 //! ```text
-//! mount root -> user, directories, bundle -> create -> record init -> carry streams -> start
+//! mount root, connect -> user, directories, bundle -> create -> record init -> carry streams -> start
 //!   -> wait for init, pass signals on -> rest of the output -> record the end -> delete, unmount, release [-> remove]
 //! ```
 //!
@@ -37,11 +37,13 @@ use crate::container::registry::{self, Dirs};
 use crate::container::{id, time, undo};
 use crate::engine::Engine;
 use crate::failure::{ENGINE, Failure};
+use crate::network;
 use crate::relay::console::ConsoleSocket;
 use crate::relay::process::{Signals, Ward};
 use crate::relay::streams::{self, Streams, Tap, User};
 use crate::served::Server;
 use crate::spec::rootdir::RootDir;
+use crate::spec::settings::Network;
 use crate::spec::{bundle, capabilities, etc, user};
 use journal::Journal;
 use protocol::{Order, Report};
@@ -151,9 +153,9 @@ impl Life<'_> {
     /// All steps. An error means that its program never ran.
     fn live(self, signals: &Signals, user: User) -> Result<(), Failure> {
         let mut state = self.begin()?;
-        let (tree, server) = self.mount()?;
+        let (tree, server, network) = self.mount_and_connect()?;
         let recorder = self.record(&tree);
-        self.write_bundle()?;
+        self.write_bundle(&network)?;
         let (ward, ours) = self.create()?;
         let streams = Streams::carry(ours, user, &self.tap())?;
         state.init = Process::of(ward.pid);
@@ -195,6 +197,23 @@ impl Life<'_> {
         let state = RunState { monitor, init: None, started: None };
         write_json(&self.dirs.run_state(), &state)?;
         Ok(state)
+    }
+
+    /// Mounts the root while plugins connect the container: neither needs the other. Both are over when this returns.
+    fn mount_and_connect(&self) -> Result<(Tree, Option<Served>, Option<network::Live>)> {
+        let Network::Cni(names) = &self.record.settings.network else {
+            return self.mount().map(|(tree, server)| (tree, server, None));
+        };
+        let Record { id, settings, .. } = &self.record;
+        std::thread::scope(|scope| {
+            let connecting = scope.spawn(|| network::attach(&self.engine.cni, id, &self.dirs, names, settings));
+            let mounted = self.mount();
+            let connected = connecting
+                .join()
+                .map_err(|_| Error::new(Outcome::Io, "connecting the container").because("the thread panicked"))?;
+            let (tree, server) = mounted?;
+            Ok((tree, server, Some(connected?)))
+        })
     }
 
     /// Mounts the root; while it is lazy or recorded without the kernel's readahead.
@@ -275,15 +294,19 @@ impl Life<'_> {
         started.inspect_err(|e| self.journal.note(&e.one_line())).ok()
     }
 
-    fn write_bundle(&self) -> Result<()> {
-        let Record { id, plan, settings, .. } = &self.record;
+    fn write_bundle(&self, network: &Option<network::Live>) -> Result<()> {
+        let Record { id, name, plan, settings, .. } = &self.record;
         let rootfs = self.dirs.rootfs();
         let root = RootDir::open(&rootfs)?;
         let user = user::resolve(&plan.user, &root)?;
         root.create_dirs(&plan.cwd)?;
         let hostname = etc::hostname(id, settings);
         let etc = self.dirs.home.join("etc");
-        etc::write(&etc, &hostname, settings.network)?;
+        let interfaces = network.as_ref().map(|live| &live.interfaces[..]).unwrap_or_default();
+        if let Some(warning) = etc::write(&etc, &hostname, name, settings, interfaces)? {
+            self.reporter.say(&Report::Warning { text: warning });
+        }
+        let namespace = self.dirs.network_namespace();
         let config = bundle::config(&bundle::Parts {
             id,
             plan,
@@ -292,6 +315,7 @@ impl Life<'_> {
             rootfs: &rootfs,
             etc: &etc,
             hostname: &hostname,
+            network_namespace: network.as_ref().map(|_| namespace.as_path()),
             available_capabilities: capabilities::available()?,
         });
         write_json(&self.dirs.home.join("config.json"), &config)

@@ -33,6 +33,8 @@ pub struct Parts<'a> {
     pub etc: &'a Path,
     /// Its host name.
     pub hostname: &'a str,
+    /// Where its network namespace is kept, if it is made before the container.
+    pub network_namespace: Option<&'a Path>,
     /// The bounding set of this process as bits.
     pub available_capabilities: u64,
 }
@@ -134,11 +136,14 @@ fn mount<'a>(destination: &Path, kind: &str, source: PathBuf, options: impl Into
 
 fn linux(parts: &Parts<'_>, filter: Option<LinuxSeccomp>) -> Linux {
     use LinuxNamespaceType::{Cgroup, Ipc, Mount, Network as Net, Pid, Uts};
-    let own_network = parts.settings.network == Network::None;
+    let own_network = parts.settings.network != Network::Host;
     let namespaces = [Pid, Mount, Ipc, Uts, Cgroup].into_iter().chain(own_network.then_some(Net));
     let namespaces = namespaces.map(|kind| {
         let mut namespace = LinuxNamespace::default();
         namespace.set_typ(kind);
+        if kind == Net {
+            namespace.set_path(parts.network_namespace.map(Path::to_owned));
+        }
         namespace
     });
     let owned = |paths: &[&str]| Some(paths.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>());
@@ -224,6 +229,7 @@ mod tests {
             rootfs: Path::new("/r"),
             etc: Path::new("/e"),
             hostname: "h",
+            network_namespace: None,
             available_capabilities: 0,
         })
     }

@@ -1,9 +1,12 @@
 //! The surroundings of a container that a user can choose, checked.
 
+use std::net::IpAddr;
+
 use oci_spec::runtime::LinuxSeccomp;
 use serde::{Deserialize, Serialize};
 
 use super::volume::Volume;
+use crate::network::ports::Port;
 
 /// What `run`'s flags say, after they were checked.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -31,10 +34,38 @@ pub struct Settings {
     pub volumes: Vec<Volume>,
     /// Limits.
     pub limits: Limits,
+    /// Ports of this machine that lead to it.
+    #[serde(default)]
+    pub ports: Vec<Port>,
+    /// Addresses that it is to have.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    /// Name servers instead of the network's or the host's.
+    #[serde(default)]
+    pub dns: Vec<IpAddr>,
+    /// Domains in which names are looked for.
+    #[serde(default)]
+    pub dns_search: Vec<String>,
+    /// Options of the resolver.
+    #[serde(default)]
+    pub dns_options: Vec<String>,
+    /// Lines of `/etc/hosts`.
+    #[serde(default)]
+    pub add_hosts: Vec<HostEntry>,
+}
+
+/// A line of `/etc/hosts`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostEntry {
+    /// A name.
+    pub name: String,
+    /// Its address; none is the gateway of the container's network.
+    pub ip: Option<IpAddr>,
 }
 
 /// Network namespace of a container.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Network {
     /// A namespace of its own with nothing but loopback.
@@ -42,6 +73,8 @@ pub enum Network {
     None,
     /// The host's.
     Host,
+    /// A namespace of its own, connected to these networks by CNI plugins.
+    Cni(Vec<String>),
 }
 
 /// System call filter of a container.

@@ -1,13 +1,17 @@
 //! The flags of `run` about what runs and in which surroundings, checked.
 
+use std::io::IsTerminal as _;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use towline_lazyfs::error::Error;
 
 use crate::cli::bad_flag;
+use crate::cni::{Places, config};
 use crate::failure::Failure;
+use crate::network::{self, ports};
 use crate::spec::process::Changes;
-use crate::spec::settings::{Limits, Network, Seccomp, Settings, parse_cpus, parse_memory};
+use crate::spec::settings::{HostEntry, Limits, Network, Seccomp, Settings, parse_cpus, parse_memory};
 use crate::spec::{capabilities, env, seccomp, volume};
 
 /// Flags about what runs.
@@ -39,9 +43,28 @@ pub struct SurroundingsArgs {
     /// Host name [default: the beginning of the id]
     #[arg(long)]
     hostname: Option<String>,
-    /// Network: nothing but loopback, or this machine's
-    #[arg(long, visible_alias = "network", value_enum, default_value = "none")]
-    net: Network,
+    /// Network: `none` (only loopback), `host` (this machine's), or the name of one that CNI plugins make; may be given again
+    /// [default: `towline`, where `towline network create` has made it, else none]
+    #[arg(long, visible_alias = "network", value_name = "none|host|NAME")]
+    net: Vec<String>,
+    /// Port of this machine that leads to one of the container
+    #[arg(short, long = "publish", value_name = "[IP:][HOST:]CONTAINER[/PROTOCOL]")]
+    publish: Vec<String>,
+    /// Address in the first network
+    #[arg(long, value_name = "ADDRESS")]
+    ip: Vec<IpAddr>,
+    /// Name server
+    #[arg(long, value_name = "ADDRESS")]
+    dns: Vec<IpAddr>,
+    /// Domain in which names are looked for; `.` for none
+    #[arg(long, value_name = "DOMAIN")]
+    dns_search: Vec<String>,
+    /// Option of the resolver
+    #[arg(long, visible_alias = "dns-opt", value_name = "OPTION")]
+    dns_option: Vec<String>,
+    /// Line of /etc/hosts; the address host-gateway is that of the network's gateway
+    #[arg(long, value_name = "NAME:ADDRESS")]
+    add_host: Vec<String>,
     /// Mount the root read-only
     #[arg(long)]
     read_only: bool,
@@ -90,12 +113,24 @@ impl ProcessArgs {
 }
 
 impl SurroundingsArgs {
+    /// The usual ones, with nothing but loopback.
+    pub fn without_network() -> Self {
+        Self { net: vec!["none".into()], ..Self::default() }
+    }
+
     /// The surroundings that the flags ask for.
-    pub fn settings(&self, tty: bool, interactive: bool) -> Result<Settings, Failure> {
+    pub fn settings(&self, cni: &Places, tty: bool, interactive: bool) -> Result<Settings, Failure> {
+        let network = self.network(cni)?;
         let mut settings = Settings {
             tty,
             interactive,
-            network: self.net,
+            ports: self.ports(&network)?,
+            addresses: self.addresses(&network)?,
+            dns: self.dns.clone(),
+            dns_search: self.dns_search.iter().map(|domain| check_domain("--dns-search", domain)).collect::<Result<_, _>>()?,
+            dns_options: self.dns_option.iter().map(|option| check_domain("--dns-option", option)).collect::<Result<_, _>>()?,
+            add_hosts: self.add_host.iter().map(|text| host_entry(text)).collect::<Result<_, _>>()?,
+            network,
             hostname: self.hostname.clone().map(check_hostname).transpose()?,
             read_only: self.read_only,
             cap_add: capability_list("--cap-add", &self.cap_add)?,
@@ -120,6 +155,57 @@ impl SurroundingsArgs {
             }
         }
         Ok(settings)
+    }
+
+    fn network(&self, cni: &Places) -> Result<Network, Failure> {
+        let names: Vec<&str> = self.net.iter().flat_map(|text| text.split(',')).collect();
+        match names[..] {
+            [] => {
+                let network = network::default(cni)?;
+                // For people at a terminal: programs that run this know what they want.
+                if network == Network::None && std::io::stderr().is_terminal() {
+                    crate::cli::warn(
+                        "it has no network but loopback: `towline network create` makes one for all, --net none is quiet",
+                    );
+                }
+                Ok(network)
+            }
+            ["none"] => Ok(Network::None),
+            ["host"] => Ok(Network::Host),
+            _ => {
+                for name in &names {
+                    if matches!(*name, "none" | "host") {
+                        return Err(bad_flag("--net", name, "it cannot be had with another network"));
+                    }
+                    config::find(&cni.configurations, name)?;
+                }
+                Ok(Network::Cni(names.into_iter().map(str::to_owned).collect()))
+            }
+        }
+    }
+
+    fn ports(&self, network: &Network) -> Result<Vec<ports::Port>, Failure> {
+        let mut all = Vec::new();
+        for text in &self.publish {
+            all.extend(ports::parse(text).map_err(|why| bad_flag("-p", text, why))?);
+        }
+        match (network, self.publish.first()) {
+            (Network::Cni(_), _) | (_, None) => Ok(all),
+            (Network::Host, Some(_)) => {
+                crate::cli::warn("-p does nothing with --net host: its ports are this machine's");
+                Ok(Vec::new())
+            }
+            (Network::None, Some(text)) => Err(bad_flag("-p", text, "the container has no network: add --net NAME")),
+        }
+    }
+
+    fn addresses(&self, network: &Network) -> Result<Vec<IpAddr>, Failure> {
+        match (network, self.ip.first()) {
+            (Network::Host | Network::None, Some(ip)) => {
+                Err(bad_flag("--ip", &ip.to_string(), "the container has no network of its own"))
+            }
+            _ => Ok(self.ip.clone()),
+        }
     }
 
     fn volumes(&self) -> Result<Vec<volume::Volume>, Failure> {
@@ -155,6 +241,29 @@ fn profile(path: &Path, settings: &Settings) -> Result<Seccomp, Failure> {
     let capabilities = capabilities::set(&settings.cap_add, &settings.cap_drop, capabilities::available()?);
     let filter = seccomp::filter(&text, &capabilities);
     Ok(Seccomp::Profile(Box::new(filter.map_err(|why| bad_flag("--security-opt", &format!("seccomp={}", path.display()), why))?)))
+}
+
+fn check_domain(flag: &str, text: &str) -> Result<String, Failure> {
+    let allowed = |c: char| c.is_ascii_graphic() && c != '#' && c != ';';
+    if text.is_empty() || text.len() > 255 || !text.chars().all(allowed) {
+        return Err(bad_flag(flag, text, "it cannot stand in resolv.conf"));
+    }
+    Ok(text.to_owned())
+}
+
+fn host_entry(text: &str) -> Result<HostEntry, Failure> {
+    let refuse = |why: &str| bad_flag("--add-host", text, why);
+    let (name, ip) = text.split_once([':', '=']).ok_or_else(|| refuse("it is not NAME:ADDRESS"))?;
+    let allowed = |c: u8| c.is_ascii_alphanumeric() || b"-._".contains(&c);
+    if name.is_empty() || name.len() > 253 || !name.bytes().all(allowed) {
+        return Err(refuse("it has no host name"));
+    }
+    let bare = ip.strip_prefix('[').and_then(|ip| ip.strip_suffix(']')).unwrap_or(ip);
+    let ip = match bare {
+        "host-gateway" => None,
+        ip => Some(ip.parse().map_err(|_| refuse("it has no address"))?),
+    };
+    Ok(HostEntry { name: name.to_owned(), ip })
 }
 
 fn check_hostname(name: String) -> Result<String, Failure> {

@@ -61,7 +61,7 @@ pub fn rehearse(
         rm: false,
         name: None,
         process: flags::ProcessArgs::default(),
-        surroundings: flags::SurroundingsArgs::default(),
+        surroundings: flags::SurroundingsArgs::without_network(),
         source: source.clone(),
         pull: Pull::Always,
         timeline: None,
@@ -96,7 +96,7 @@ fn canonical_or(image: &str) -> String {
 
 fn run(engine: &Engine, args: &Args, until: &Until) -> Result<(), Failure> {
     let timeline = Arc::new(Mutex::new(Timeline::new(Instant::now(), View::new(Style::quiet(), false))));
-    let settings = args.surroundings.settings(false, false)?;
+    let settings = args.surroundings.settings(&engine.cni, false, false)?;
     let changes = args.process.changes(&args.command, false)?;
     let pulled = pull(engine, args, &timeline, engine.trace)?;
     let (id, name) = registry::reserve(&engine.paths, None)?;

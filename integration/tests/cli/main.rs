@@ -1,0 +1,6 @@
+//! The command line as users know others: networks, logs, and what is done to running containers.
+
+#[cfg(test)]
+mod network;
+#[cfg(test)]
+mod rig;
