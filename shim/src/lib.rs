@@ -5,6 +5,7 @@
 //! | [`stdio`] | copying between the streams of containers and the FIFOs, files and log programs that containerd names |
 //! | [`metrics`] | the figures of cgroups as containerd's protobufs |
 //! | [`oom`] | noticing that a container ran out of memory |
+//! | [`info`] | what the runtime can do, for containerd |
 //! | [`log`] | the shim's own messages, which containerd shows among its own |
 //!
 //! # Threads instead of an executor
@@ -14,6 +15,7 @@
 //! executor, and the order of events is a matter of one queue. Nothing here is async. No lock is held while a child process or a
 //! stream is waited for.
 
+pub mod info;
 pub mod log;
 pub mod metrics;
 pub mod oom;
