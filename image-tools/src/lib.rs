@@ -8,7 +8,6 @@ mod engine;
 mod failure;
 mod held;
 mod image;
-mod layers;
 mod monitor;
 mod network;
 mod patch;

@@ -122,7 +122,7 @@ fn launch(
     stdio: towline_runtime::client::Stdio3,
 ) -> Result<(), Failure> {
     let pid_file = dir.join("pid");
-    let options = Options { pid_file: Some(&pid_file), console_socket, stdio };
+    let options = Options { pid_file: Some(&pid_file), console_socket, stdio, ..Options::default() };
     let launched = engine.runtime().exec_detached(&record.id, &dir.join("process.json"), options);
     launched.map_err(|e| Failure::of_runtime(&e, "running a program in", &record.name))
 }

@@ -324,7 +324,7 @@ impl Life<'_> {
     /// Makes the container; its init waits for the start.
     fn create(&self) -> Result<(Ward, streams::Ours), Failure> {
         let pid_file = self.dirs.state.join("pid");
-        let options = |console_socket, stdio| Options { pid_file: Some(&pid_file), console_socket, stdio };
+        let options = |console_socket, stdio| Options { pid_file: Some(&pid_file), console_socket, stdio, ..Options::default() };
         let create = |options| {
             let created = self.runtime.create(&self.record.id, &self.dirs.home, options);
             created.map_err(|e| Failure::of_runtime(&e, "starting", &self.record.name))

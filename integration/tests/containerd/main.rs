@@ -1,4 +1,4 @@
-//! containerd 1.6 and its own runc shim with the OCI runtime under test as the shim's binary, driven by `ctr`.
+//! containerd 1.6 with its own runc shim (the OCI runtime under test is the shim's binary) and with our shim, driven by `ctr`.
 //!
 //! `RUNTIME=runc cargo test -p towline-integration --test containerd` runs the same cases on runc. The CRI plugin needs crictl to be
 //! driven, which Debian 12 does not have: only its configuration is looked at.
@@ -6,4 +6,5 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests talk to the person who runs them")]
 
 mod rig;
+mod shim;
 mod tasks;

@@ -1,4 +1,5 @@
-//! A containerd of a test's own: root, state, socket and the runtime's state in a temporary directory.
+//! A containerd of a test's own: root, state, socket and the runtime's state in a temporary directory; its containers run through
+//! Debian's shim for runc with the runtime under test, or through our own shim.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -14,16 +15,38 @@ use towline_integration::process::{Finished, Job, run, wait_until};
 /// Long enough for any command on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
+/// The shim under test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shim {
+    /// containerd's own, with the runtime under test in place of runc.
+    Runc,
+    /// Ours.
+    Towline,
+}
+
+/// What our shim keeps the states of containers in.
+const TOWLINE_STATES: &str = "/run/containerd/towline/default";
+
 /// A containerd, and the root file system its containers have. Dropping it ends its tasks and itself.
 pub struct Containerd {
     daemon: Option<Job>,
     dir: TempDir,
+    shim: Shim,
     runtime: String,
 }
 
 impl Containerd {
+    /// Starts one for each shim; none, after saying so, where it cannot be. On runc as the reference there is only its own shim.
+    pub fn each(test: &str) -> impl Iterator<Item = Self> {
+        let ours = Subject::from_env() == Subject::Towline;
+        [Shim::Runc, Shim::Towline]
+            .into_iter()
+            .filter(move |shim| ours || *shim == Shim::Runc)
+            .map_while(move |shim| Self::new(test, shim))
+    }
+
     /// Starts it; `None`, after saying so, where it cannot be.
-    pub fn new(test: &str) -> Option<Self> {
+    pub fn new(test: &str, shim: Shim) -> Option<Self> {
         if !root_or_skip(test) {
             return None;
         }
@@ -36,9 +59,18 @@ impl Containerd {
             println!("SKIP {test}: crun refuses a hybrid cgroup host; runc is the reference");
             return None;
         }
-        let runtime = text(&subject.binary().canonicalize().expect("the runtime's path"));
+        if shim == Shim::Towline && subject != Subject::Towline {
+            println!("SKIP {test}: {subject:?} is a reference for shims of others only");
+            return None;
+        }
+        let oci = subject.binary().canonicalize().expect("the runtime's path");
+        let runtime = match shim {
+            Shim::Runc => text(&oci),
+            Shim::Towline => text(&oci.with_file_name("containerd-shim-towline-v2")),
+        };
+        assert!(Path::new(&runtime).exists(), "{runtime} is missing: build it (cargo build --bins) or set TOWLINE_BIN_DIR");
         let dir = tempfile::Builder::new().prefix("towline-ctd-").tempdir().expect("make a directory");
-        let mut containerd = Self { daemon: None, dir, runtime };
+        let mut containerd = Self { daemon: None, dir, shim, runtime };
         containerd.make_root();
         containerd.start();
         Some(containerd)
@@ -70,6 +102,12 @@ impl Containerd {
         wait_until("containerd's answer", PATIENCE, || self.ctr(&["version"]).status.success());
     }
 
+    /// Kills containerd and starts it again; what its shims do meanwhile is theirs.
+    pub fn restart(&mut self) {
+        drop(self.daemon.take());
+        self.start();
+    }
+
     /// A path in the installation's directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
@@ -95,12 +133,29 @@ impl Containerd {
 
     /// `ctr run` with `options` for a new container `id`.
     pub fn run(&self, options: &[&str], id: &str, program: &[&str]) -> Finished {
+        self.ctr(&self.run_line(options, id, program).iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// The arguments for that.
+    pub fn run_line(&self, options: &[&str], id: &str, program: &[&str]) -> Vec<String> {
         let (oci, root) = (text(&self.path("oci")), text(&self.path("rootfs")));
-        let mut args = vec!["run", "--runc-binary", &self.runtime, "--runc-root", &oci, "--env", "PATH=/bin", "--rootfs"];
+        let mut args = match self.shim {
+            Shim::Runc => vec!["run", "--runc-binary", &self.runtime, "--runc-root", &oci],
+            Shim::Towline => vec!["run", "--runtime", &self.runtime],
+        };
+        args.extend(["--env", "PATH=/bin", "--rootfs"]);
         args.extend(options);
         args.extend([root.as_str(), id]);
         args.extend(program);
-        self.ctr(&args)
+        args.into_iter().map(str::to_owned).collect()
+    }
+
+    /// The pid of the shim of a container; `None` when there is none (any more).
+    pub fn shim_pid(&self, id: &str) -> Option<i32> {
+        let bundle = text(&self.path("state/io.containerd.runtime.v2.task/default").join(id));
+        let file = fs::read_to_string(format!("{bundle}/shim.pid")).ok()?;
+        let pid: i32 = file.trim().parse().ok()?;
+        Path::new(&format!("/proc/{pid}")).exists().then_some(pid)
     }
 
     /// The status of a task as `ctr task ls` has it; empty when there is none.
@@ -119,22 +174,41 @@ impl Containerd {
     /// Waits until nothing of a container is left: state, cgroups, mounts, processes.
     #[track_caller]
     pub fn assert_gone(&self, id: &str) {
+        self.wait_for_none(id, || {
+            let shims = processes_with(&format!("-id {id} ")).into_iter().map(|pid| format!("shim {pid}"));
+            self.left_of(id).into_iter().chain(shims).collect()
+        });
+    }
+
+    /// The same for a container of a pod, whose shim has others.
+    #[track_caller]
+    pub fn assert_gone_from_pod(&self, id: &str) {
+        self.wait_for_none(id, || self.left_of(id));
+    }
+
+    #[track_caller]
+    fn wait_for_none(&self, id: &str, left: impl Fn() -> Vec<String>) {
         let end = std::time::Instant::now() + PATIENCE;
         loop {
-            let mut found: Vec<String> = vec![];
-            found.extend(cgroups_named(id).iter().map(|dir| text(dir)));
-            found.extend(mounts().into_iter().filter(|mount| mount.contains(id)));
-            let state = self.path("oci").join("default").join(id);
-            found.extend(state.exists().then(|| text(&state)));
-            let bundle = self.path("state/io.containerd.runtime.v2.task/default").join(id);
-            found.extend(bundle.exists().then(|| text(&bundle)));
-            found.extend(processes_with(&format!("-id {id} ")).into_iter().map(|pid| format!("shim {pid}")));
+            let found = left();
             if found.is_empty() {
                 return;
             }
             assert!(std::time::Instant::now() < end, "left of {id}: {found:#?}");
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    fn left_of(&self, id: &str) -> Vec<String> {
+        let mut found: Vec<String> = cgroups_named(id).iter().map(|dir| text(dir)).collect();
+        found.extend(mounts().into_iter().filter(|mount| mount.contains(id)));
+        let state = match self.shim {
+            Shim::Runc => self.path("oci").join("default").join(id),
+            Shim::Towline => Path::new(TOWLINE_STATES).join(id),
+        };
+        let bundle = self.path("state/io.containerd.runtime.v2.task/default").join(id);
+        found.extend([state, bundle].iter().filter(|path| path.exists()).map(|path| text(path)));
+        found
     }
 }
 

@@ -4,17 +4,21 @@
 //! log of its own below the scratch directory, and a failure comes back as this crate's [`Error`], read from the log's last line
 //! at level error.
 
-use std::fs;
-use std::io::ErrorKind;
+mod call;
+mod checkpoint;
+mod children;
+
 use std::os::fd::OwnedFd;
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::process::ExitStatus;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Outcome, Result};
+
+pub use checkpoint::{Images, Save};
+pub use children::{Children, Direct, Ended};
 
 /// A `towline-oci` binary and the state directory it is used with.
 #[derive(Clone, Debug)]
@@ -22,6 +26,8 @@ pub struct Runtime {
     binary: PathBuf,
     root: Option<PathBuf>,
     scratch: PathBuf,
+    systemd_cgroup: bool,
+    children: Arc<dyn Children>,
 }
 
 /// The three standard streams of a container's process. [`Stdio3::default`] inherits the caller's.
@@ -44,6 +50,10 @@ pub struct Options<'a> {
     pub console_socket: Option<&'a Path>,
     /// Standard streams of the process.
     pub stdio: Stdio3,
+    /// `create` and `run`: move the root over instead of pivoting into it.
+    pub no_pivot: bool,
+    /// `create` and `run`: keep the caller's session keyring.
+    pub no_new_keyring: bool,
 }
 
 /// What `towline-oci state` prints (runtime-spec, "State", with runc's additions).
@@ -120,12 +130,25 @@ pub struct LogLine {
 impl Runtime {
     /// `binary` is a `towline-oci`; `scratch` is a directory for short-lived log files, made when it is absent.
     pub fn new(binary: impl Into<PathBuf>, scratch: impl Into<PathBuf>) -> Self {
-        Self { binary: binary.into(), root: None, scratch: scratch.into() }
+        let children = Arc::new(Direct);
+        Self { binary: binary.into(), root: None, scratch: scratch.into(), systemd_cgroup: false, children }
     }
 
     /// Uses `root` as the state directory instead of the runtime's default.
     pub fn with_root(mut self, root: impl Into<PathBuf>) -> Self {
         self.root = Some(root.into());
+        self
+    }
+
+    /// Lets systemd manage the cgroups of the containers.
+    pub fn with_systemd_cgroup(mut self, systemd: bool) -> Self {
+        self.systemd_cgroup = systemd;
+        self
+    }
+
+    /// Has its processes waited for by `children`: for a caller that reaps whatever ends below it.
+    pub fn with_children(mut self, children: Arc<dyn Children>) -> Self {
+        self.children = children;
         self
     }
 
@@ -161,12 +184,31 @@ impl Runtime {
 
     /// The container's state, or [`Outcome::NotFound`].
     pub fn state(&self, id: &str) -> Result<State> {
-        let mut call = self.call("state", id)?.arg(id);
-        call.command.stdin(Stdio::null()).stderr(Stdio::null());
-        let output = call.command.output().map_err(|cause| Error::io("starting", &self.binary, cause))?;
-        call.verdict(output.status)?;
-        serde_json::from_slice(&output.stdout)
+        let text = self.call("state", id)?.arg(id).text()?;
+        serde_json::from_slice(&text)
             .map_err(|cause| Error::new(Outcome::BadInput, format!("reading the state of container {id}")).because(cause))
+    }
+
+    /// Pids of the container's processes.
+    pub fn pids(&self, id: &str) -> Result<Vec<i32>> {
+        let text = self.call("ps", id)?.arg("--format").arg("json").arg(id).text()?;
+        serde_json::from_slice(&text)
+            .map_err(|cause| Error::new(Outcome::BadInput, format!("reading the pids of container {id}")).because(cause))
+    }
+
+    /// Freezes the container's processes.
+    pub fn pause(&self, id: &str) -> Result<()> {
+        self.call("pause", id)?.quiet().arg(id).finish()
+    }
+
+    /// Lets a paused container go on.
+    pub fn resume(&self, id: &str) -> Result<()> {
+        self.call("resume", id)?.quiet().arg(id).finish()
+    }
+
+    /// Changes limits: `resources` is JSON as in config.json's `linux.resources`.
+    pub fn update(&self, id: &str, resources: &[u8]) -> Result<()> {
+        self.call("update", id)?.quiet().arg("--resources").arg("-").arg(id).finish_with(resources)
     }
 
     /// Creates and starts container `id` in one process and waits for its end. The status is the container's own (a signal n is
@@ -190,16 +232,6 @@ impl Runtime {
         call.command.arg("--detach").arg("--process").arg(process);
         call.options(options).arg(id).finish()
     }
-
-    fn call(&self, verb: &str, id: &str) -> Result<Call> {
-        let log = LogFile::new(&self.scratch, verb)?;
-        let mut command = Command::new(&self.binary);
-        if let Some(root) = &self.root {
-            command.arg("--root").arg(root);
-        }
-        command.arg("--log").arg(&log.0).args(["--log-format", "json"]).arg(verb);
-        Ok(Call { command, log, what: format!("{verb} of container {id}") })
-    }
 }
 
 /// The exit code a user of a container CLI expects for a failure of the runtime: 127 and 126 as a shell has them, else 125.
@@ -211,113 +243,11 @@ pub fn exit_code(error: &Error) -> i32 {
     }
 }
 
-/// One invocation.
-struct Call {
-    command: Command,
-    log: LogFile,
-    what: String,
-}
-
-impl Call {
-    fn arg(mut self, arg: &str) -> Self {
-        self.command.arg(arg);
-        self
-    }
-
-    fn quiet(mut self) -> Self {
-        self.command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        self
-    }
-
-    fn options(mut self, options: Options<'_>) -> Self {
-        if let Some(path) = options.pid_file {
-            self.command.arg("--pid-file").arg(path);
-        }
-        if let Some(path) = options.console_socket {
-            self.command.arg("--console-socket").arg(path);
-        }
-        let stdio = |fd: Option<OwnedFd>| fd.map_or_else(Stdio::inherit, Stdio::from);
-        self.command.stdin(stdio(options.stdio.stdin)).stdout(stdio(options.stdio.stdout)).stderr(stdio(options.stdio.stderr));
-        self
-    }
-
-    fn spawn(&mut self) -> Result<Child> {
-        self.command.spawn().map_err(|cause| Error::io("starting", self.command.get_program(), cause))
-    }
-
-    fn finish(mut self) -> Result<()> {
-        let status = self.status()?;
-        self.verdict(status)
-    }
-
-    fn wait(mut self) -> Result<ExitStatus> {
-        let status = self.status()?;
-        match self.log.last_error()? {
-            Some(line) if !status.success() => Err(self.failure(line)),
-            _ => Ok(status),
-        }
-    }
-
-    fn status(&mut self) -> Result<ExitStatus> {
-        let mut child = self.spawn()?;
-        child.wait().map_err(|cause| Error::sys(format!("waiting for {}", self.what), cause))
-    }
-
-    fn verdict(&self, status: ExitStatus) -> Result<()> {
-        if status.success() {
-            return Ok(());
-        }
-        if let Some(line) = self.log.last_error()? {
-            return Err(self.failure(line));
-        }
-        let how = match status.signal() {
-            Some(signal) => format!("the runtime was killed by signal {signal}"),
-            None => format!("the runtime left with exit code {} and no message", status.code().unwrap_or(-1)),
-        };
-        Err(Error::new(Outcome::Io, self.what.clone()).because(how))
-    }
-
-    fn failure(&self, line: LogLine) -> Error {
-        Error::new(line.outcome.unwrap_or(Outcome::Io), self.what.clone()).because(line.msg)
-    }
-}
-
-/// A log file of its own name, removed with the value.
-struct LogFile(PathBuf);
-
-static NEXT_LOG: AtomicU64 = AtomicU64::new(0);
-
-impl LogFile {
-    fn new(scratch: &Path, verb: &str) -> Result<Self> {
-        fs::create_dir_all(scratch).map_err(|cause| Error::io("creating", scratch, cause))?;
-        let number = NEXT_LOG.fetch_add(1, Ordering::Relaxed);
-        Ok(Self(scratch.join(format!("oci-{}-{number}-{verb}.log", std::process::id()))))
-    }
-
-    fn last_error(&self) -> Result<Option<LogLine>> {
-        match fs::read_to_string(&self.0) {
-            Ok(text) => Ok(last_error(&text)),
-            Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(None),
-            Err(cause) => Err(Error::io("reading", &self.0, cause)),
-        }
-    }
-}
-
-impl Drop for LogFile {
-    fn drop(&mut self) {
-        if let Err(cause) = fs::remove_file(&self.0) {
-            // The runtime makes the file with its first line, so most calls leave none; a file that stays is only litter.
-            debug_assert!(cause.kind() == ErrorKind::NotFound, "removing {}: {cause}", self.0.display());
-        }
-    }
-}
-
-fn last_error(log: &str) -> Option<LogLine> {
-    log.lines().rev().filter_map(|line| serde_json::from_str::<LogLine>(line).ok()).find(|line| line.level == "error")
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use super::call::last_error;
     use super::*;
 
     #[test]
