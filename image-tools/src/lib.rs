@@ -8,6 +8,7 @@ mod engine;
 mod failure;
 mod held;
 mod image;
+mod layers;
 mod monitor;
 mod network;
 mod patch;

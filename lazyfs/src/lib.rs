@@ -11,6 +11,7 @@ mod fscontext;
 pub mod holder;
 pub mod inspect;
 pub mod layer;
+pub mod layerstore;
 pub mod layout;
 pub mod local;
 pub mod manifest;

@@ -14,6 +14,7 @@
 //! | [`stdio`] | copying between the streams of containers and the FIFOs, files and log programs that containerd names |
 //! | [`metrics`] | the figures of cgroups as containerd's protobufs |
 //! | [`oom`] | noticing that a container ran out of memory |
+//! | [`info`] | what the runtime can do, for containerd |
 //! | [`log`] | the shim's own messages, which containerd shows among its own |
 //!
 //! # Threads instead of an executor
@@ -27,6 +28,7 @@ pub mod cleanup;
 pub mod daemon;
 pub mod events;
 pub mod group;
+pub mod info;
 pub mod launch;
 pub mod log;
 pub mod metrics;

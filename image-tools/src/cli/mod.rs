@@ -174,7 +174,11 @@ impl Verb {
 
     /// Whether it has to do with containers. Any user can pull and mount images, into a store of their own.
     fn is_for_root(&self) -> bool {
-        !matches!(self, Self::Images(_) | Self::Info(_) | Self::Registries(_) | Self::Version)
+        match self {
+            Self::Images(_) | Self::Info(_) | Self::Registries(_) | Self::Version => false,
+            Self::System(verb) => !verb.is_for_all(),
+            _ => true,
+        }
     }
 }
 
@@ -245,6 +249,12 @@ pub fn warn(line: &str) {
     use std::io::Write;
     // Standard error may be closed.
     writeln!(std::io::stderr(), "towline: {line}").unwrap_or_default();
+}
+
+/// Lets this process write a log, as the daemon does.
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("TOWLINE_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
 }
 
 /// Writes to standard output; a reader that has seen enough is no error.

@@ -1,6 +1,7 @@
 //! Typed, blocking client of `towlined`, which it starts where none runs.
 
 use std::io::{BufRead, BufReader, Write};
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -77,6 +78,7 @@ const HAND_OVER_DEADLINE: Duration = Duration::from_secs(30);
 pub struct Client {
     reader: BufReader<UnixStream>,
     pid: u32,
+    ended: bool,
 }
 
 impl Client {
@@ -90,7 +92,7 @@ impl Client {
             }
             Err(e) => return Err(Error::io("connecting to", &socket, e)),
         };
-        let mut client = Self { reader: BufReader::new(stream), pid: 0 };
+        let mut client = Self { reader: BufReader::new(stream), pid: 0, ended: false };
         match client.send(&Hello { version: VERSION, replace: false }).and_then(|()| client.receive()) {
             Ok(Some(Message::Welcome { version: VERSION, pid })) => {
                 client.pid = pid;
@@ -150,6 +152,11 @@ impl Client {
         self.pid
     }
 
+    /// Whether the daemon has ended while it was asked for something; the next one may answer.
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
     /// Makes an image available; `on_event` sees what happens meanwhile. The reply is [`Reply::Pulled`].
     pub fn pull(&mut self, request: PullRequest, on_event: &mut dyn FnMut(Event)) -> Result<Reply> {
         self.request(&Request::Pull(request), on_event)
@@ -195,6 +202,16 @@ impl Client {
     /// Ends [`Self::mount_tree`].
     pub fn unmount_tree(&mut self, dir: &Path) -> Result<()> {
         self.request(&Request::UnmountTree { dir: dir.to_owned() }, &mut |_| {}).map(drop)
+    }
+
+    /// Brings a file of `image`, or a range of one that is large, into the store for the thread `caller`.
+    pub fn bring(&mut self, image: Digest, content: Digest, range: Option<Range<u64>>, caller: u32) -> Result<()> {
+        self.request(&Request::Bring { image, content, range, caller }, &mut |_| {}).map(drop)
+    }
+
+    /// Reads the blob of a layer of `image` into the file `into`.
+    pub fn blob(&mut self, image: Digest, layer: Digest, into: &Path) -> Result<()> {
+        self.request(&Request::Blob { image, layer, into: into.to_owned() }, &mut |_| {}).map(drop)
     }
 
     /// Pushes the access profile of `image` to where the image came from; digest of the artifact there.
@@ -251,12 +268,19 @@ impl Client {
     }
 
     fn request(&mut self, request: &Request, on_event: &mut dyn FnMut(Event)) -> Result<Reply> {
+        self.ended = true;
         self.send(request)?;
         loop {
             match self.receive()? {
                 Some(Message::Event(event)) => on_event(event),
-                Some(Message::Done(reply)) => return Ok(reply),
-                Some(Message::Failed(failure)) => return Err(failure.into()),
+                Some(Message::Done(reply)) => {
+                    self.ended = false;
+                    return Ok(reply);
+                }
+                Some(Message::Failed(failure)) => {
+                    self.ended = false;
+                    return Err(failure.into());
+                }
                 Some(Message::Welcome { .. }) | None => {
                     return Err(Error::new(Outcome::Unavailable, "waiting for towlined's answer")
                         .because(format!("towlined (process {}) ended", self.pid))
@@ -298,7 +322,7 @@ pub(super) fn ask_to_leave(paths: &Paths) -> Result<Option<u32>> {
         Err(e) => return Err(Error::io("connecting to", &socket, e)),
     };
     stream.set_read_timeout(Some(HAND_OVER_DEADLINE)).map_err(|e| Error::io("using", &socket, e))?;
-    let mut client = Client { reader: BufReader::new(stream), pid: 0 };
+    let mut client = Client { reader: BufReader::new(stream), pid: 0, ended: false };
     client.send(&Hello { version: VERSION, replace: true })?;
     let (version, pid) = match client.receive()? {
         Some(Message::Welcome { version, pid }) => (version, pid),

@@ -92,6 +92,15 @@ impl Connection {
             Request::Waits => Ok(Ok(Reply::Waits { waits: daemon.fetcher.observer().waits(|_| true) })),
             Request::MountTree { image, dir } => Ok(daemon.mount_tree(image, dir).await.map(|()| Reply::Ok)),
             Request::UnmountTree { dir } => Ok(daemon.unmount_tree(dir).await.map(|()| Reply::Ok)),
+            Request::Bring { image, content, range, caller } => {
+                let (_quiet, received) = mpsc::unbounded_channel();
+                let bringing = daemon.bring(image, content, range, caller);
+                Ok(self.while_sending(received, bringing).await?.map(|()| Reply::Ok))
+            }
+            Request::Blob { image, layer, into } => {
+                let (_quiet, received) = mpsc::unbounded_channel();
+                Ok(self.while_sending(received, daemon.blob(image, layer, into)).await?.map(|()| Reply::Ok))
+            }
             Request::PushProfile { image } => {
                 Ok(pull::profiles::push_of(&daemon, image).await.map(|artifact| Reply::Pushed { artifact }))
             }

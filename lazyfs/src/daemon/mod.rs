@@ -10,6 +10,7 @@
 //! | [`custody`] | the FUSE trigger, and whoever keeps it for the next daemon |
 //! | [`lock`] | one daemon a store |
 //! | `demand` | from the FUSE trigger to the fetcher |
+//! | `bring` | the same for a process that shows layers of the store |
 //! | [`life`] | when to leave |
 //! | `quota` | keeping the store within its quota |
 //! | `sweep` | removing what no image names |
@@ -18,6 +19,7 @@
 //! | [`trees`] | whole trees served from user space |
 
 pub mod active;
+mod bring;
 pub mod client;
 mod connection;
 pub mod credentials;

@@ -10,6 +10,7 @@
 //! A client that closes its end cancels what it asked for, except that an image which was attached for lazy use stays attached
 //! until it is complete.
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -75,6 +76,27 @@ pub enum Request {
     UnmountTree {
         /// The same path.
         dir: PathBuf,
+    },
+    /// Brings a file of an image into the store because a program waits for it: all of it as an object, or of a large file a range into
+    /// the layer's data file. [`Reply::Ok`] once it is there.
+    Bring {
+        /// The image.
+        image: Digest,
+        /// Digest of the file's content.
+        content: Digest,
+        /// Which bytes of the content; `None` for all of it.
+        range: Option<Range<u64>>,
+        /// The thread that waits; 0 where it is not known.
+        caller: u32,
+    },
+    /// Reads the whole blob of a layer from where the image was pulled from, verified, into a file. [`Reply::Ok`].
+    Blob {
+        /// The image.
+        image: Digest,
+        /// Digest of the blob.
+        layer: Digest,
+        /// A file that exists and is empty; an absolute path.
+        into: PathBuf,
     },
     /// Pushes the access profile of an image to where the image came from. [`Reply::Pushed`].
     PushProfile {

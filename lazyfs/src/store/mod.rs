@@ -33,6 +33,7 @@ pub mod usage;
 pub mod verify;
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -152,6 +153,16 @@ impl Store {
         let mut open = self.big.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|layer, _| keep.contains(&layer.hex()));
         big::remove_all_but(&self.big_dir(), keep)
+    }
+
+    /// Whether bytes of the data file of a layer's large files, `length` bytes long, are here. Changes nothing: for whoever is not the daemon.
+    pub fn has_data(&self, layer: &Digest, length: u64, range: Range<u64>) -> Result<bool> {
+        big::has_all(&self.big_dir(), layer, length, &[range])
+    }
+
+    /// The file with the large files of a layer.
+    pub fn data_path(&self, layer: &Digest) -> PathBuf {
+        big::data_path(&self.big_dir(), layer)
     }
 
     fn big_dir(&self) -> PathBuf {

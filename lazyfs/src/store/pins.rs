@@ -6,6 +6,7 @@
 //! mounting LOCK DIR a command is about to mount it there
 //! reading LOCK DIR  a command has it mounted at DIR, a directory of its own, as long as it runs
 //! user IMAGE        the user wants to keep it
+//! layer N DIGEST REF podman's storage uses a layer of it, for the Nth time at once ([`crate::layerstore`])
 //! ```
 //!
 //! A command that holds an image is alive as long as `STATE/LOCK` is locked: the kernel takes the lock back when the process ends, however it
@@ -35,6 +36,8 @@ pub enum Holder {
     Reading(String, PathBuf),
     /// The user.
     User(Digest),
+    /// A storage of podman's: how many uses there were already, what it calls the layer, and the image that it wanted.
+    Layer(u32, Digest, String),
 }
 
 impl Holder {
@@ -46,6 +49,7 @@ impl Holder {
             Some(("mount", dir)) => Some(Self::Mount(dir.into())),
             Some(("mounting", rest)) => command(rest).map(|(lock, dir)| Self::Mounting(lock, dir)),
             Some(("reading", rest)) => command(rest).map(|(lock, dir)| Self::Reading(lock, dir)),
+            Some(("layer", rest)) => layer(rest),
             Some(("user", image)) => image.parse().ok().map(Self::User),
             _ => None,
         };
@@ -60,6 +64,7 @@ impl Holder {
             Self::Mounting(lock, dir) => format!("mounting {lock} {}", dir.display()),
             Self::Reading(lock, dir) => format!("reading {lock} {}", dir.display()),
             Self::User(image) => format!("user {image}"),
+            Self::Layer(number, layer, reference) => format!("layer {number} {layer} {reference}"),
         }
     }
 
@@ -70,8 +75,16 @@ impl Holder {
             Self::Mount(_) => "unmount it first: `towline images unmount DIR`",
             Self::Mounting(..) | Self::Reading(..) => "try again when that command has ended",
             Self::User(_) => "`towline images unpin` lets it go",
+            Self::Layer(..) => "remove it there first: `podman rmi`",
         }
     }
+}
+
+/// What follows `layer ` in a name.
+fn layer(rest: &str) -> Option<Holder> {
+    let mut words = rest.splitn(3, ' ');
+    let (number, layer, reference) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?, words.next()?);
+    Some(Holder::Layer(number, layer, reference.to_owned()))
 }
 
 impl fmt::Display for Holder {
@@ -82,6 +95,7 @@ impl fmt::Display for Holder {
             Self::Mounting(_, dir) => write!(f, "a command is about to mount it at {}", dir.display()),
             Self::Reading(_, dir) => write!(f, "a command reads it at {}", dir.display()),
             Self::User(_) => write!(f, "it is pinned"),
+            Self::Layer(_, _, reference) => write!(f, "podman uses it as {reference}"),
         }
     }
 }
@@ -201,10 +215,11 @@ mod tests {
             Holder::Mounting("command-1-2.lock".into(), dir()),
             Holder::Reading("command-1-2.lock".into(), dir()),
             Holder::User(Digest::of(b"image")),
+            Holder::Layer(3, Digest::of(b"layer"), "localhost:5000/a:1".into()),
         ] {
             assert_eq!(Holder::of(&holder.pin()), holder);
         }
-        for odd in ["", "mounting", "mounting x", "user nobody", "other thing"] {
+        for odd in ["", "mounting", "mounting x", "user nobody", "other thing", "layer 1 x", "layer x y z"] {
             assert_eq!(Holder::of(odd), Holder::Container(odd.into()));
         }
     }

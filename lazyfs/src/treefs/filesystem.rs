@@ -1,30 +1,27 @@
 //! The operations.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::FileExt as _;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    BackingId, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr,
-    Request,
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
+    OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 
-use super::{Contents, Open, View, Wanted};
+use super::handles::OpenFiles;
+use super::{Contents, View, Wanted};
 use crate::tree::erofs::node::{Nid, Stat};
 use crate::tree::erofs::read::StoredTree;
 
 /// How long the kernel may keep what it was told: nothing ever changes.
-const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
+pub(crate) const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// Block size in answers to `stat` and `statfs`, bytes.
-const BLOCK: u32 = 4096;
+pub(crate) const BLOCK: u32 = 4096;
 /// Longest name of an entry, bytes.
-const NAME_MAX: u32 = 255;
+pub(crate) const NAME_MAX: u32 = 255;
 
 pub(super) struct TreeFs {
     tree: StoredTree,
@@ -33,37 +30,6 @@ pub(super) struct TreeFs {
     view: View,
     /// Whether this process may ask for passthrough: that needs CAP_SYS_ADMIN.
     privileged: bool,
-}
-
-/// Files that programs have open.
-#[derive(Default)]
-struct OpenFiles {
-    /// Negotiated with the kernel: reads go past us (6.9).
-    passthrough: std::sync::atomic::AtomicBool,
-    state: Mutex<Handles>,
-}
-
-#[derive(Default)]
-struct Handles {
-    last: u64,
-    open: HashMap<u64, OpenFile>,
-    /// All opens of one inode have to name the same backing file.
-    backing: HashMap<u64, Weak<BackingId>>,
-}
-
-enum OpenFile {
-    Whole {
-        file: Arc<File>,
-        /// Kept as long as the file is open.
-        _backing: Option<Arc<BackingId>>,
-    },
-    Parts(Wanted),
-}
-
-/// What a read needs of an open file.
-enum Source {
-    File(Arc<File>),
-    Parts(Wanted),
 }
 
 impl TreeFs {
@@ -99,7 +65,7 @@ impl TreeFs {
     }
 }
 
-fn attributes(ino: INodeNo, stat: &Stat) -> FileAttr {
+pub(crate) fn attributes(ino: INodeNo, stat: &Stat) -> FileAttr {
     let (seconds, nanos) = stat.mtime;
     let whole = Duration::from_secs(seconds.unsigned_abs());
     let second = if seconds < 0 { UNIX_EPOCH - whole } else { UNIX_EPOCH + whole };
@@ -123,7 +89,7 @@ fn attributes(ino: INodeNo, stat: &Stat) -> FileAttr {
     }
 }
 
-fn kind(mode: u32) -> FileType {
+pub(crate) fn kind(mode: u32) -> FileType {
     match mode & 0o170_000 {
         0o040_000 => FileType::Directory,
         0o120_000 => FileType::Symlink,
@@ -134,19 +100,21 @@ fn kind(mode: u32) -> FileType {
     }
 }
 
+/// Agrees with the kernel on what makes a tree fast; whether reads of whole files go past us.
+pub(crate) fn agree(config: &mut KernelConfig, privileged: bool) -> bool {
+    // Whatever a kernel does not know is slower without, and right all the same.
+    let wanted = InitFlags::FUSE_PARALLEL_DIROPS | InitFlags::FUSE_CACHE_SYMLINKS | InitFlags::FUSE_EXPORT_SUPPORT;
+    for flag in wanted.iter() {
+        if config.add_capabilities(flag).is_err() {
+            tracing::debug!("this kernel has no {flag:?}");
+        }
+    }
+    privileged && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() && config.set_max_stack_depth(1).is_ok()
+}
+
 impl Filesystem for TreeFs {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Whatever a kernel does not know is slower without, and right all the same.
-        let wanted = InitFlags::FUSE_PARALLEL_DIROPS | InitFlags::FUSE_CACHE_SYMLINKS | InitFlags::FUSE_EXPORT_SUPPORT;
-        for flag in wanted.iter() {
-            if config.add_capabilities(flag).is_err() {
-                tracing::debug!("this kernel has no {flag:?}");
-            }
-        }
-        let passthrough = self.privileged
-            && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
-            && config.set_max_stack_depth(1).is_ok();
-        self.files.passthrough.store(passthrough, std::sync::atomic::Ordering::Relaxed);
+        self.files.set_passthrough(agree(config, self.privileged));
         Ok(())
     }
 
@@ -171,27 +139,15 @@ impl Filesystem for TreeFs {
         }
     }
 
-    fn open(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let nid = self.nid(ino);
         let Some(stat) = self.stat(nid) else { return reply.error(Errno::ESTALE) };
         if stat.size == 0 {
             return reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
         }
         let Some(content) = self.tree.content(nid) else { return reply.error(Errno::EIO) };
-        let wanted = Wanted { nid, content, size: stat.size };
-        let files = Arc::clone(&self.files);
-        let opened = move |opened: crate::error::Result<Open>| match opened {
-            Ok(Open::Whole(file)) => files.answer_open(ino, file, reply),
-            Ok(Open::Parts) => {
-                let fh = files.add(OpenFile::Parts(wanted));
-                reply.opened(fh, FopenFlags::FOPEN_KEEP_CACHE);
-            }
-            Err(error) => {
-                tracing::error!(file = %content, "the program gets EIO: {}", error.one_line());
-                reply.error(Errno::EIO);
-            }
-        };
-        self.contents.open(wanted, Box::new(opened));
+        let wanted = Wanted { nid, content, size: stat.size, caller: request.pid() };
+        self.files.open(&self.contents, ino, wanted, reply);
     }
 
     fn read(
@@ -205,35 +161,7 @@ impl Filesystem for TreeFs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let file = match self.files.get(fh) {
-            None => return reply.data(&[]),
-            Some(Source::File(file)) => file,
-            Some(Source::Parts(wanted)) => {
-                let range = offset.min(wanted.size)..offset.saturating_add(size.into()).min(wanted.size);
-                let read = move |read: crate::error::Result<Vec<u8>>| match read {
-                    Ok(bytes) => reply.data(&bytes),
-                    Err(error) => {
-                        tracing::error!(file = %wanted.content, "the program gets EIO: {}", error.one_line());
-                        reply.error(Errno::EIO);
-                    }
-                };
-                return self.contents.read(wanted, range, Box::new(read));
-            }
-        };
-        let mut buffer = vec![0; size as usize];
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match file.read_at(&mut buffer[filled..], offset + filled as u64) {
-                Ok(0) => break,
-                Ok(n) => filled += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => {
-                    tracing::error!("reading an object of the store: {e}");
-                    return reply.error(Errno::EIO);
-                }
-            }
-        }
-        reply.data(&buffer[..filled]);
+        self.files.read(fh, offset, size, reply);
     }
 
     fn release(
@@ -246,7 +174,7 @@ impl Filesystem for TreeFs {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.files.state().open.remove(&fh.0);
+        self.files.release(fh);
         reply.ok();
     }
 
@@ -284,63 +212,10 @@ impl Filesystem for TreeFs {
 }
 
 /// `size` 0 asks how long the value is (getxattr(2)).
-fn answer_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
+pub(crate) fn answer_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
     match u32::try_from(value.len()) {
         Ok(len) if size == 0 => reply.size(len),
         Ok(len) if len <= size => reply.data(value),
         _ => reply.error(Errno::ERANGE),
-    }
-}
-
-impl OpenFiles {
-    fn answer_open(&self, ino: INodeNo, file: File, reply: ReplyOpen) {
-        let backing =
-            self.passthrough.load(std::sync::atomic::Ordering::Relaxed).then(|| self.backing(ino, &file, &reply)).flatten();
-        let fh = self.add(OpenFile::Whole { file: Arc::new(file), _backing: backing.clone() });
-        match backing {
-            Some(backing) => reply.opened_passthrough(fh, FopenFlags::empty(), &backing),
-            None => reply.opened(fh, FopenFlags::FOPEN_KEEP_CACHE),
-        }
-    }
-
-    fn add(&self, file: OpenFile) -> FileHandle {
-        let mut state = self.state();
-        state.last += 1;
-        let fh = state.last;
-        state.open.insert(fh, file);
-        FileHandle(fh)
-    }
-
-    /// What the kernel is to read from by itself; `None` where it does not take it, which ends passthrough for all later opens: an inode must
-    /// not be open in both ways.
-    fn backing(&self, ino: INodeNo, file: &File, reply: &ReplyOpen) -> Option<Arc<BackingId>> {
-        let mut state = self.state();
-        if let Some(known) = state.backing.get(&ino.0).and_then(Weak::upgrade) {
-            return Some(known);
-        }
-        match reply.open_backing(file) {
-            Ok(backing) => {
-                let backing = Arc::new(backing);
-                state.backing.insert(ino.0, Arc::downgrade(&backing));
-                Some(backing)
-            }
-            Err(e) => {
-                tracing::info!("reads go through towlined, since the kernel refused passthrough: {e}");
-                self.passthrough.store(false, std::sync::atomic::Ordering::Relaxed);
-                None
-            }
-        }
-    }
-
-    fn get(&self, fh: FileHandle) -> Option<Source> {
-        self.state().open.get(&fh.0).map(|open| match open {
-            OpenFile::Whole { file, .. } => Source::File(Arc::clone(file)),
-            OpenFile::Parts(wanted) => Source::Parts(*wanted),
-        })
-    }
-
-    /// Guards maps that every change leaves whole.
-    fn state(&self) -> MutexGuard<'_, Handles> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

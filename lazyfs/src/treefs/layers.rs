@@ -9,16 +9,16 @@
 //! So the one trigger of the daemon is all that brings content here too: a daemon that is killed is waited for, since the holder has
 //! its connection, and what is local needs no daemon. No byte ever stands for one that is missing: every failure is an error.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::waits::Waits;
 use super::{Contents, Open, Opened, Read, Wanted};
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
@@ -27,9 +27,6 @@ use crate::store::big::CLUSTER;
 use crate::tree::erofs::devices::{INDEX, parse_index};
 use crate::tree::erofs::node::Nid;
 use crate::tree::erofs::read::StoredTree;
-
-/// Files and parts that are waited for at a time; others queue up.
-const MAX_WAITS: usize = 64;
 
 /// Hears of what a program could not read.
 pub type Say = Box<dyn Fn(&Error) + Send + Sync>;
@@ -201,57 +198,6 @@ fn object(layer: &Path, content: &Digest) -> Result<File, Errno> {
     let path = layer.join(content.object_path());
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     rustix::fs::openat(CWD, &path, flags, Mode::empty()).map(File::from)
-}
-
-type Work = Box<dyn FnOnce() + Send>;
-
-/// Threads for what has to be waited for, as many as there are waits.
-#[derive(Default)]
-struct Waits(Mutex<Queue>);
-
-#[derive(Default)]
-struct Queue {
-    threads: usize,
-    work: VecDeque<Work>,
-}
-
-impl Waits {
-    fn run(self: &Arc<Self>, work: Work) {
-        let mut queue = self.lock();
-        queue.work.push_back(work);
-        if queue.threads == MAX_WAITS {
-            return;
-        }
-        let waits = self.clone();
-        let thread = std::thread::Builder::new().name("wait".into()).stack_size(256 << 10).spawn(move || waits.work());
-        match thread {
-            Ok(_) => queue.threads += 1,
-            // Another thread takes it; without any the work is done here, and others wait for it.
-            Err(_) if queue.threads > 0 => {}
-            Err(_) => {
-                queue.threads += 1;
-                drop(queue);
-                self.work();
-            }
-        }
-    }
-
-    fn work(&self) {
-        loop {
-            let mut queue = self.lock();
-            let Some(work) = queue.work.pop_front() else {
-                queue.threads -= 1;
-                return;
-            };
-            drop(queue);
-            work();
-        }
-    }
-
-    /// Guards a queue that every change leaves whole.
-    fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 #[cfg(test)]

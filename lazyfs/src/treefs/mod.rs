@@ -15,8 +15,10 @@
 //! take up a connection that another process began), and a program that is killed while it waits for content ends when the content is
 //! here or given up (fuser leaves INTERRUPT unanswered).
 
-mod filesystem;
+pub(crate) mod filesystem;
+pub(crate) mod handles;
 pub mod layers;
+pub(crate) mod waits;
 
 use std::fs::File;
 use std::ops::Range;
@@ -25,7 +27,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use fuser::{Config, MountOption, Session, SessionACL};
+use fuser::{Config, Filesystem, MountOption, Session, SessionACL};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
@@ -74,6 +76,8 @@ pub struct Wanted {
     pub content: Digest,
     /// Length of its content, bytes.
     pub size: u64,
+    /// The thread that has opened it, in the pid namespace of this process; 0 where it is not known.
+    pub caller: u32,
 }
 
 /// What the tree is shown as.
@@ -103,11 +107,23 @@ impl TreeMount {
         dir: &Path,
         ended: impl FnOnce() + Send + 'static,
     ) -> Result<Self> {
+        let root = rustix::process::geteuid().is_root();
+        Self::serve(TreeFs::new(tree, contents, view, root), true, name, dir, ended)
+    }
+
+    /// Mounts any file system of this crate.
+    pub(crate) fn serve(
+        filesystem: impl Filesystem + 'static,
+        read_only: bool,
+        name: &str,
+        dir: &Path,
+        ended: impl FnOnce() + Send + 'static,
+    ) -> Result<Self> {
         let tried = || format!("mounting {name} at {}", dir.display());
         let root = rustix::process::geteuid().is_root();
         let mut config = Config::default();
         config.mount_options = vec![
-            MountOption::RO,
+            if read_only { MountOption::RO } else { MountOption::RW },
             MountOption::NoSuid,
             MountOption::NoDev,
             MountOption::FSName("towline".into()),
@@ -119,7 +135,7 @@ impl TreeMount {
             config.acl = SessionACL::All;
         }
         config.n_threads = Some(THREADS);
-        let session = Session::new(TreeFs::new(tree, contents, view, root), dir, &config).map_err(|e| {
+        let session = Session::new(filesystem, dir, &config).map_err(|e| {
             let advice = match e.kind() {
                 std::io::ErrorKind::NotFound => "does the directory exist, and is fusermount3 (package fuse3) installed?",
                 std::io::ErrorKind::PermissionDenied => "is the directory yours, and may you open /dev/fuse?",
@@ -170,8 +186,17 @@ impl Drop for TreeMount {
 }
 
 /// Takes a mount away, also one whose daemon is dead; programs that use it keep it.
-pub(crate) fn detach(dir: &Path) -> Result<()> {
+pub fn detach(dir: &Path) -> Result<()> {
     unmount(dir, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
+}
+
+/// Whether something is mounted there, dead or alive.
+pub fn is_mounted(dir: &Path) -> Result<bool> {
+    match rustix::fs::statfs(dir) {
+        Err(Errno::NOTCONN | Errno::CONNABORTED) => Ok(true),
+        Err(Errno::NOENT) => Ok(false),
+        _ => crate::fscontext::is_mount_point(dir),
+    }
 }
 
 /// Not by the crate: after a refusal that has forgotten its mount.

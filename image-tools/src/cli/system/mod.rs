@@ -1,6 +1,7 @@
 //! `towline system …`
 
 mod df;
+mod layers;
 pub(super) mod prune;
 mod upgrade;
 mod verify;
@@ -19,6 +20,15 @@ pub enum Verb {
     Verify(verify::Args),
     /// Replace the running towlined by the installed one; containers go on
     Upgrade(upgrade::Args),
+    /// Show the layers of images to podman, which then starts containers of them lazily
+    Layers(layers::Args),
+}
+
+impl Verb {
+    /// Whether any user may, with a store of their own.
+    pub fn is_for_all(&self) -> bool {
+        matches!(self, Self::Layers(_))
+    }
 }
 
 /// Runs one of them.
@@ -28,5 +38,6 @@ pub fn run(engine: &Engine, verb: Verb) -> Outcome {
         Verb::Prune(args) => prune::run(engine, &args),
         Verb::Verify(args) => verify::run(engine, &args),
         Verb::Upgrade(args) => upgrade::run(engine, &args),
+        Verb::Layers(args) => layers::run(engine, &args),
     }
 }

@@ -50,7 +50,7 @@ impl Rig {
     fn wanted(&self, name: &str) -> Wanted {
         let tree = &self.layers.parts.tree;
         let nid = name.split('/').fold(tree.root(), |dir, name| tree.child(dir, name.as_ref()).unwrap());
-        Wanted { nid, content: tree.content(nid).unwrap(), size: tree.stat(nid).unwrap().size }
+        Wanted { nid, content: tree.content(nid).unwrap(), size: tree.stat(nid).unwrap().size, caller: 0 }
     }
 
     fn open(&self, name: &str) -> Result<Open> {
@@ -133,25 +133,4 @@ fn an_index_that_names_no_device_is_no_zeros() {
         file.write_all_at(&index, at).unwrap();
         assert_eq!(rig.read(0..1).unwrap_err().outcome(), Outcome::Integrity, "{high} {device}");
     }
-}
-
-#[test]
-fn more_waits_than_threads_are_all_answered() {
-    let waits = Arc::new(Waits::default());
-    let (sender, answers) = mpsc::channel();
-    let (open, gate) = mpsc::channel::<()>();
-    let gate = Arc::new(Mutex::new(gate));
-    for n in 0..3 * MAX_WAITS {
-        let (sender, gate) = (sender.clone(), gate.clone());
-        waits.run(Box::new(move || {
-            // Ends when the gate is dropped.
-            gate.lock().unwrap().recv().unwrap_err();
-            sender.send(n).unwrap();
-        }));
-    }
-    assert!(waits.lock().threads <= MAX_WAITS);
-    drop(open);
-    let mut all: Vec<_> = (0..3 * MAX_WAITS).map(|_| answers.recv_timeout(PATIENCE).unwrap()).collect();
-    all.sort_unstable();
-    assert_eq!(all, (0..3 * MAX_WAITS).collect::<Vec<_>>());
 }
