@@ -107,6 +107,15 @@ impl Towline {
         }
     }
 
+    /// The row of the container with this name.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn row(&self, name: &str) -> Value {
+        let rows = self.containers();
+        rows.into_iter().find(|row| row["name"] == name).unwrap_or_else(|| panic!("there is no container {name}"))
+    }
+
     /// Pids of this store's daemon processes.
     pub fn daemons(&self) -> Vec<i32> {
         processes_of(self.dir.path()).into_iter().filter(|pid| command_name(*pid) == "towlined").collect()

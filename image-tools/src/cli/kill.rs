@@ -2,8 +2,8 @@
 
 use towline_lazyfs::error::{Error, Outcome as Kind};
 
-use crate::container::registry;
 use crate::container::status::Status;
+use crate::container::{pause, registry};
 use crate::engine::Engine;
 use crate::failure::{Failure, Outcome};
 
@@ -30,7 +30,14 @@ pub fn run(engine: &Engine, args: &Args) -> Outcome {
 pub fn send(engine: &Engine, name: &str, signal: &str) -> Result<(), Failure> {
     let record = registry::find_record(&engine.paths, name)?;
     match Status::of(&engine.paths, &record)? {
-        Status::Running { .. } => Ok(engine.runtime().kill(&record.id, signal, false)?),
+        Status::Running { .. } => {
+            engine.runtime().kill(&record.id, signal, false)?;
+            // Any other signal waits until it goes on.
+            if matches!(signal.trim_start_matches("SIG"), "KILL" | "9") {
+                pause::thaw(engine, &record.id)?;
+            }
+            Ok(())
+        }
         other => Err(Error::new(Kind::BadInput, format!("sending {signal} to container {name}"))
             .because(format!("it does not run: {}", other.text()))
             .into()),

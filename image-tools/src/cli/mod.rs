@@ -3,21 +3,32 @@
 mod exec;
 pub mod images;
 mod info;
+mod inspect;
 mod kill;
 mod lazy;
 mod logs;
 mod monitor;
 mod network;
 mod patch;
+mod pause;
+mod port;
 mod ps;
 mod registries;
+mod rename;
+mod restart;
 mod rm;
 mod run;
 mod serve;
+mod start;
+mod stats;
 mod stop;
 mod system;
 mod table;
+mod template;
+mod top;
+mod update;
 mod version;
+mod wait;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -31,6 +42,10 @@ use towline_lazyfs::observe::spans::{self, Found};
 use towline_lazyfs::registry::Proxies;
 
 use crate::cni;
+use crate::container::process::Process;
+use crate::container::record::Record;
+use crate::container::registry;
+use crate::container::status::Status;
 use crate::engine::{self, Engine};
 use crate::failure::{Failure, Outcome};
 use crate::policy;
@@ -86,6 +101,28 @@ enum Verb {
     Stop(stop::Args),
     /// Remove containers
     Rm(rm::Args),
+    /// Show everything that is known of containers
+    Inspect(inspect::Args),
+    /// Run containers that have ended once more
+    Start(start::Args),
+    /// End containers and start them again
+    Restart(restart::Args),
+    /// Freeze containers
+    Pause(pause::Args),
+    /// Let frozen containers go on
+    Unpause(pause::Args),
+    /// Wait until containers have ended, and print their exit codes
+    Wait(wait::Args),
+    /// Show what containers use
+    Stats(stats::Args),
+    /// List the processes of a container
+    Top(top::Args),
+    /// Show which ports of this machine lead to a container
+    Port(port::Args),
+    /// Give a container another name
+    Rename(rename::Args),
+    /// Change limits of containers
+    Update(update::Args),
     /// Show versions
     Version,
     /// Show which hosts are asked for an image, and why
@@ -154,6 +191,17 @@ pub fn run(cli: Cli, begin: Instant) -> Outcome {
         Verb::Kill(args) => kill::run(&engine, &args),
         Verb::Stop(args) => stop::run(&engine, &args),
         Verb::Rm(args) => rm::run(&engine, &args),
+        Verb::Inspect(args) => inspect::run(&engine, &args),
+        Verb::Start(args) => start::run(&engine, &args),
+        Verb::Restart(args) => restart::run(&engine, &args),
+        Verb::Pause(args) => pause::run(&engine, &args, true),
+        Verb::Unpause(args) => pause::run(&engine, &args, false),
+        Verb::Wait(args) => wait::run(&engine, &args),
+        Verb::Stats(args) => stats::run(&engine, &args),
+        Verb::Top(args) => top::run(&engine, &args),
+        Verb::Port(args) => port::run(&engine, &args),
+        Verb::Rename(args) => rename::run(&engine, &args),
+        Verb::Update(args) => update::run(&engine, &args),
         Verb::Version => version::run(&engine),
         Verb::Registries(args) => registries::run(&engine, &args),
         Verb::Info(args) => info::run(&engine, &args),
@@ -228,6 +276,17 @@ fn bad_flag(flag: &str, value: &str, why: impl Into<String>) -> Failure {
         .because(why)
         .advise("the same command with --help says what it takes")
         .into()
+}
+
+/// A container that runs, and its first process.
+fn running(engine: &Engine, name: &str, doing: &str) -> Result<(Record, Process), Failure> {
+    let record = registry::find_record(&engine.paths, name)?;
+    match Status::of(&engine.paths, &record)? {
+        Status::Running { init, .. } => Ok((record, init)),
+        other => Err(Error::new(Kind::BadInput, format!("{doing} container {name}"))
+            .because(format!("it does not run: {}", other.text()))
+            .into()),
+    }
 }
 
 /// Does something to each of several things; says what failed and goes on, and fails at the end if anything did.

@@ -1,17 +1,23 @@
 //! `towline ps`
 
+mod filter;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Serialize;
+use serde_json::{Value, json};
 use towline_lazyfs::digest::Digest;
 use towline_lazyfs::store::db::{ImageRow, ImageState};
 
-use super::table;
+use filter::{Filter, Subject};
+
+use super::{table, template};
 use crate::container::record::Record;
 use crate::container::registry::Dirs;
 use crate::container::status::Status;
-use crate::container::{id, registry, time};
+use crate::container::{id, pause, registry, time};
 use crate::engine::Engine;
 use crate::failure::{Failure, Outcome};
 use crate::network::{Connection, Interface};
@@ -25,9 +31,21 @@ pub struct Args {
     /// Only ids
     #[arg(short, long)]
     quiet: bool,
-    /// How to print them
-    #[arg(long, value_enum, default_value = "table")]
-    format: Format,
+    /// Only those of which it is true: id=, name=, status=, ancestor=, exited= or network=; may be given again
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    filter: Vec<Filter>,
+    /// Only the N newest, also those that do not run
+    #[arg(short = 'n', long, value_name = "N")]
+    last: Option<usize>,
+    /// Only the newest, also if it does not run
+    #[arg(short, long)]
+    latest: bool,
+    /// Whole ids, images and commands
+    #[arg(long)]
+    no_trunc: bool,
+    /// How to print them: table, json, or a template such as '{{.ID}} {{.Names}}'
+    #[arg(long, default_value = "table", value_name = "FORMAT")]
+    format: template::Format,
 }
 
 /// How lists are printed.
@@ -55,6 +73,7 @@ struct Row {
     ip: Vec<IpAddr>,
     /// Ports of this machine, `0.0.0.0:8080->80/tcp`.
     ports: Vec<String>,
+    networks: Vec<String>,
     /// `local`, `lazy 43%`, `poisoned`, or `removed`.
     content: String,
 }
@@ -62,30 +81,81 @@ struct Row {
 /// Lists containers, newest first.
 pub fn run(engine: &Engine, args: &Args) -> Outcome {
     let images: HashMap<Digest, ImageRow> = engine.db()?.images()?.into_iter().map(|image| (image.digest, image)).collect();
+    // Whoever asks for those that have ended need not ask twice.
+    let shown = args.all
+        || args.latest
+        || args.last.is_some()
+        || args.filter.iter().any(|filter| matches!(filter, Filter::Status(_) | Filter::Exited(_)));
     let mut rows = Vec::new();
     for id in registry::ids(&engine.paths)? {
         match row(engine, &id, &images) {
-            Ok(Some(row)) if args.all || row.pid.is_some() || row.status == "creating" => rows.push(row),
+            Ok(Some(row)) if (shown || row.is_live()) && Filter::all(&args.filter, &row.subject()) => rows.push(row),
             Ok(_) => {}
             // One broken record must not hide the others.
             Err(failure) => super::warn(&failure.line),
         }
     }
     rows.sort_by_key(|row| std::cmp::Reverse(row.created));
-    let text = match (args.quiet, args.format) {
-        (true, _) => rows.iter().map(|row| format!("{}\n", id::short(&row.id))).collect(),
-        (false, Format::Json) => serde_json::to_string_pretty(&rows).expect("rows have only string keys") + "\n",
-        (false, Format::Table) => render(&rows),
+    rows.truncate(if args.latest { 1 } else { args.last.unwrap_or(usize::MAX) });
+    let shown = |id: &str| if args.no_trunc { id.to_owned() } else { id::short(id).to_owned() };
+    let text = match (args.quiet, &args.format) {
+        (true, _) => rows.iter().map(|row| format!("{}\n", shown(&row.id))).collect(),
+        (false, template::Format::Json) => serde_json::to_string_pretty(&rows).expect("rows have only string keys") + "\n",
+        (false, template::Format::Table) => render(&rows, args.no_trunc),
+        (false, template::Format::Template(template)) => {
+            rows.iter().map(|row| template.render(&row.document(args.no_trunc))).collect::<Result<String, _>>()?
+        }
     };
     super::print(&text)?;
     Ok(0)
+}
+
+impl Row {
+    fn is_live(&self) -> bool {
+        self.pid.is_some() || self.status == "creating"
+    }
+
+    fn subject(&self) -> Subject<'_> {
+        Subject {
+            id: &self.id,
+            name: &self.name,
+            status: self.status,
+            image: &self.image,
+            exit_code: self.exit_code,
+            networks: &self.networks,
+        }
+    }
+
+    /// For templates: the row with the names that docker has for its fields, too.
+    fn document(&self, whole: bool) -> Value {
+        let mut document = serde_json::to_value(self).expect("rows have only string keys");
+        let more = json!({
+            "ID": if whole { &self.id } else { id::short(&self.id) },
+            "Names": self.name,
+            "Image": self.image,
+            "Command": self.command.join(" "),
+            "CreatedAt": time::rfc3339(UNIX_EPOCH + Duration::from_secs(self.created)),
+            "RunningFor": time::ago(self.created),
+            "State": self.status,
+            "Status": self.status_text,
+            "Ports": self.ports.join(", "),
+            "Networks": self.networks.join(","),
+            "Content": self.content,
+        });
+        if let (Value::Object(document), Value::Object(more)) = (&mut document, more) {
+            document.extend(more);
+        }
+        document
+    }
 }
 
 fn row(engine: &Engine, id: &str, images: &HashMap<Digest, ImageRow>) -> Result<Option<Row>, Failure> {
     // Without a record it was just removed, or is being made.
     let Some(record) = registry::load(&engine.paths, id)? else { return Ok(None) };
     let status = Status::of(&engine.paths, &record)?;
-    let (ip, ports) = addresses(&Dirs::of(&engine.paths, id))?;
+    let dirs = Dirs::of(&engine.paths, id);
+    let Connected { ip, ports, networks } = addresses(&dirs)?;
+    let paused = matches!(status, Status::Running { .. }) && pause::is_paused(&dirs);
     let content = content(images.get(&record.image));
     let Record { id, name, image_name, image, created, plan, .. } = record;
     Ok(Some(Row {
@@ -95,22 +165,31 @@ fn row(engine: &Engine, id: &str, images: &HashMap<Digest, ImageRow>) -> Result<
         image_digest: image,
         command: plan.args,
         created,
-        status: status.word(),
-        status_text: status.text(),
+        status: if paused { "paused" } else { status.word() },
+        status_text: if paused { format!("{} (Paused)", status.text()) } else { status.text() },
         pid: if let Status::Running { init, .. } = status { Some(init.pid) } else { None },
         exit_code: if let Status::Exited(exit) = status { Some(exit.code) } else { None },
         ip,
         ports,
+        networks,
         content,
     }))
 }
 
-/// Addresses and ports of a container that is connected.
-fn addresses(dirs: &Dirs) -> Result<(Vec<IpAddr>, Vec<String>), Failure> {
-    let Some(connection) = Connection::of(dirs)? else { return Ok(Default::default()) };
+#[derive(Default)]
+struct Connected {
+    ip: Vec<IpAddr>,
+    ports: Vec<String>,
+    networks: Vec<String>,
+}
+
+/// Where a container is connected.
+fn addresses(dirs: &Dirs) -> Result<Connected, Failure> {
+    let Some(connection) = Connection::of(dirs)? else { return Ok(Connected::default()) };
     let interfaces = connection.interfaces.iter().map(Interface::connected);
     let ip = interfaces.flat_map(|interface| interface.addresses).map(|address| address.ip).collect();
-    Ok((ip, connection.ports.iter().map(ToString::to_string).collect()))
+    let networks = connection.interfaces.iter().map(|interface| interface.network.clone()).collect();
+    Ok(Connected { ip, ports: connection.ports.iter().map(ToString::to_string).collect(), networks })
 }
 
 /// How much of an image is local, for the CONTENT column.
@@ -128,15 +207,16 @@ pub fn content(image: Option<&ImageRow>) -> String {
     }
 }
 
-fn render(rows: &[Row]) -> String {
+fn render(rows: &[Row], whole: bool) -> String {
+    let most = |most: usize| if whole { usize::MAX } else { most };
     // A column that most people never need.
     let with_ports = rows.iter().any(|row| !row.ports.is_empty());
     let cells = rows.iter().map(|row| {
         let mut cells = vec![
-            id::short(&row.id).to_owned(),
+            if whole { row.id.clone() } else { id::short(&row.id).to_owned() },
             row.name.clone(),
-            table::cut(&row.image, 48),
-            table::cut(&row.command.join(" "), 32),
+            table::cut(&row.image, most(48)),
+            table::cut(&row.command.join(" "), most(32)),
             time::ago(row.created),
             row.status_text.clone(),
             row.content.clone(),

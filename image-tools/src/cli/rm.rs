@@ -9,7 +9,7 @@ use crate::container::process::Process;
 use crate::container::record::{RunState, read_json};
 use crate::container::registry::{self, Dirs};
 use crate::container::status::Status;
-use crate::container::{id, undo};
+use crate::container::{id, pause, undo};
 use crate::engine::Engine;
 use crate::failure::{Failure, Outcome};
 use crate::network;
@@ -72,8 +72,9 @@ fn remove(engine: &Engine, wanted: &str, force: bool) -> Result<(), Failure> {
 fn end_monitor(engine: &Engine, container: &str) -> Result<(), Failure> {
     let dirs = Dirs::of(&engine.paths, container);
     let Some(RunState { monitor, init, .. }) = read_json(&dirs.run_state()).unwrap_or(None) else { return Ok(()) };
-    if let Some(init) = init {
+    if let Some(init) = init.filter(Process::is_alive) {
         kill(init)?;
+        pause::thaw(engine, container)?;
     }
     let deadline = Instant::now() + MONITOR_DEADLINE;
     while monitor.is_alive() {

@@ -254,7 +254,7 @@ fn make(
     };
     write_json(&dirs.record(), &record)?;
     let recording = recording(engine, args, &image)?;
-    Ok((record, Order { root, lazy, record: recording }))
+    Ok((record, Order { root, lazy, record: recording, keep: false }))
 }
 
 /// How to record the start: where the user wants it, and where nothing is known of the image.

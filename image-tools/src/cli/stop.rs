@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use towline_lazyfs::error::{Error, Outcome as Kind};
 
 use crate::container::record::Record;
-use crate::container::registry;
 use crate::container::status::Status;
+use crate::container::{pause, registry};
 use crate::engine::Engine;
 use crate::failure::{Failure, Outcome};
 
@@ -31,15 +31,22 @@ pub struct Args {
 pub fn run(engine: &Engine, args: &Args) -> Outcome {
     super::for_each(&args.containers, |name| {
         let record = registry::find_record(&engine.paths, name)?;
-        if let Status::Running { .. } = Status::of(&engine.paths, &record)? {
-            engine.runtime().kill(&record.id, &record.plan.stop_signal, false)?;
-            if !wait_for_end(engine, &record, Duration::from_secs(args.time))? {
-                engine.runtime().kill(&record.id, "KILL", true)?;
-                wait_until_ended(engine, &record)?;
-            }
-        }
+        stop(engine, &record, Duration::from_secs(args.time))?;
         super::print(&format!("{name}\n"))
     })
+}
+
+/// Ends a container, where it runs.
+pub fn stop(engine: &Engine, record: &Record, patience: Duration) -> Result<(), Failure> {
+    let Status::Running { .. } = Status::of(&engine.paths, record)? else { return Ok(()) };
+    engine.runtime().kill(&record.id, &record.plan.stop_signal, false)?;
+    // A frozen process takes no signal.
+    pause::thaw(engine, &record.id)?;
+    if !wait_for_end(engine, record, patience)? {
+        engine.runtime().kill(&record.id, "KILL", true)?;
+        wait_until_ended(engine, record)?;
+    }
+    Ok(())
 }
 
 /// Waits for a container that was killed.

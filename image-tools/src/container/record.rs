@@ -1,4 +1,4 @@
-//! The record of a container: what was asked for when it was made. Written once, before anything runs.
+//! The record of a container: what was asked for when it was made. Written before anything runs; `rename`, `update` and `start` write it anew.
 
 use std::path::Path;
 

@@ -38,6 +38,11 @@ impl Dirs {
         self.home.join("exit")
     }
 
+    /// How it ended before it was started once more.
+    pub fn previous_exit(&self) -> PathBuf {
+        self.home.join("exit.previous")
+    }
+
     /// What it wrote.
     pub fn log(&self) -> PathBuf {
         self.home.join("log")
@@ -145,6 +150,28 @@ pub fn forget(paths: &Paths, id: &str, name: Option<&str>) -> Result<()> {
     Ok(())
 }
 
+/// Gives a container another name.
+pub fn rename(paths: &Paths, mut record: Record, name: &str) -> Result<()> {
+    let tried = || format!("renaming container {} to {name}", record.name);
+    names::check(name).map_err(|e| e.during(tried()))?;
+    let link = name_link(paths, name);
+    let target = Path::new("..").join(&record.id);
+    if std::fs::symlink_metadata(&link).is_ok() && !link.exists() {
+        remove_if_there(&link)?;
+    }
+    match std::os::unix::fs::symlink(&target, &link) {
+        Ok(()) => {}
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+            return Err(Error::new(Outcome::Busy, tried()).because("a container has that name").advise("take another name"));
+        }
+        Err(e) => return Err(Error::io("creating", &link, e)),
+    }
+    let old = std::mem::replace(&mut record.name, name.to_owned());
+    // The new name leads to it already: whoever is killed in between leaves a container with two.
+    record::write_json(&Dirs::of(paths, &record.id).record(), &record)?;
+    remove_if_there(&name_link(paths, &old))
+}
+
 fn remove_if_there(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io("removing", path, e)),
@@ -250,6 +277,41 @@ mod tests {
         // What is left of the first must not take the name from the second.
         forget(&paths, &id, Some("web")).unwrap();
         assert_eq!(find(&paths, "web").unwrap(), other);
+    }
+
+    #[test]
+    fn a_container_is_found_by_its_new_name_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = paths(dir.path());
+        let (id, name) = reserve(&paths, Some("web")).unwrap();
+        reserve(&paths, Some("db")).unwrap();
+        let plan = crate::spec::process::Plan {
+            args: vec!["x".into()],
+            env: vec![],
+            cwd: "/".into(),
+            user: String::new(),
+            stop_signal: String::new(),
+        };
+        let image = towline_lazyfs::digest::Digest::of(b"");
+        let settings = crate::spec::settings::Settings::default();
+        let version = record::VERSION;
+        let record = Record {
+            version,
+            id: id.clone(),
+            name,
+            image_name: "i".into(),
+            image,
+            created: 0,
+            creator: None,
+            plan,
+            settings,
+            remove_at_exit: false,
+        };
+        assert_eq!(rename(&paths, record.clone(), "db").unwrap_err().outcome(), Outcome::Busy);
+        assert_eq!(rename(&paths, record.clone(), "../x").unwrap_err().outcome(), Outcome::BadInput);
+        rename(&paths, record, "front").unwrap();
+        assert_eq!((find(&paths, "front").unwrap(), load(&paths, &id).unwrap().unwrap().name), (id, "front".into()));
+        assert_eq!(find(&paths, "web").unwrap_err().outcome(), Outcome::NotFound);
     }
 
     #[test]

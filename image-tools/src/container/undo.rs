@@ -5,7 +5,9 @@ use towline_lazyfs::daemon::client::Client;
 use towline_lazyfs::error::Error;
 use towline_lazyfs::rootfs::{mount, shared};
 
-use super::registry::Dirs;
+use super::record::{Exit, write_json};
+use super::registry::{self, Dirs};
+use super::time;
 use crate::engine::Engine;
 use crate::failure::Failure;
 use crate::network;
@@ -21,6 +23,19 @@ pub fn tear_down(engine: &Engine, id: &str) -> Result<(), Failure> {
     let swept = shared::sweep(&engine.paths.state).map(drop).map_err(Failure::from);
     let released = release(engine, id).map_err(Failure::from);
     deleted.and(disconnected).and(unmounted).and(swept).and(released)
+}
+
+/// Takes away a container whose start has failed: all of it, or, where it has run before, what it has outside its own directory; that has exited
+/// with `again` then.
+pub fn give_up(engine: &Engine, id: &str, name: &str, again: Option<u8>) -> Result<(), Failure> {
+    let undone = tear_down(engine, id);
+    let Some(code) = again else {
+        undone?;
+        return Ok(registry::forget(&engine.paths, id, Some(name))?);
+    };
+    let dirs = Dirs::of(&engine.paths, id);
+    let recorded = write_json(&dirs.exit(), &Exit { code, time: time::now() }).map_err(Failure::from);
+    undone.and(recorded)
 }
 
 /// Ends the pin of a container, without starting a daemon only for that.

@@ -13,7 +13,7 @@ use towline_lazyfs::error::{Error, Outcome, Result};
 
 use super::protocol::{self, Order, Report};
 use crate::container::record::Record;
-use crate::container::registry::{self, Dirs};
+use crate::container::registry::Dirs;
 use crate::container::undo;
 use crate::engine::Engine;
 use crate::failure::{ENGINE, Failure};
@@ -27,6 +27,8 @@ pub struct Monitor<'a> {
     child: Child,
     reports: BufReader<UnixStream>,
     started: bool,
+    /// Whether the container stays when it cannot be started.
+    keep: bool,
 }
 
 /// What a command hears while it waits.
@@ -70,7 +72,7 @@ impl<'a> Monitor<'a> {
         let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
         let streams = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
         protocol::give_order(&mut ours, order, if foreground { &streams } else { &[] })?;
-        Ok(Self { engine, record, child, reports: BufReader::new(ours), started: false })
+        Ok(Self { engine, record, child, reports: BufReader::new(ours), started: false, keep: order.keep })
     }
 
     /// The next report. Meanwhile signals are passed on to the container; before its program runs, SIGINT and SIGTERM end the
@@ -160,7 +162,6 @@ impl<'a> Monitor<'a> {
     }
 
     fn clean_up(&self) -> Result<(), Failure> {
-        undo::tear_down(self.engine, &self.record.id)?;
-        Ok(registry::forget(&self.engine.paths, &self.record.id, Some(&self.record.name))?)
+        undo::give_up(self.engine, &self.record.id, &self.record.name, self.keep.then_some(ENGINE))
     }
 }

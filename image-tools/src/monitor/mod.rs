@@ -57,6 +57,7 @@ pub fn run(engine: &Engine, id: &str) -> Result<u8> {
     let stdin = std::io::stdin().as_fd().try_clone_to_owned().map_err(|e| Error::io("duplicating", "standard input", e))?;
     let socket = UnixStream::from(stdin);
     let (order, user) = protocol::take_order(&socket)?;
+    let keep = order.keep;
     let reporter = Reporter(Arc::new(Mutex::new(Some(socket))));
     let dirs = Dirs::of(&engine.paths, id);
     let journal = Journal::open(&dirs.monitor_log())?;
@@ -79,7 +80,7 @@ pub fn run(engine: &Engine, id: &str) -> Result<u8> {
         let name = life.record.name.clone();
         life.live(&signals, user).map(|()| 0).inspect_err(|failure| {
             journal.note(&failure.line);
-            if let Err(e) = undo::tear_down(engine, id).and_then(|()| Ok(registry::forget(&engine.paths, id, Some(&name))?)) {
+            if let Err(e) = undo::give_up(engine, id, &name, keep.then_some(failure.code)) {
                 journal.note(&e.line);
             }
         })
@@ -404,7 +405,10 @@ impl Life<'_> {
             note(served.server.finish().map_err(Failure::from));
         }
         if self.record.remove_at_exit {
-            note(registry::forget(&self.engine.paths, id, Some(&self.record.name)).map_err(Failure::from));
+            // It may have been renamed.
+            let name =
+                registry::load(&self.engine.paths, id).ok().flatten().map_or(self.record.name.clone(), |record| record.name);
+            note(registry::forget(&self.engine.paths, id, Some(&name)).map_err(Failure::from));
         } else {
             let state = &self.dirs.state;
             note(std::fs::remove_dir_all(state).map_err(|e| Error::io("removing", state, e).into()));

@@ -32,6 +32,9 @@ pub struct Order {
     pub lazy: bool,
     /// How the start is recorded, if it is.
     pub record: Option<Recording>,
+    /// Whether the container has run before, and stays when it cannot be started.
+    #[serde(default)]
+    pub keep: bool,
 }
 
 /// How a start is recorded.
@@ -138,7 +141,7 @@ mod tests {
         let (mut here, there) = UnixStream::pair().unwrap();
         let (devices, data) = (vec!["/a".into()], vec!["/d".into()]);
         let root = RootPlan { tree: "/t".into(), devices, data, writable: None, by: By::Server };
-        let order = Order { root, lazy: true, record: Some(Recording::default()) };
+        let order = Order { root, lazy: true, record: Some(Recording::default()), keep: false };
         let (from, to) = rustix::pipe::pipe().unwrap();
         for with_streams in [true, false] {
             let streams = [from.as_fd(), to.as_fd(), to.as_fd()];

@@ -83,8 +83,7 @@ impl Lan {
 
     /// The row of a container in `ps`.
     pub fn row(&self, name: &str) -> Value {
-        let rows = self.towline.containers();
-        rows.into_iter().find(|row| row["name"] == name).unwrap_or_else(|| panic!("there is no container {name}"))
+        self.towline.row(name)
     }
 
     /// What is left of containers: rules, links, leases, mounts and cached results.

@@ -211,6 +211,23 @@ impl Runtime {
         self.call("update", id)?.quiet().arg("--resources").arg("-").arg(id).finish_with(resources)
     }
 
+    /// What a container uses: `data` of runc's `events --stats`.
+    pub fn stats(&self, id: &str) -> Result<serde_json::Value> {
+        let text = self.call("events", id)?.arg("--stats").arg(id).text()?;
+        let bad = || Error::new(Outcome::BadInput, format!("reading the statistics of container {id}"));
+        let mut event: serde_json::Value = serde_json::from_slice(&text).map_err(|cause| bad().because(cause))?;
+        match event.get_mut("data") {
+            Some(data) => Ok(data.take()),
+            None => Err(bad().because("there are none in it")),
+        }
+    }
+
+    /// What ps(1) with these options says of a container's processes.
+    pub fn ps(&self, id: &str, options: &[String]) -> Result<String> {
+        let call = options.iter().fold(self.call("ps", id)?.arg(id), |call, option| call.arg(option));
+        Ok(String::from_utf8_lossy(&call.text()?).into_owned())
+    }
+
     /// Creates and starts container `id` in one process and waits for its end. The status is the container's own (a signal n is
     /// exit code 128+n); an error means that the container never ran its program.
     pub fn run(&self, id: &str, bundle: &Path, options: Options<'_>) -> Result<ExitStatus> {
