@@ -10,6 +10,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 STATIC_TRIPLE := $(shell uname -m)-unknown-linux-gnu
 RELEASE := $(TARGET)/release
 RELEASE_OCI := $(TARGET)/$(STATIC_TRIPLE)/oci/towline-oci
+RELEASE_SHIM := $(TARGET)/$(STATIC_TRIPLE)/oci/containerd-shim-towline-v2
 
 # towline-oci runs before any library of the host is trusted, and inside microVMs: it is static. At a fixed address: relocating
 # itself would cost each start page faults and memory.
@@ -22,7 +23,7 @@ $(if $(COMMIT),$(eval export TOWLINE_COMMIT := $(COMMIT)))
 
 RUNS ?= 5
 
-.PHONY: help demo test fuzz bench bench-runtime bench-images bench-lazy build man install deps images testbed lint clean
+.PHONY: help demo test fuzz bench bench-runtime bench-shim bench-images bench-lazy build man install deps images testbed lint clean
 
 help:
 	@echo "make demo                 build, make a local registry with a real image, and show a lazy start beside a full pull"
@@ -31,7 +32,8 @@ help:
 	@echo "make bench-lazy IMAGES='redis python' RATE=100 RUNS=3   starts of real images beside containerd, podman and the limit"
 	@echo "make bench-runtime RUNS=40  start, exec and memory of towline-oci beside runc, crun, youki and the floor"
 	@echo "make fuzz                 libFuzzer on the runtime's parsers, SECONDS_EACH=10 for each target"
-	@echo "make build                release binaries: $(RELEASE)/{towline,towlined}, $(RELEASE_OCI)"
+	@echo "make bench-shim RUNS=40   ctr run through our shim beside containerd's own with runc, and the memory of both"
+	@echo "make build                release binaries: $(RELEASE)/{towline,towlined}, $(RELEASE_OCI), $(RELEASE_SHIM)"
 	@echo "make man                  man pages and shell completions: $(RELEASE)/share"
 	@echo "make install PREFIX=DIR   install all of that into DIR/bin and DIR/share (default /usr/local)"
 	@echo "make deps                 install missing Debian packages"
@@ -61,6 +63,13 @@ bench-runtime: deps
 	$(OCI_STATIC) $(CARGO) build --profile oci -p towline-runtime --target $(STATIC_TRIPLE)
 	'$(TARGET)/debug/bench-runtime' '$(RELEASE_OCI)' '$(RUNS)'
 
+# Needs containerd and runc. The report is $(TOWLINE_WORK)/reports/shim.txt.
+bench-shim: RUNS = 40
+bench-shim: deps
+	$(CARGO) build -p towline-integration --bin bench-shim
+	$(OCI_STATIC) $(CARGO) build --profile oci -p towline-runtime -p towline-shim --target $(STATIC_TRIPLE)
+	'$(TARGET)/debug/bench-shim' '$(RELEASE_SHIM)' '$(RUNS)'
+
 # Needs bench-images. The report is $(TOWLINE_WORK)/bench/reports/lazy-$(RATE).txt.
 RATE ?= 100
 RTT ?= 10
@@ -72,7 +81,7 @@ bench-lazy: build
 
 build:
 	$(CARGO) build --release -p towline-lazyfs -p towline-image-tools -p towline-integration --bins
-	$(OCI_STATIC) $(CARGO) build --profile oci -p towline-runtime --target $(STATIC_TRIPLE)
+	$(OCI_STATIC) $(CARGO) build --profile oci -p towline-runtime -p towline-shim --target $(STATIC_TRIPLE)
 
 # From the tables of flags that the programs parse with. The crates are those of `build`, so that nothing is compiled with other features.
 man:
@@ -82,7 +91,7 @@ man:
 install: build man
 	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/share'
 	cp -R '$(RELEASE)/share/.' '$(DESTDIR)$(PREFIX)/share/'
-	install -m 0755 '$(RELEASE)/towline' '$(RELEASE)/towlined' '$(RELEASE_OCI)' '$(DESTDIR)$(PREFIX)/bin/'
+	install -m 0755 '$(RELEASE)/towline' '$(RELEASE)/towlined' '$(RELEASE_OCI)' '$(RELEASE_SHIM)' '$(DESTDIR)$(PREFIX)/bin/'
 
 deps:
 	@bash contrib/install-deps.sh

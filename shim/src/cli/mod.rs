@@ -1,6 +1,8 @@
 //! The command line, as containerd has it: Go's flags (one dash or two, a value after a blank or `=`), then `start` or `delete`.
 
 mod delete;
+mod info;
+mod search;
 mod start;
 
 use std::ffi::OsString;
@@ -16,6 +18,7 @@ use towline_shim::launch::{Flags, LONGEST};
 enum Action {
     Version,
     Help,
+    Info,
     Start,
     Delete,
 }
@@ -25,6 +28,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
     let done = parse(arguments).and_then(|(action, flags)| match action {
         Action::Version => print(version().as_bytes()),
         Action::Help => print(HELP.as_bytes()),
+        Action::Info => info::run(),
         Action::Start => start::run(&flags),
         Action::Delete => delete::run(&flags),
     });
@@ -43,12 +47,18 @@ const HELP: &str =
 
   containerd-shim-towline-v2 -namespace NS -id ID -address SOCKET start    prints the address of the shim of the container in .
   containerd-shim-towline-v2 -namespace NS -id ID [-bundle DIR] delete     ends what a shim that is gone has left
+  containerd-shim-towline-v2 -info                                         prints what the runtime can do, as a protobuf
   containerd-shim-towline-v2 -v                                            prints the version
 ";
 
+/// The commit that this was built from.
+const REVISION: &str = match option_env!("TOWLINE_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};
+
 fn version() -> String {
-    let (package, commit) = (env!("CARGO_PKG_VERSION"), option_env!("TOWLINE_COMMIT").unwrap_or("unknown"));
-    format!("containerd-shim-towline-v2:\n  Version:  {package}\n  Revision: {commit}\n")
+    format!("containerd-shim-towline-v2:\n  Version:  {}\n  Revision: {REVISION}\n", env!("CARGO_PKG_VERSION"))
 }
 
 fn print(bytes: &[u8]) -> Result<()> {
@@ -98,6 +108,10 @@ fn parse(arguments: Vec<OsString>) -> Result<(Action, Flags)> {
                 action = Some(Action::Version);
                 continue;
             }
+            "info" => {
+                action = Some(Action::Info);
+                continue;
+            }
             "h" | "help" => {
                 action = Some(Action::Help);
                 continue;
@@ -145,6 +159,7 @@ mod tests {
         assert_eq!(flags, wanted);
         assert_eq!(read("--namespace=a -id=b start").unwrap().0, Action::Start);
         assert_eq!(read("-v").unwrap().0, Action::Version);
+        assert_eq!(read("-info").unwrap().0, Action::Info);
         assert_eq!(read("-help").unwrap().0, Action::Help);
     }
 

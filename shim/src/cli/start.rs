@@ -27,7 +27,7 @@ pub fn run(flags: &Flags) -> Result<()> {
     let socket = match Shim::find(&launch, &flags.bundle)? {
         Shim::Running(socket) => socket,
         Shim::New(listener, socket) => {
-            let search = search()?;
+            let search = super::search::search()?;
             match towline_sys::fork(0, None).map_err(|cause| Error::sys("starting the shim", cause))? {
                 Forked::Child => towline_sys::exit_now(stay(listener, socket, &launch, search, &flags.bundle)),
                 Forked::Parent { pid, .. } => write(&flags.bundle.join("shim.pid"), &pid.to_string())?,
@@ -42,13 +42,6 @@ pub fn run(flags: &Flags) -> Result<()> {
 
 fn write(file: &Path, text: &str) -> Result<()> {
     std::fs::write(file, text).map_err(|cause| Error::io("writing", file, cause))
-}
-
-fn search() -> Result<Search> {
-    let own = std::env::current_exe().map_err(|cause| Error::sys("finding the shim's own binary", cause))?;
-    let beside = own.parent().map(Path::to_owned).unwrap_or_default();
-    let path = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
-    Ok(Search { beside, path })
 }
 
 /// The life of the shim; its exit code.

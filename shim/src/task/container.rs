@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use containerd_shim_protos::events::task::TaskExit;
 use containerd_shim_protos::protobuf::MessageField;
@@ -39,6 +39,8 @@ pub struct Container {
     pub options: containerd_shim_protos::shim::oci::Options,
     /// The checkpoint that it starts from; empty is none.
     pub checkpoint: String,
+    /// When it was asked for.
+    pub created: SystemTime,
     events: Arc<Events>,
     state: Mutex<State>,
     changed: Condvar,
@@ -91,6 +93,7 @@ impl Container {
             rootfs: parts.rootfs,
             options: parts.options,
             checkpoint: parts.checkpoint,
+            created: SystemTime::now(),
             events: parts.events,
             state: Mutex::new(State { init: parts.init, execs: BTreeMap::new(), cgroups: None }),
             changed: Condvar::new(),

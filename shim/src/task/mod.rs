@@ -6,6 +6,7 @@
 //! | [`container`] | a container with its processes under one lock, and how their ends are told |
 //! | [`process`] | the states of a process |
 //! | `create`, `start`, `exec`, `delete` | what makes and ends processes |
+//! | `sandbox` | the Sandbox API |
 //! | `control`, `query` | everything else that changes them or tells of them |
 //!
 //! # Locks
@@ -21,6 +22,7 @@ mod delete;
 mod exec;
 pub mod process;
 mod query;
+mod sandbox;
 pub mod service;
 mod start;
 

@@ -4,23 +4,29 @@ use containerd_shim_protos::api::ShutdownRequest;
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::types::empty::Empty;
 
-use super::Tasks;
+use super::{Tasks, sandbox};
 use crate::rpc::server::{Reply, Service};
 use crate::rpc::status::{Answer, Code, Failure};
 
 /// The names of the service.
 pub const NAMES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
 
-fn decode<M: Message>(payload: &[u8]) -> Answer<M> {
+pub(super) fn decode<M: Message>(payload: &[u8]) -> Answer<M> {
     M::parse_from_bytes(payload).map_err(|error| Failure::invalid(format!("decoding the request: {error}")))
 }
 
 impl Service for Tasks {
     fn is_quick(&self, service: &str, method: &str) -> bool {
-        NAMES.contains(&service) && matches!(method, "State" | "Wait" | "Connect" | "ResizePty" | "CloseIO" | "Exec")
+        match service {
+            sandbox::NAME => matches!(method, "WaitSandbox" | "SandboxStatus" | "PingSandbox" | "Platform"),
+            _ => NAMES.contains(&service) && matches!(method, "State" | "Wait" | "Connect" | "ResizePty" | "CloseIO" | "Exec"),
+        }
     }
 
     fn call(&self, service: &str, method: &str, payload: &[u8], reply: Reply) {
+        if service == sandbox::NAME {
+            return self.call_sandbox(method, payload, reply);
+        }
         if !NAMES.contains(&service) {
             let message = format!("this shim has no service {service:.100}");
             return reply.send::<Empty>(Err(Failure::new(Code::UNIMPLEMENTED, message)));
