@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use towline_lazyfs::observe::serve::Place;
 use towline_lazyfs::rootfs::probe::Wanted;
+use towline_lazyfs::snapshotter::Options;
 use towline_lazyfs::store::quota::Quota;
 
 /// Serves one store: fetches content on demand and in the background, and leaves when nothing is lazy any more.
@@ -45,5 +46,37 @@ pub enum Command {
         /// HIGH images that nothing uses are removed down to LOW [80% of HIGH]; one that was asked for within the grace [60] stays
         #[arg(long, env = "TOWLINE_QUOTA", value_name = "QUOTA")]
         quota: Option<Quota>,
+        #[command(flatten)]
+        snapshotter: Snapshotter,
     },
+}
+
+/// For containerd's `[proxy_plugins.towline]`.
+#[derive(Args)]
+pub struct Snapshotter {
+    /// Serves containerd's snapshotter on this socket, and stays while it does
+    #[arg(long = "snapshotter", env = "TOWLINE_SNAPSHOTTER", value_name = "SOCKET")]
+    socket: Option<PathBuf>,
+    /// containerd's own socket: it is asked which image a layer is of, where the client does not say it
+    #[arg(long, env = "TOWLINE_CONTAINERD", value_name = "SOCKET", default_value = "/run/containerd/containerd.sock")]
+    containerd: PathBuf,
+    /// Lets containerd pull and unpack images that cannot be pulled lazily; without it such a pull fails
+    #[arg(long)]
+    snapshotter_fallback: bool,
+    /// The signature policy for what containerd pulls [default: /etc/containers/policy.json, where there is one]
+    #[arg(long, env = "TOWLINE_SIGNATURE_POLICY", value_name = "FILE")]
+    signature_policy: Option<PathBuf>,
+}
+
+impl Snapshotter {
+    /// What is served; `None` where nothing is.
+    pub fn options(self) -> Option<Options> {
+        let system = PathBuf::from("/etc/containers/policy.json");
+        Some(Options {
+            socket: self.socket?,
+            containerd: self.containerd,
+            fallback: self.snapshotter_fallback,
+            signature_policy: self.signature_policy.or_else(|| system.symlink_metadata().is_ok().then_some(system)),
+        })
+    }
 }

@@ -24,6 +24,7 @@ pub mod reference;
 pub mod registry;
 pub mod rootfs;
 pub mod sink;
+pub mod snapshotter;
 pub mod source;
 pub mod store;
 pub mod table;

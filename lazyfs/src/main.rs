@@ -30,8 +30,12 @@ fn main() -> ExitCode {
         return hold(arguments.next().map(PathBuf::from), arguments.next());
     }
     let little = towline_sys::heap::keep_little();
-    let cli::Arguments { root, state, registry_config, command: cli::Command::Serve { fetch, replace, mounts, metrics, quota } } =
-        cli::Arguments::parse();
+    let cli::Arguments {
+        root,
+        state,
+        registry_config,
+        command: cli::Command::Serve { fetch, replace, mounts, metrics, quota, snapshotter },
+    } = cli::Arguments::parse();
     let settings = Settings {
         places: Places::system(Some(&registry_config)),
         proxies: Proxies::from_variables(|name| std::env::var(name).ok()),
@@ -44,7 +48,8 @@ fn main() -> ExitCode {
     let variable = |name: &str| std::env::var(name).ok();
     let Found { settings: spans, warnings } = spans::Settings::from_variables("towlined", settings.proxies.clone(), variable);
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    let start = |config, keeper| Start { config, settings, keeper, replace, mounts, metrics, quota, spans };
+    let snapshotter = snapshotter.options();
+    let start = |config, keeper| Start { config, settings, keeper, replace, mounts, metrics, quota, spans, snapshotter };
     match serve(Paths { root, state }, &fetch, start) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -139,6 +139,9 @@ pub struct PullRequest {
     pub policy: PullPolicy,
     /// `os/architecture[/variant]`; `None` means this machine's.
     pub platform: Option<String>,
+    /// The manifest that the reference is known to mean, which is then asked for in its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<Digest>,
     /// Credentials for the hosts that may be asked.
     pub credentials: Vec<Login>,
     /// What the client would have started the daemon with.

@@ -11,8 +11,8 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::net::{UnixListener, UnixStream};
@@ -47,6 +47,7 @@ use crate::pull::{self, Locks, Sources};
 use crate::rootfs::plan::By;
 use crate::rootfs::probe::{self, Features, Mode, Wanted};
 use crate::rootfs::shared;
+use crate::snapshotter::{self, Snapshotter};
 use crate::store::db::{Db, ImageRow, ImageState};
 use crate::store::patch::TreePatcher;
 use crate::store::quota::Quota;
@@ -91,6 +92,8 @@ pub struct Daemon {
     pub(crate) keeper: quota::Keeper,
     pub(super) custody: Custody,
     pub(super) trees: Trees,
+    /// Where it serves containerd.
+    pub(super) snapshotter: OnceLock<Arc<Snapshotter>>,
     /// How images can be mounted here.
     features: Features,
     /// Whether the trigger is left to a successor.
@@ -116,6 +119,8 @@ pub struct Start {
     pub quota: Option<Quota>,
     /// Where spans go; `None`: there are none.
     pub spans: Option<spans::Settings>,
+    /// Serves containerd, too.
+    pub snapshotter: Option<snapshotter::Options>,
 }
 
 /// A daemon that is ready to serve.
@@ -130,7 +135,7 @@ pub struct Ready {
 impl Ready {
     /// Makes everything that can fail: after this, clients can connect.
     pub async fn prepare(paths: Paths, start: Start) -> Result<Self> {
-        let Start { config, settings, keeper, replace, mounts, metrics, quota, spans } = start;
+        let Start { config, settings, keeper, replace, mounts, metrics, quota, spans, snapshotter } = start;
         create_private_dir(&paths.state)?;
         create_private_dir(&paths.root)?;
         let contender = if replace { ask_to_leave(&paths).await? } else { Contender::Plain };
@@ -164,6 +169,7 @@ impl Ready {
             keeper: quota::Keeper::new(quota),
             custody,
             trees: Trees::default(),
+            snapshotter: OnceLock::new(),
             features,
             hands_over: AtomicBool::new(false),
             paths,
@@ -171,6 +177,10 @@ impl Ready {
         daemon.resume().await?;
         daemon.take_over(kept).await?;
         daemon.resume_trees().await?;
+        if let Some(options) = snapshotter {
+            let snapshotter = Snapshotter::start(&daemon, options).await?;
+            daemon.snapshotter.set(snapshotter).expect("it is started once");
+        }
         daemon.serve_metrics(metrics).await?;
         let listener = listen(&daemon.paths.socket())?;
         Ok(Self { daemon, listener, beginning, exporting })
@@ -355,6 +365,11 @@ impl Daemon {
         })
     }
 
+    /// Whether a pull is under way that a removal would wait for.
+    pub(crate) fn is_pulling(&self) -> bool {
+        self.pulls.try_write().is_err()
+    }
+
     /// Keeps garbage collection away while content is stored that no image names yet.
     pub(crate) async fn pulling(&self) -> tokio::sync::RwLockReadGuard<'_, ()> {
         self.pulls.read().await
@@ -469,7 +484,7 @@ fn report(removed: &boot::Removed) {
 }
 
 /// Only the owner may connect: a client can read every image and pin any.
-fn listen(socket: &Path) -> Result<UnixListener> {
+pub(crate) fn listen(socket: &Path) -> Result<UnixListener> {
     match std::fs::remove_file(socket) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("removing", socket, e)),
         _ => {}

@@ -35,6 +35,7 @@ async fn render(daemon: Weak<Daemon>) -> String {
     let Some(daemon) = daemon.upgrade() else { return "# EOF\n".to_owned() };
     let counted = daemon.database.with(|db| Ok((db.images()?, db.all_pins()?))).await;
     let mut gauges = Gauges { held: daemon.custody.is_held(), hedges: daemon.sources.hedged(), ..Gauges::default() };
+    gauges.fallbacks = daemon.snapshotter.get().map_or(0, |snapshotter| snapshotter.fallbacks());
     match counted {
         Ok((images, pins)) => {
             gauges.lazy_images = images.iter().filter(|image| image.state == ImageState::Lazy).count() as u64;

@@ -71,6 +71,8 @@ pub struct Gauges {
     pub held: bool,
     /// How often a second host was asked because the first was late.
     pub hedges: u64,
+    /// How many layers containerd unpacked since their images could not be lazy.
+    pub fallbacks: u64,
 }
 
 #[derive(Debug)]
@@ -119,6 +121,13 @@ impl Metrics {
         let hedges = Counter::<u64, AtomicU64>::default();
         hedges.inc_by(gauges.hedges);
         registry.register("fetch_hedges", "Requests that a second host was asked for since the first was late", hedges);
+        let fallbacks = Counter::<u64, AtomicU64>::default();
+        fallbacks.inc_by(gauges.fallbacks);
+        registry.register(
+            "snapshotter_fallbacks",
+            "Layers that containerd pulled and unpacked since their image could not be lazy",
+            fallbacks,
+        );
         registry.register("lazy_images", "Images that are not complete", gauge(gauges.lazy_images));
         registry.register("pinned_containers", "Containers and mounts that use an image", gauge(gauges.containers));
         registry.register_with_unit("store", "Compressed bytes of images that are local", Unit::Bytes, gauge(gauges.store_bytes));

@@ -175,7 +175,8 @@ mod tests {
         assert_eq!(all[1].error.as_deref(), Some(&*error.one_line()));
         assert_eq!(observer.waits(|what| *what == What::File(file)).len(), 1);
 
-        let text = observer.render(&Gauges { lazy_images: 2, store_bytes: 12, containers: 3, held: true, hedges: 5 });
+        let text =
+            observer.render(&Gauges { lazy_images: 2, store_bytes: 12, containers: 3, held: true, hedges: 5, fallbacks: 4 });
         for line in [
             "towline_fetch_bytes_total{origin=\"demand\"} 111",
             "towline_fetch_bytes_total{origin=\"background\"} 5",

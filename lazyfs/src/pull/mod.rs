@@ -9,6 +9,7 @@
 //! Nothing has a name before it is complete: a pull that fails or is killed leaves at most content under right digests, which the
 //! next garbage collection removes and the next pull of the same image uses.
 
+mod cut;
 pub mod gate;
 pub mod indexing;
 mod layers;
@@ -46,6 +47,7 @@ use crate::tree::erofs::devices::LargeFiles;
 use crate::tree::erofs::read::StoredTree;
 use crate::tree::{erofs, merge};
 
+pub(crate) use cut::cut;
 use gate::Gate;
 pub use layers::{lazy, read_blob, read_range};
 pub use locks::Locks;
@@ -95,7 +97,10 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
             .because(e)
             .advise("write HOST/NAME:TAG, oci:DIR:TAG, oci-archive:FILE:TAG or docker-archive:FILE:NAME:TAG")
     })?;
-    let name = reference.to_string();
+    let name = match request.manifest {
+        Some(manifest) => format!("{reference}@{manifest}"),
+        None => reference.to_string(),
+    };
     let policy = gate::policy(request.settings.signature_policy.as_deref())?;
     if request.policy == PullPolicy::Missing
         && let Some(row) = known(daemon, &name).await?
@@ -126,7 +131,8 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
     };
     let resolved = async {
         let mut span = daemon.span("manifest", request.trace);
-        let resolved = resolve_all(source.as_ref(), &reference.selector(), &platform).await;
+        let selector = request.manifest.map_or_else(|| reference.selector(), |manifest| manifest.to_string());
+        let resolved = resolve_all(source.as_ref(), &selector, &platform).await;
         span.result(&resolved);
         resolved
     };
@@ -162,7 +168,8 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
             if request.until == PullUntil::Startable {
                 packs = packs::begin(&source, manifest.layers.iter().filter(|layer| is_new(daemon, layer)));
             }
-            let added = add(daemon, &source, raw.digest, &manifest, &request, &gate, &events).await?;
+            let named = Named { image: raw.digest, name: &name };
+            let added = add(daemon, &source, named, &manifest, &request, &gate, &events).await?;
             keep_manifest(daemon, &raw)?;
             added
         }
@@ -279,11 +286,18 @@ fn proven(daemon: &Daemon, gate: &Gate, row: &ImageRow, until: PullUntil, events
     Ok(PullUntil::Complete)
 }
 
+/// What a new image is called.
+#[derive(Clone, Copy, Debug)]
+struct Named<'a> {
+    image: Digest,
+    name: &'a str,
+}
+
 /// Makes a new image of a manifest: everything but its content. Returns how many bytes that took, too.
 async fn add(
     daemon: &Arc<Daemon>,
     source: &Arc<dyn Source>,
-    image: Digest,
+    Named { image, name }: Named<'_>,
     manifest: &Manifest,
     request: &PullRequest,
     gate: &Gate,
@@ -321,14 +335,14 @@ async fn add(
     let complete = kinds.iter().all(|kind| *kind == LayerKind::Stream);
     let state = if complete { ImageState::Complete } else { ImageState::Lazy };
     let bytes_total = plans.iter().map(|plan| plan.size).sum();
-    let name = reference.to_string();
+    let (name, reference) = (name.to_owned(), reference.to_string());
     if complete {
         daemon.sync().await?;
     }
     let recorded = daemon
         .database
         .with(move |db| {
-            let reference = &name;
+            let reference = &reference;
             db.add_image(&NewImage { digest: image, name: &name, reference, state, bytes_total, content_bytes, entries })?;
             db.image(&image)
         })

@@ -98,6 +98,11 @@ impl SharedTree {
         &self.root
     }
 
+    /// Where it is mounted, for whoever mounts an overlay over it by path.
+    pub fn path(&self) -> PathBuf {
+        self.place.tree()
+    }
+
     /// The kernel's readahead of it, where that is off. Whoever sees that the image is complete may turn it on for all.
     pub fn readahead(&self) -> Option<Switch> {
         self.readahead.clone()

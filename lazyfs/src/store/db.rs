@@ -439,7 +439,8 @@ fn failed(tried: &str, cause: rusqlite::Error) -> Error {
     classified(format!("{tried} in the store's database"), cause)
 }
 
-fn classified(tried: String, cause: rusqlite::Error) -> Error {
+/// What a failure of SQLite is to this crate.
+pub(crate) fn classified(tried: String, cause: rusqlite::Error) -> Error {
     use rusqlite::ErrorCode::{
         CannotOpen, ConstraintViolation, DatabaseBusy, DatabaseLocked, DiskFull, ReadOnly, SystemIoFailure,
     };

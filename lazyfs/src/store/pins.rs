@@ -7,6 +7,7 @@
 //! reading LOCK DIR  a command has it mounted at DIR, a directory of its own, as long as it runs
 //! user IMAGE        the user wants to keep it
 //! layer N DIGEST REF podman's storage uses a layer of it, for the Nth time at once ([`crate::layerstore`])
+//! snapshot KEY      a snapshot of containerd needs it, until containerd removes that
 //! ```
 //!
 //! A command that holds an image is alive as long as `STATE/LOCK` is locked: the kernel takes the lock back when the process ends, however it
@@ -38,6 +39,8 @@ pub enum Holder {
     User(Digest),
     /// A storage of podman's: how many uses there were already, what it calls the layer, and the image that it wanted.
     Layer(u32, Digest, String),
+    /// A snapshot of containerd, by its key.
+    Snapshot(String),
 }
 
 impl Holder {
@@ -51,6 +54,7 @@ impl Holder {
             Some(("reading", rest)) => command(rest).map(|(lock, dir)| Self::Reading(lock, dir)),
             Some(("layer", rest)) => layer(rest),
             Some(("user", image)) => image.parse().ok().map(Self::User),
+            Some(("snapshot", key)) => Some(Self::Snapshot(key.to_owned())),
             _ => None,
         };
         known.unwrap_or_else(|| Self::Container(pin.to_owned()))
@@ -65,6 +69,7 @@ impl Holder {
             Self::Reading(lock, dir) => format!("reading {lock} {}", dir.display()),
             Self::User(image) => format!("user {image}"),
             Self::Layer(number, layer, reference) => format!("layer {number} {layer} {reference}"),
+            Self::Snapshot(key) => format!("snapshot {key}"),
         }
     }
 
@@ -76,6 +81,7 @@ impl Holder {
             Self::Mounting(..) | Self::Reading(..) => "try again when that command has ended",
             Self::User(_) => "`towline images unpin` lets it go",
             Self::Layer(..) => "remove it there first: `podman rmi`",
+            Self::Snapshot(_) => "remove the image and its containers in containerd (`ctr images rm`, `crictl rmi`)",
         }
     }
 }
@@ -96,6 +102,7 @@ impl fmt::Display for Holder {
             Self::Reading(_, dir) => write!(f, "a command reads it at {}", dir.display()),
             Self::User(_) => write!(f, "it is pinned"),
             Self::Layer(_, _, reference) => write!(f, "podman uses it as {reference}"),
+            Self::Snapshot(key) => write!(f, "containerd's snapshot {key} needs it"),
         }
     }
 }
@@ -216,6 +223,7 @@ mod tests {
             Holder::Reading("command-1-2.lock".into(), dir()),
             Holder::User(Digest::of(b"image")),
             Holder::Layer(3, Digest::of(b"layer"), "localhost:5000/a:1".into()),
+            Holder::Snapshot("default/3/extract-1 sha256:ab".into()),
         ] {
             assert_eq!(Holder::of(&holder.pin()), holder);
         }

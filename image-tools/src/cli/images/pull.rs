@@ -109,6 +109,7 @@ impl SourceArgs {
             until,
             policy,
             platform: self.platform.clone(),
+            manifest: None,
             credentials,
             settings: engine.settings.clone(),
             plain_http: self.plain_http,
