@@ -8,6 +8,7 @@ mod engine;
 mod failure;
 mod held;
 mod image;
+mod install;
 mod layers;
 mod monitor;
 mod network;

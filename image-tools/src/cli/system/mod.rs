@@ -1,6 +1,7 @@
 //! `towline system …`
 
 mod df;
+mod install;
 mod layers;
 pub(super) mod prune;
 mod upgrade;
@@ -20,6 +21,9 @@ pub enum Verb {
     Verify(verify::Args),
     /// Replace the running towlined by the installed one; containers go on
     Upgrade(upgrade::Args),
+    /// Make another container engine use towline
+    #[command(subcommand)]
+    Install(install::Verb),
     /// Show the layers of images to podman, which then starts containers of them lazily
     Layers(layers::Args),
 }
@@ -38,6 +42,7 @@ pub fn run(engine: &Engine, verb: Verb) -> Outcome {
         Verb::Prune(args) => prune::run(engine, &args),
         Verb::Verify(args) => verify::run(engine, &args),
         Verb::Upgrade(args) => upgrade::run(engine, &args),
+        Verb::Install(verb) => install::run(engine, verb),
         Verb::Layers(args) => layers::run(engine, &args),
     }
 }
