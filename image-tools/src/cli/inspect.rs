@@ -112,6 +112,7 @@ fn host_config(settings: &Settings, remove_at_exit: bool) -> Value {
         Network::Cni(names) => names.join(","),
     };
     json!({
+        "LogConfig": {"Type": settings.log.driver, "MaxSize": settings.log.max_size, "MaxFile": settings.log.max_file},
         "AutoRemove": remove_at_exit,
         "NetworkMode": mode,
         "ReadonlyRootfs": settings.read_only,

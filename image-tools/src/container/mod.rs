@@ -9,7 +9,7 @@
 //!     network.json                 what its network consists of, until that was taken back (crate::network)
 //!     config.json                  the OCI bundle (its root is below STATE)
 //!     exit.previous                the one before, of a container that was started once more
-//!     log                          what the container wrote, in the CRI log format
+//!     log log.1 … log.lock         what the container wrote (log)
 //!     monitor.log                  what its monitor had to say
 //!     exit                         code and time; written once, when init has ended
 //! STATE/containers/ID/

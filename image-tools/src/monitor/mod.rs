@@ -30,7 +30,8 @@ use towline_lazyfs::rootfs::shared::SharedTree;
 use towline_lazyfs::store::create_private_dir;
 use towline_runtime::client::{Options, Runtime};
 
-use crate::container::log::{LogWriter, Stream};
+use crate::container::log::Stream;
+use crate::container::log::writer::LogWriter;
 use crate::container::process::Process;
 use crate::container::record::{Exit, Record, RunState, write_json};
 use crate::container::registry::{self, Dirs};
@@ -64,7 +65,7 @@ pub fn run(engine: &Engine, id: &str) -> Result<u8> {
     let life = registry::load(&engine.paths, id).and_then(|record| {
         let record = record
             .ok_or_else(|| Error::new(Outcome::NotFound, format!("starting container {id}")).because("it has no record"))?;
-        let log = Arc::new(LogWriter::open(&dirs.log())?);
+        let log = Arc::new(LogWriter::open(&dirs.log(), record.settings.log)?);
         Ok(Life {
             engine,
             runtime: engine.runtime(),
@@ -174,6 +175,9 @@ impl Life<'_> {
         });
         if let Err(e) = streams.finish() {
             self.journal.note(&e.one_line());
+        }
+        if let Err(e) = self.log.finish() {
+            self.journal.note(&Error::io("writing to", "the container's log", e).one_line());
         }
         if let Some(recorder) = recorder {
             recorder.finish();

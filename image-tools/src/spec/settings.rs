@@ -6,6 +6,7 @@ use oci_spec::runtime::LinuxSeccomp;
 use serde::{Deserialize, Serialize};
 
 use super::volume::Volume;
+use crate::container::log::Keeping;
 use crate::network::ports::Port;
 
 /// What `run`'s flags say, after they were checked.
@@ -34,6 +35,9 @@ pub struct Settings {
     pub volumes: Vec<Volume>,
     /// Limits.
     pub limits: Limits,
+    /// How its output is kept.
+    #[serde(default)]
+    pub log: Keeping,
     /// Ports of this machine that lead to it.
     #[serde(default)]
     pub ports: Vec<Port>,

@@ -8,6 +8,7 @@ use towline_lazyfs::error::Error;
 
 use crate::cli::bad_flag;
 use crate::cni::{Places, config};
+use crate::container::log::{Driver, Keeping, MAX_FILES};
 use crate::failure::Failure;
 use crate::network::{self, ports};
 use crate::spec::process::Changes;
@@ -43,6 +44,12 @@ pub struct SurroundingsArgs {
     /// Host name [default: the beginning of the id]
     #[arg(long)]
     hostname: Option<String>,
+    /// How its output is kept
+    #[arg(long, value_enum, default_value = "k8s-file")]
+    log_driver: Driver,
+    /// max-size=BYTES (10m): then another file is begun; max-file=N: how many there are at most
+    #[arg(long, value_name = "NAME=VALUE")]
+    log_opt: Vec<String>,
     /// Network: `none` (only loopback), `host` (this machine's), or the name of one that CNI plugins make; may be given again
     /// [default: `towline`, where `towline network create` has made it, else none]
     #[arg(long, visible_alias = "network", value_name = "none|host|NAME")]
@@ -124,6 +131,7 @@ impl SurroundingsArgs {
         let mut settings = Settings {
             tty,
             interactive,
+            log: self.log()?,
             ports: self.ports(&network)?,
             addresses: self.addresses(&network)?,
             dns: self.dns.clone(),
@@ -206,6 +214,29 @@ impl SurroundingsArgs {
             }
             _ => Ok(self.ip.clone()),
         }
+    }
+
+    fn log(&self) -> Result<Keeping, Failure> {
+        let mut keeping = Keeping { driver: self.log_driver, ..Keeping::default() };
+        for option in &self.log_opt {
+            let refuse = |why: &str| bad_flag("--log-opt", option, why);
+            match option.split_once('=') {
+                _ if keeping.driver == Driver::None => return Err(refuse("--log-driver none keeps nothing")),
+                Some(("max-size", size)) => {
+                    let bytes = parse_memory(size).map_err(|why| refuse(&why))?;
+                    keeping.max_size = Some(u64::try_from(bytes).unwrap_or(u64::MAX));
+                }
+                Some(("max-file", count)) => {
+                    let count = count.parse().ok().filter(|count| (1..=MAX_FILES).contains(count));
+                    keeping.max_file = count.ok_or_else(|| refuse("it is not a number from 1 to 1000"))?;
+                }
+                _ => return Err(refuse("it is neither max-size=BYTES nor max-file=N")),
+            }
+        }
+        if keeping.max_file > 1 && keeping.max_size.is_none() {
+            return Err(bad_flag("--log-opt", &format!("max-file={}", keeping.max_file), "it needs max-size, too"));
+        }
+        Ok(keeping)
     }
 
     fn volumes(&self) -> Result<Vec<volume::Volume>, Failure> {

@@ -227,8 +227,8 @@ impl Output {
         }
         let whole = self.pending.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
         for line in self.pending.drain(..whole).collect::<Vec<_>>().split(|&byte| byte == b'\n') {
-            let Some(entry) = log::parse(line) else { continue };
-            self.text.extend_from_slice(entry.text);
+            let Some(entry) = log::entry::parse(log::Driver::K8sFile, line) else { continue };
+            self.text.extend_from_slice(&entry.text);
             self.text.extend(entry.ends_line.then_some(b'\n'));
         }
         Ok(())
@@ -286,7 +286,7 @@ mod tests {
         let mut output = Output::default();
         output.read(&dirs).unwrap();
         std::fs::create_dir_all(dirs.log().parent().unwrap()).unwrap();
-        let writer = log::LogWriter::open(&dirs.log()).unwrap();
+        let writer = log::writer::LogWriter::open(&dirs.log(), log::Keeping::default()).unwrap();
         for (piece, has) in [("serv", false), ("er is up", true), ("\nmore\n", true)] {
             writer.append(log::Stream::Stderr, piece.as_bytes()).unwrap();
             output.read(&dirs).unwrap();
