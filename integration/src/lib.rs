@@ -9,6 +9,7 @@
 //! | [`faulty`] | a registry of a few lines that misbehaves on command |
 //! | [`link`] | a TCP proxy with a rate, a round-trip time and a switch to cut it |
 //! | [`towline`] | one sandboxed installation: store, state, daemon, containers, mounts |
+//! | [`grpc`], [`cri`] | a client of containerd's CRI plugin, with messages of our own writing |
 //! | [`bundle`] | an OCI bundle with a busybox root, and one container of it under the runtime that `RUNTIME` names |
 //! | [`process`] | a child process with captured output; every wait has a deadline |
 //!
@@ -16,8 +17,10 @@
 
 pub mod bundle;
 pub mod cosign;
+pub mod cri;
 pub mod disk;
 pub mod faulty;
+pub mod grpc;
 pub mod images;
 pub mod link;
 pub mod process;

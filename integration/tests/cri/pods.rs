@@ -1,0 +1,131 @@
+//! Pods and their containers: what they share, what a kubelet is told of them, and what is left.
+
+use towline_integration::cri::messages::*;
+use towline_integration::process::wait_until;
+
+use super::node::{Node, PATIENCE, container_id};
+
+#[test]
+fn a_pod_lives_and_leaves_nothing() {
+    let Some(node) = Node::new("a_pod_lives_and_leaves_nothing") else { return };
+    let config = node.pod("p1", CONTAINER);
+    let pod = node.run_pod(&config);
+    let status: PodSandboxStatusResponse = node.cri.call("PodSandboxStatus", &PodId { pod_sandbox_id: pod.clone() });
+    let status = status.status.expect("a status");
+    assert_eq!((status.state, status.runtime_handler.as_str()), (0, "towline"));
+    let address = status.network.expect("a network").ip;
+    assert!(address.starts_with("10.123.0."), "{address}");
+
+    let limited = |config: &mut ContainerConfig| {
+        let resources = LinuxContainerResources { cpu_shares: 0, memory_limit_in_bytes: 64 << 20 };
+        config.linux.as_mut().expect("it is set").resources = Some(resources);
+    };
+    let web = "mkdir -p /tmp/w; echo hello > /tmp/w/index.html; exec httpd -f -p 8080 -h /tmp/w";
+    let first = node.run_container(&pod, &config, "web", web, limited);
+    let second = node.run_container(&pod, &config, "side", "sleep 1000000", |_| {});
+    assert_eq!(node.shims().len(), 1, "one shim for the pod and both containers");
+
+    // They share a network, a host name and IPC, but no processes.
+    wait_until("the web server", PATIENCE, || {
+        let got = node.cri.exec(&second, &["wget", "-q", "-O", "-", "http://127.0.0.1:8080/"]);
+        got.exit_code == 0 && got.stdout == b"hello\n"
+    });
+    let got = node.cri.exec(&second, &["sh", "-c", "hostname; readlink /proc/1/ns/ipc; cat /proc/1/comm; echo e >&2; exit 7"]);
+    let other = node.cri.exec(&first, &["readlink", "/proc/1/ns/ipc"]);
+    let ipc = String::from_utf8(other.stdout).expect("text");
+    assert_eq!(String::from_utf8(got.stdout).expect("text"), format!("p1\n{ipc}sleep\n"));
+    assert_eq!((got.stderr.as_slice(), got.exit_code), (&b"e\n"[..], 7));
+    let missing: Result<ExecSyncResponse, _> = node
+        .cri
+        .try_call("ExecSync", &ExecSyncRequest { container_id: first.clone(), cmd: vec!["/no/such".into()], timeout: 60 });
+    assert!(missing.is_err(), "{missing:?}");
+
+    // Figures come by containerd's protobufs from the shim.
+    let stats: ContainerStatsResponse = node.cri.call("ContainerStats", &container_id(&first));
+    let stats = stats.stats.expect("figures");
+    let memory = stats.memory.expect("of memory").working_set_bytes.expect("the working set").value;
+    assert!((1..64 << 20).contains(&memory), "{memory}");
+    assert!(stats.cpu.expect("of the CPU").usage_core_nano_seconds.expect("its time").value > 0);
+
+    // An update reaches the cgroup.
+    let resources = LinuxContainerResources { cpu_shares: 512, memory_limit_in_bytes: 128 << 20 };
+    let request = UpdateContainerResourcesRequest { container_id: first.clone(), linux: Some(resources) };
+    node.cri.call::<Empty>("UpdateContainerResources", &request);
+
+    node.cri.call::<Empty>("StopContainer", &StopContainerRequest { container_id: second.clone(), timeout: 1 });
+    assert_eq!(node.wait_end(&second), 137);
+    node.cri.call::<Empty>("RemoveContainer", &container_id(&second));
+    assert_eq!(node.status(&first).state, RUNNING);
+    node.remove_pod(&pod);
+    node.assert_empty();
+}
+
+#[test]
+fn logs_have_every_byte_and_the_stream_of_each_line() {
+    let Some(node) = Node::new("logs_have_every_byte_and_the_stream_of_each_line") else { return };
+    let config = node.pod("p2", CONTAINER);
+    let pod = node.run_pod(&config);
+    let short = node.run_container(&pod, &config, "short", "echo out; echo err >&2; printf rest; exit 3", |_| {});
+    let burst = node.run_container(&pod, &config, "burst", "seq 1 300000", |_| {});
+    assert_eq!((node.wait_end(&short), node.wait_end(&burst)), (3, 0));
+    let mut lines = node.log("p2", "short");
+    // Streams are two FIFOs: their order among each other is nobody's.
+    lines.sort();
+    assert_eq!(lines, ["stderr F err", "stdout F out", "stdout P rest"]);
+    let lines = node.log("p2", "burst");
+    assert_eq!(lines.len(), 300_000);
+    for (number, line) in (1..).zip(&lines) {
+        assert_eq!(line, &format!("stdout F {number}"));
+    }
+    node.remove_pod(&pod);
+    node.assert_empty();
+}
+
+#[test]
+fn a_shared_pid_namespace_and_an_oom_kill() {
+    let Some(node) = Node::new("a_shared_pid_namespace_and_an_oom_kill") else { return };
+    let config = node.pod("p3", POD);
+    let pod = node.run_pod(&config);
+    let limited = |config: &mut ContainerConfig| {
+        let resources = LinuxContainerResources { cpu_shares: 0, memory_limit_in_bytes: 32 << 20 };
+        config.linux.as_mut().expect("it is set").resources = Some(resources);
+    };
+    let seen = node.run_container(&pod, &config, "seen", "exec sleep 7654321", |_| {});
+    let eats = node.run_container(&pod, &config, "eats", "x=xxxxxxxxxxxxxxxx; while :; do x=$x$x; done", limited);
+    let list = "for dir in /proc/[0-9]*; do tr '\\0' ' ' < $dir/cmdline; echo; done";
+    let seer = node.run_container(&pod, &config, "seer", "sleep 1000000", |_| {});
+    wait_until("the other container's process", PATIENCE, || {
+        String::from_utf8_lossy(&node.cri.exec(&seer, &["sh", "-c", list]).stdout).contains("sleep 7654321")
+    });
+    assert_eq!(node.wait_end(&eats), 137);
+    wait_until("the reason", PATIENCE, || node.status(&eats).reason == "OOMKilled");
+    // What a container started ends with it, also without a PID namespace of its own.
+    node.cri.call::<Empty>("StopContainer", &StopContainerRequest { container_id: seen.clone(), timeout: 0 });
+    wait_until("its process to be gone", PATIENCE, || {
+        !String::from_utf8_lossy(&node.cri.exec(&seer, &["sh", "-c", list]).stdout).contains("sleep 7654321")
+    });
+    node.remove_pod(&pod);
+    node.assert_empty();
+}
+
+#[test]
+fn containerd_comes_back_and_finds_its_pods() {
+    let Some(mut node) = Node::new("containerd_comes_back_and_finds_its_pods") else { return };
+    let config = node.pod("p4", CONTAINER);
+    let pod = node.run_pod(&config);
+    let script = "n=0; while :; do n=$((n+1)); echo $n; sleep 0.02; done";
+    let counts = node.run_container(&pod, &config, "counts", script, |_| {});
+    wait_until("some lines", PATIENCE, || node.log("p4", "counts").len() > 10);
+    node.kill();
+    node.start();
+    assert_eq!(node.status(&counts).state, RUNNING);
+    let before = node.log("p4", "counts").len();
+    wait_until("more lines", PATIENCE, || node.log("p4", "counts").len() > before + 50);
+    assert_eq!(node.cri.exec(&counts, &["echo", "here"]).stdout, b"here\n");
+    // What was written while nobody read is there: FIFOs keep it.
+    let lines: Vec<String> = node.log("p4", "counts");
+    let missing: Vec<usize> = (1..=lines.len()).filter(|number| !lines.contains(&format!("stdout F {number}"))).collect();
+    assert!(missing.is_empty(), "lines are missing: {missing:?}");
+    node.remove_pod(&pod);
+    node.assert_empty();
+}
