@@ -26,17 +26,20 @@ impl Tasks {
         let container = self.container(&request.id)?;
         let signal = i32::try_from(request.signal).map_err(|_| Failure::invalid(format!("{} is no signal", request.signal)))?;
         let what = || format!("sending signal {signal} to {}/{}", container.id, request.exec_id);
-        let (pidfd, phase) = {
+        let (pidfd, phase, ended) = {
             let mut state = container.state();
             let process = state.process(&container.id, &request.exec_id)?;
-            (process.pidfd.clone(), process.phase)
+            (process.pidfd.clone(), process.phase, process.exit.is_some())
         };
         let over = || Failure::not_found(format!("{}: process already finished", what()));
         if request.all && request.exec_id.is_empty() {
             container.runtime.kill(&container.id, &signal.to_string(), true)?;
             return Ok(Empty::new());
         }
-        let Some(pidfd) = pidfd else { return Err(over()) };
+        let Some(pidfd) = pidfd else {
+            // containerd waits for the end of what it is told has ended; what never ran has none.
+            return Err(if ended { over() } else { Failure::precondition(format!("{}: it was not started", what())) });
+        };
         if phase == Phase::Paused {
             // Frozen processes take a signal only when the runtime lets them.
             container.runtime.kill(&container.id, &signal.to_string(), false)?;
