@@ -83,7 +83,7 @@ impl WebSocket {
     }
 
     /// The next message that is not empty; `None` at the end.
-    pub fn next(&mut self) -> io::Result<Option<Message>> {
+    pub fn receive(&mut self) -> io::Result<Option<Message>> {
         loop {
             let mut head = [0; 2];
             match self.stream.read_exact(&mut head) {
@@ -119,7 +119,7 @@ impl WebSocket {
     /// Everything until the end, by channel.
     pub fn rest(&mut self) -> io::Result<[Vec<u8>; 4]> {
         let mut all: [Vec<u8>; 4] = Default::default();
-        while let Some(message) = self.next()? {
+        while let Some(message) = self.receive()? {
             let place = all.get_mut(usize::from(message.channel)).ok_or_else(|| io::Error::other(format!("{message:?}")))?;
             place.extend(message.bytes);
         }

@@ -63,7 +63,7 @@ fn attach(node: &Node, container: &str) {
             let wanted = format!("got {word}\n");
             let mut got = Vec::new();
             while !String::from_utf8_lossy(&got).contains(&wanted) {
-                let Message { channel, bytes } = socket.next().expect("receive").expect("more");
+                let Message { channel, bytes } = socket.receive().expect("receive").expect("more");
                 assert_eq!(channel, STDOUT);
                 got.extend(bytes);
             }
@@ -88,7 +88,7 @@ fn forward(node: &Node, pod: &str, container: &str) {
         let mut got = Vec::new();
         // Each channel begins with the port's number.
         while !got.ends_with(b"through the port\n") {
-            let Message { channel, bytes } = socket.next().expect("receive").expect("more");
+            let Message { channel, bytes } = socket.receive().expect("receive").expect("more");
             if channel == 0 {
                 got.extend(bytes);
             }
