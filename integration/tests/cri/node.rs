@@ -287,7 +287,9 @@ impl Node {
     /// The lines of a container's log: stream, tag and text, without the time.
     pub fn log(&self, pod: &str, container: &str) -> Vec<String> {
         let text = fs::read_to_string(self.path(&format!("logs/{pod}/{container}.log"))).expect("read a log");
-        text.lines().map(|line| line.split_once(' ').expect("a time and the rest").1.to_owned()).collect()
+        // A line that is being written is no line yet.
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().map(|line| line.split_once(' ').expect("a time and the rest").1.to_owned()).collect()
     }
 
     /// Runs `work` in a thread that is in the node's network.
