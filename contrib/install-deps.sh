@@ -16,8 +16,8 @@ packages=(
     qemu-system-x86 cpio kmod xz-utils
     # a clock that jumps, for one program
     faketime
-    # make bench-lazy
-    python3
+    # make bench-lazy, reading manifests
+    python3 python3-yaml
     # make bench-runtime
     hyperfine strace time
 )
