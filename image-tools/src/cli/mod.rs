@@ -1,5 +1,7 @@
 //! The flag table, and one file for each verb with its `run`.
 
+mod cp;
+mod diff;
 mod exec;
 pub mod images;
 mod info;
@@ -101,6 +103,10 @@ enum Verb {
     Stop(stop::Args),
     /// Remove containers
     Rm(rm::Args),
+    /// Copy files between a container and this machine
+    Cp(cp::Args),
+    /// Show what a container has changed in its image's files
+    Diff(diff::Args),
     /// Show everything that is known of containers
     Inspect(inspect::Args),
     /// Run containers that have ended once more
@@ -191,6 +197,8 @@ pub fn run(cli: Cli, begin: Instant) -> Outcome {
         Verb::Kill(args) => kill::run(&engine, &args),
         Verb::Stop(args) => stop::run(&engine, &args),
         Verb::Rm(args) => rm::run(&engine, &args),
+        Verb::Cp(args) => cp::run(&engine, &args),
+        Verb::Diff(args) => diff::run(&engine, &args),
         Verb::Inspect(args) => inspect::run(&engine, &args),
         Verb::Start(args) => start::run(&engine, &args),
         Verb::Restart(args) => restart::run(&engine, &args),

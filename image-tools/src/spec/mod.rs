@@ -9,10 +9,12 @@
 //! | [`capabilities`], [`seccomp`] | privileges |
 //! | [`etc`] | the files in `/etc` that differ from container to container |
 //! | [`rootdir`] | reading and making things beneath a root that nobody trusts |
+//! | [`copy`] | files between such a root and this machine |
 //! | [`bundle`] | `config.json` |
 
 pub mod bundle;
 pub mod capabilities;
+pub mod copy;
 pub mod env;
 pub mod etc;
 pub mod process;

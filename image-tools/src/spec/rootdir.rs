@@ -78,7 +78,8 @@ impl RootDir {
         self.resolve(inside, flags).map(drop).map_err(tried)
     }
 
-    fn resolve(&self, inside: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+    /// Opens what a path means in it.
+    pub fn resolve<P: rustix::path::Arg + Copy>(&self, inside: P, flags: OFlags) -> Result<OwnedFd, Errno> {
         let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         for _ in 0..ATTEMPTS {
             match rustix::fs::openat2(&self.fd, inside, flags, Mode::empty(), how) {

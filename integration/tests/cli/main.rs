@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod commands;
 #[cfg(test)]
+mod files;
+#[cfg(test)]
 mod logs;
 #[cfg(test)]
 mod network;
