@@ -62,9 +62,38 @@ fn a_pod_lives_and_leaves_nothing() {
     node.assert_empty();
 }
 
-/// The programs live until their output was read: on a busy machine the CRI plugin of containerd 1.6 closes the FIFO of a container
-/// that has ended before it has read it to the end, with containerd's own shim, too ("Failed to pipe stdout: file already closed").
-/// That nothing is lost before it is in the FIFO, and there, is held by the tests of the shim's `stdio`.
+/// A program that ends at once: clients of containerd before 1.6.22 close the FIFO when they hear of the end ("Failed to pipe stdout: file
+/// already closed"), so our shim tells of it when they have read. containerd's own shim does not, and loses the end of a burst on a busy machine.
+#[test]
+fn the_log_of_a_container_that_has_ended_is_whole() {
+    let test = "the_log_of_a_container_that_has_ended_is_whole";
+    if std::env::var("SHIM").is_ok_and(|shim| shim == "runc") {
+        println!("SKIP {test}: containerd 1.6 with its own shim loses output");
+        return;
+    }
+    let Some(node) = Node::new(test) else { return };
+    let config = node.pod("p5", CONTAINER);
+    let pod = node.run_pod(&config);
+    let containers: Vec<(String, String)> = (0..4)
+        .map(|number| {
+            let name = format!("burst{number}");
+            let id = node.run_container(&pod, &config, &name, "seq 1 200000; printf rest; exit 3", |_| {});
+            (name, id)
+        })
+        .collect();
+    for (name, id) in &containers {
+        assert_eq!(node.wait_end(id), 3);
+        let whole = |lines: &[String]| lines.len() == 200_001 && lines[200_000] == "stdout P rest";
+        // The end is told when containerd has read everything; it may still be writing.
+        wait_until("the whole log", PATIENCE, || whole(&node.log("p5", name)));
+        for (number, line) in (1..=200_000).zip(&node.log("p5", name)) {
+            assert_eq!(line, &format!("stdout F {number}"));
+        }
+    }
+    node.remove_pod(&pod);
+    node.assert_empty();
+}
+
 #[test]
 fn logs_have_every_byte_and_the_stream_of_each_line() {
     let Some(node) = Node::new("logs_have_every_byte_and_the_stream_of_each_line") else { return };

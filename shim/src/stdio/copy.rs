@@ -16,7 +16,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
@@ -55,8 +55,8 @@ impl Flow {
     }
 
     /// A FIFO that a process has filled itself, until it is empty.
-    pub(super) fn lingering(name: &'static str, writer: OwnedFd, held: OwnedFd) -> Self {
-        Self { name, source: None, sink: writer, held: Some(held), pending: Vec::new(), done: false, lost: 0, error: None }
+    pub(super) fn lingering(name: &'static str, writer: OwnedFd) -> Self {
+        Self { name, source: None, sink: writer, held: None, pending: Vec::new(), done: false, lost: 0, error: None }
     }
 
     fn is_input(&self) -> bool {
@@ -103,9 +103,18 @@ impl Flow {
 
     fn settle(&mut self) {
         if self.lingers() {
-            // What cannot be asked is not waited for.
-            self.done = self.held.as_ref().is_none_or(|held| ioctl_fionread(held).unwrap_or(0) == 0);
+            // A writing end keeps what is in the FIFO, too, and without our own reading end it can be seen whether there is another.
+            self.held = None;
+            // What cannot be asked, such as a file, is not waited for.
+            self.done = ioctl_fionread(&self.sink).unwrap_or(0) == 0;
         }
+    }
+
+    /// Whether somebody may be about to read what there is: not, if a FIFO has no reader.
+    fn is_heard(&self) -> bool {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut polled = [PollFd::from_borrowed_fd(self.sink.as_fd(), PollFlags::empty())];
+        !self.is_input() && (!self.lingers() || poll(&mut polled, Some(&now)) == Ok(0))
     }
 
     fn write(&mut self, mut bytes: &[u8]) {
@@ -169,6 +178,8 @@ enum Wish {
 struct Control {
     wish: AtomicU8,
     wake: OwnedFd,
+    /// Whether there is output that somebody may be about to read.
+    heard: AtomicBool,
 }
 
 impl Control {
@@ -196,17 +207,24 @@ impl Copier {
     pub(super) fn start(flows: Vec<Flow>) -> Result<Self> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|cause| Error::sys("making an eventfd for copying streams", cause))?;
-        let control = Arc::new(Control { wish: AtomicU8::new(0), wake });
+        let control = Arc::new(Control { wish: AtomicU8::new(0), wake, heard: AtomicBool::new(true) });
         let (sender, ended) = sync_channel(1);
         let theirs = Arc::clone(&control);
         let thread = std::thread::Builder::new().name("stdio".into()).stack_size(crate::STACK);
         thread
             .spawn(move || {
+                let ended = copy(flows, &theirs);
+                theirs.heard.store(false, Ordering::SeqCst);
                 // Nobody to tell: the streams were dropped.
-                drop(sender.try_send(copy(flows, &theirs)));
+                drop(sender.try_send(ended));
             })
             .map_err(|cause| Error::sys("starting a thread that copies streams", cause))?;
         Ok(Self { control, ended })
+    }
+
+    /// Whether there is output that somebody may be about to read.
+    pub(super) fn is_heard(&self) -> bool {
+        self.control.heard.load(Ordering::SeqCst)
     }
 
     /// Waits for the end of the output, at most for `wait`, and stops.
@@ -250,6 +268,7 @@ fn copy(mut flows: Vec<Flow>, control: &Control) -> Ended {
             flows.into_iter().for_each(|flow| ended.add(flow));
             return ended;
         }
+        control.heard.store(flows.iter().any(Flow::is_heard), Ordering::SeqCst);
         let mut polled = vec![PollFd::from_borrowed_fd(control.wake.as_fd(), PollFlags::IN)];
         let active: Vec<usize> = (0..flows.len()).filter(|&index| flows[index].polled().is_some()).collect();
         polled.extend(active.iter().filter_map(|&index| flows[index].polled()));

@@ -31,7 +31,7 @@
 //! # Order of calls
 //!
 //! [`Prepared::open`], then the runtime with [`Prepared::ends`] and [`Prepared::console`], then [`Prepared::start`]; then
-//! [`Streams::close_stdin`] and [`Streams::resize`] at any time, [`Streams::exited`] when the process has ended, and
+//! [`Streams::close_stdin`] and [`Streams::resize`] at any time, [`Streams::exited`] and [`Streams::wait_read`] when the process has ended, and
 //! [`Streams::finish`] when it is deleted. Dropping either closes everything.
 
 mod console;
@@ -45,7 +45,7 @@ mod tests;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::ioctl_fionread;
@@ -64,6 +64,9 @@ pub use target::Target;
 
 /// How long the copying may go on after the process was deleted: what containerd's shim for runc waits.
 pub const DRAIN: Duration = Duration::from_secs(10);
+
+/// How long the end of a container is not told because somebody reads its output.
+pub const READ: Duration = Duration::from_secs(5);
 
 /// Whose streams they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -288,7 +291,7 @@ impl Streams {
             if ioctl_fionread(&held).map_err(|cause| Error::sys(format!("looking for what is left of {name}"), cause))? > 0 {
                 let writer = fifo::reopen(held.as_fd(), OFlags::WRONLY | OFlags::NONBLOCK)
                     .map_err(|cause| Error::sys(format!("holding what is left of {name}"), cause))?;
-                flows.push(Flow::lingering(name, writer, held));
+                flows.push(Flow::lingering(name, writer));
             }
         }
         if !flows.is_empty() {
@@ -296,6 +299,28 @@ impl Streams {
             lock(&self.parts).copiers.push(copier);
         }
         Ok(())
+    }
+
+    /// Waits, after [`Streams::exited`], until whoever reads the FIFOs has read everything, at most for `wait`; false if not. Nobody is
+    /// waited for where nobody reads. The end of a container is told after that: clients of containerd before 1.6.22 and 1.7.3 close
+    /// their ends of the FIFOs when they hear of it, whether they have read them or not.
+    pub fn wait_read(&self, wait: Duration) -> bool {
+        let end = Instant::now() + wait;
+        let mut pause = Duration::from_millis(1);
+        while lock(&self.parts).copiers.iter().any(Copier::is_heard) {
+            if Instant::now() >= end {
+                return false;
+            }
+            // Nothing in the kernel tells that a FIFO was emptied.
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
+        true
+    }
+
+    /// Whether there may be something to wait for.
+    pub fn is_heard(&self) -> bool {
+        lock(&self.parts).copiers.iter().any(Copier::is_heard)
     }
 
     /// The process is deleted: waits for the end of its output, at most for `wait` (usually [`DRAIN`]), and closes everything, so

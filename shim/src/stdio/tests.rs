@@ -154,6 +154,30 @@ fn deleting_does_not_wait_for_a_reader_of_little_output() {
 }
 
 #[test]
+fn the_end_waits_for_who_reads_and_for_nobody_else() {
+    // Both ways: a FIFO of the process's own, and one that is copied to.
+    for role in [Role::Container, Role::Exec] {
+        let place = Place::new();
+        let mut reader = place.reader("stdout");
+        let (mut child, streams) = place.shell(role, "echo x");
+        child.wait().unwrap();
+        streams.exited().unwrap();
+        // Somebody is there, and slow.
+        assert!(!streams.wait_read(Duration::from_millis(50)));
+        assert_eq!(line_of(&mut reader), "x\n");
+        assert!(streams.wait_read(PATIENCE));
+
+        let place = Place::new();
+        let (mut child, streams) = place.shell(Role::Container, "echo x");
+        child.wait().unwrap();
+        streams.exited().unwrap();
+        assert!(streams.wait_read(Duration::from_secs(100_000)), "nobody reads");
+        // And still it is kept for who comes late.
+        assert_eq!(rest_of(place.reader("stdout")).join().unwrap(), b"x\n");
+    }
+}
+
+#[test]
 fn readers_and_writers_come_and_go() {
     for role in [Role::Container, Role::Exec] {
         let place = Place::new();

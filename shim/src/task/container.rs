@@ -18,6 +18,7 @@ use crate::metrics::Cgroups;
 use crate::reaper::{Exit, Reaper, Window};
 use crate::rpc::Failure;
 use crate::rpc::status::Answer;
+use crate::stdio::READ;
 use crate::{STACK, log};
 
 /// How long the first process's end is held back for those of the others, which have been killed by then.
@@ -127,7 +128,13 @@ impl Container {
             "" => {
                 state.init.early = Some(exit);
                 let others = state.execs.values().any(|process| process.phase.is_alive());
-                if others || !self.private_pids {
+                let streams = state.init.streams.clone();
+                if let Some(streams) = &streams
+                    && let Err(error) = streams.exited()
+                {
+                    log::error(format_args!("container {}: {}", self.id, error.one_line()));
+                }
+                if others || !self.private_pids || streams.is_some_and(|streams| streams.is_heard()) {
                     drop(state);
                     return self.end_others();
                 }
@@ -168,8 +175,8 @@ impl Container {
     }
 
     /// The first process has ended, and others may live: without a pid namespace of their own the kernel leaves them. Ends them, and tells
-    /// of their ends first.
-    fn end_others(self: &Arc<Self>) {
+    /// of their ends first; and lets whoever reads the output read it.
+    pub fn end_others(self: &Arc<Self>) {
         let own = Arc::clone(self);
         let work = move || {
             if !own.private_pids
@@ -179,6 +186,10 @@ impl Container {
                 log::warn(format_args!("killing what is left: {}", error.one_line()));
             }
             own.wait_for_others();
+            let streams = own.state().init.streams.clone();
+            if streams.is_some_and(|streams| !streams.wait_read(READ)) {
+                log::warn(format_args!("container {} has ended, and its output is not read", own.id));
+            }
             let mut state = own.state();
             let exit = state.init.early;
             let waiters = own.tell_init(&mut state);

@@ -41,11 +41,17 @@ impl Tasks {
         if exec.is_empty() {
             // It may have ended meanwhile.
             let mut state = container.state();
-            let (exit, waiters) = (state.init.early, container.tell_init(&mut state));
-            drop(state);
-            container.notify();
-            if let Some(exit) = exit {
-                answer(waiters, exit);
+            let heard = state.init.streams.as_ref().is_some_and(|streams| streams.is_heard());
+            if heard && state.init.early.is_some() {
+                drop(state);
+                container.end_others();
+            } else {
+                let (exit, waiters) = (state.init.early, container.tell_init(&mut state));
+                drop(state);
+                container.notify();
+                if let Some(exit) = exit {
+                    answer(waiters, exit);
+                }
             }
         }
         let mut response = StartResponse::new();
