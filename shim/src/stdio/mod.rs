@@ -66,7 +66,7 @@ pub use target::Target;
 pub const DRAIN: Duration = Duration::from_secs(10);
 
 /// How long the end of a container is not told because somebody reads its output.
-pub const READ: Duration = Duration::from_secs(5);
+pub const READ: Duration = Duration::from_secs(10);
 
 /// Whose streams they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
