@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Instant;
 
@@ -75,6 +76,8 @@ pub(super) struct Image {
     /// Programs have begun to wait somewhere.
     pub heated: Notify,
     pub(super) guide: Guide,
+    /// A pack has come that no start by a profile has followed yet.
+    pub(super) was_unpacked: AtomicBool,
     pub programs: Programs,
     /// The container that waited last, as far as that is known.
     caller: Mutex<Option<Group>>,
@@ -156,6 +159,7 @@ impl Image {
             reads: Reads::default(),
             heated: Notify::new(),
             guide: Guide::default(),
+            was_unpacked: AtomicBool::new(false),
             programs: Programs::default(),
             caller: Mutex::default(),
         }

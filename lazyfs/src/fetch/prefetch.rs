@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
@@ -44,11 +45,15 @@ impl Fetcher {
         let Some(image) = self.attached(image) else { return };
         let _guided = Guide::follow(&image);
         let begin = Instant::now();
+        let start = Duration::from_millis(profile.milliseconds).min(LONGEST_START);
         let wanted = wanted(&image, profile);
         // Counts as a program that waits, until all of it is here. Not where all of it is here already: containers that start one after the
         // other would keep the background of all images away for ever.
         let waiting =
             wanted.iter().any(|(layer, nth)| !image.layers[*layer].is_local(Part::Piece(*nth))).then(|| self.gate.enter());
+        if waiting.is_some() || image.was_unpacked.swap(false, Ordering::Relaxed) {
+            image.guide.starts(begin + start);
+        }
         let permits = Arc::new(Semaphore::new(self.config.prefetch_parallel));
         let mut running = JoinSet::new();
         for portion in portions(&image, &wanted) {
@@ -65,7 +70,6 @@ impl Fetcher {
         drop(waiting);
         self.note_programs(&image, profile);
         tracing::debug!("{} pieces of {} are here after {:?}", wanted.len(), image.content.name, begin.elapsed());
-        let start = Duration::from_millis(profile.milliseconds).min(LONGEST_START);
         tokio::time::sleep(start.saturating_sub(begin.elapsed())).await;
     }
 

@@ -283,6 +283,7 @@ impl Fetcher {
                 return tracing::debug!("{}", error.one_line());
             }
         }
+        image.guide.start_is_over().await;
     }
 
     /// Fetches everything that is missing; ends when nothing is, but for pieces that are damaged.
@@ -290,6 +291,7 @@ impl Fetcher {
         let mut cursor = Cursor::default();
         let mut pauses = self.pauses();
         loop {
+            image.guide.start_is_over().await;
             let hot = self.turn(image).await;
             let transfer = match hot.or_else(|| self.plan_program(image)).or_else(|| self.plan_sweep(image, &mut cursor)) {
                 Some(transfer) => transfer,

@@ -11,6 +11,7 @@
 
 use std::io::{BufReader, Read};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Fetcher;
 use super::decode::{Event, Segment, store_content};
@@ -53,6 +54,7 @@ impl Fetcher {
         let Some(image) = self.attached(image).filter(|_| !packs.is_empty()) else { return };
         // What programs want is on its way: nothing is guessed, and the background rests.
         let (_guided, _waiting) = (Guide::follow(&image), self.gate.enter());
+        image.was_unpacked.store(true, Ordering::Relaxed);
         let unpacking = packs.into_iter().map(|Pack { layer, reader }| {
             let (this, image) = (Arc::clone(self), Arc::clone(&image));
             let work = tokio::task::spawn_blocking(move || this.unpack_one(&image, reader));

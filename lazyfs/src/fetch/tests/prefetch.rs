@@ -50,6 +50,33 @@ async fn starts_with_nothing_to_fetch_do_not_keep_the_background_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_background_comes_behind_the_start_that_a_profile_foretells() {
+    let rig = Arc::new(rig(&[1000; 10], "readahead=0,readbehind=0,prefetch=0,background_idle=1"));
+    let profile = Profile::new(rig.image, 2000, [access(&rig, 3, &[])]);
+    let begin = Instant::now();
+    let guided = {
+        let rig = Arc::clone(&rig);
+        tokio::spawn(async move { rig.fetcher.prefetch(&rig.image, &profile).await })
+    };
+    while rig.local() != [3] {
+        assert!(begin.elapsed() < Duration::from_secs(20), "{:?} are local", rig.local());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let background = rig.spawn_background();
+    loop {
+        let local = rig.local();
+        if begin.elapsed() >= Duration::from_millis(1800) {
+            break;
+        }
+        assert_eq!(local, [3], "after {:?}", begin.elapsed());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tokio::time::timeout(Duration::from_secs(20), background).await.expect("the start is over").unwrap().unwrap();
+    assert_eq!(rig.local().len(), 10);
+    guided.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_guessed_while_a_profile_is_in_force() {
     let rig = Arc::new(rig(&[1000; 40], "readahead=6000,readbehind=0,prefetch=0,hole=200"));
     let profile = Profile::new(rig.image, 600_000, [access(&rig, 30, &[])]);
