@@ -23,13 +23,14 @@ $(if $(COMMIT),$(eval export TOWLINE_COMMIT := $(COMMIT)))
 
 RUNS ?= 5
 
-.PHONY: help demo test fuzz bench bench-runtime bench-shim bench-images bench-lazy build man install deps images testbed lint clean
+.PHONY: help demo test fuzz bench bench-runtime bench-shim bench-images bench-large bench-lazy build man install deps images testbed lint clean
 
 help:
 	@echo "make demo                 build, make a local registry with a real image, and show a lazy start beside a full pull"
 	@echo "make test                 lint and all tests; needs root for the end-to-end part ($(TOWLINE_WORK) keeps the images)"
 	@echo "make bench RUNS=5         first output of a lazy start against the physical limit and a full pull"
 	@echo "make bench-lazy IMAGES='redis python' RATE=100 RUNS=3   starts of real images beside containerd, podman and the limit"
+	@echo "make bench-large RUNS=5   reading one file of 1 GiB, all local, against plain overlayfs"
 	@echo "make bench-runtime RUNS=40  start, exec and memory of towline-oci beside runc, crun, youki and the floor"
 	@echo "make fuzz                 libFuzzer on the runtime's parsers, SECONDS_EACH=10 for each target"
 	@echo "make bench-shim RUNS=40   ctr run through our shim beside containerd's own with runc, and the memory of both"
@@ -69,6 +70,9 @@ bench-shim: deps
 	$(CARGO) build -p towline-integration --bin bench-shim
 	$(OCI_STATIC) $(CARGO) build --profile oci -p towline-runtime -p towline-shim --target $(STATIC_TRIPLE)
 	'$(TARGET)/debug/bench-shim' '$(RELEASE_SHIM)' '$(RUNS)'
+
+bench-large: build
+	@RUNS='$(RUNS)' bash integration/bench/lazy/large.sh '$(RELEASE)' '$(RELEASE_OCI)'
 
 # Needs bench-images. The report is $(TOWLINE_WORK)/bench/reports/lazy-$(RATE).txt.
 RATE ?= 100

@@ -7,7 +7,7 @@
 //! Kernels before 6.16 want three things differently, which is what [`Shape`] is about; which shape fits is found out by trying.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -25,7 +25,7 @@ const OVERLAYFS_SUPER_MAGIC: rustix::fs::FsWord = 0x794c_7630;
 /// As [`mount`], with the kernel's readahead in the tree off for as long as the result lives; `None` where that was not possible.
 pub fn mount_without_readahead(plan: &RootPlan, target: &Path) -> Result<Option<ReadaheadOff>> {
     let before = plan.data.first().and_then(|store| noted(Before::mount(store)));
-    mount(plan, target)?;
+    mount_over(Tree::Own, plan, target)?;
     Ok(before.and_then(|before| noted(before.turn_off())).flatten())
 }
 
@@ -41,7 +41,17 @@ pub(super) fn noted<T>(result: Result<T>) -> Option<T> {
 
 /// Mounts the root file system at the directory `target`. When it fails, nothing stays behind.
 pub fn mount(plan: &RootPlan, target: &Path) -> Result<()> {
-    mount_over(Tree::Own, plan, target)
+    let before = plan.data.first().filter(|_| has_local_devices(plan)).and_then(|store| noted(Before::mount(store)));
+    mount_over(Tree::Own, plan, target)?;
+    if let Some(switch) = before.and_then(|before| noted(before.found())).flatten() {
+        noted(switch.turn_on());
+    }
+    Ok(())
+}
+
+/// Whether the kernel is to read files of the tree as it reads any file of the disk.
+fn has_local_devices(plan: &RootPlan) -> bool {
+    plan.is_local() && plan.by == By::File && !plan.devices.is_empty()
 }
 
 fn mount_over(tree: Tree<'_>, plan: &RootPlan, target: &Path) -> Result<()> {
@@ -105,7 +115,7 @@ enum Failure {
 
 fn mount_as(shape: Shape, tree: Tree<'_>, plan: &RootPlan, target: &Path) -> Result<(), Failure> {
     let (tree, is_attached) = match tree {
-        Tree::Own => (mount_tree(&plan.tree, &plan.devices, MountAttrFlags::MOUNT_ATTR_RDONLY).map_err(Failure::Other)?, false),
+        Tree::Own => (mount_tree(plan, MountAttrFlags::MOUNT_ATTR_RDONLY).map_err(Failure::Other)?, false),
         Tree::Shared(shared) => {
             let root = shared.root().try_clone();
             (root.map_err(|e| Failure::Other(Error::io("duplicating", "the root of a tree", e)))?, true)
@@ -122,14 +132,20 @@ fn mount_as(shape: Shape, tree: Tree<'_>, plan: &RootPlan, target: &Path) -> Res
 }
 
 /// Mounts an EROFS image from its file and its devices; the mount is attached nowhere.
-pub(super) fn mount_tree(tree: &Path, devices: &[PathBuf], attributes: MountAttrFlags) -> Result<OwnedFd> {
+pub(super) fn mount_tree(plan: &RootPlan, attributes: MountAttrFlags) -> Result<OwnedFd> {
+    let tree = plan.tree.as_path();
     let image = open(tree, OFlags::RDONLY | OFlags::CLOEXEC)?;
     // Opened by the kernel once more, by these names.
-    let devices = devices.iter().map(|device| open(device, OFlags::PATH | OFlags::CLOEXEC)).collect::<Result<Vec<_>>>()?;
+    let devices = plan.devices.iter().map(|device| open(device, OFlags::PATH | OFlags::CLOEXEC)).collect::<Result<Vec<_>>>()?;
     let create = || {
         let context = FsContext::open("erofs")?;
         context.flag("ro")?;
         context.string("source", &descriptor_path(&image))?;
+        if has_local_devices(plan)
+            && let Err(refused) = context.flag("directio")
+        {
+            tracing::debug!("large files are cached twice, in the tree and in their data files: {refused}");
+        }
         devices.iter().try_for_each(|device| context.string("device", &descriptor_path(device)))?;
         context.create(attributes)
     };

@@ -58,6 +58,11 @@ impl RootPlan {
         data.push(cas.poison_dir());
         Self { tree: tree.to_owned(), devices: Vec::new(), data, writable, by: By::File }
     }
+
+    /// Whether nothing is asked of the trigger.
+    pub fn is_local(&self) -> bool {
+        self.data.len() <= 2
+    }
 }
 
 #[cfg(test)]
@@ -73,6 +78,7 @@ mod tests {
         let names: Vec<_> = lazy.data.iter().map(|layer| layer.file_name().unwrap().to_str().unwrap()).collect();
         assert_eq!(names, ["cas", "trigger", "late", "poison"]);
         let local = RootPlan::new(Path::new("/i/tree.erofs"), &cas, None, None);
+        assert!(local.is_local() && !lazy.is_local());
         assert_eq!(local.data, [cas.objects_dir(), cas.poison_dir()]);
         for plan in [lazy, local] {
             let text = serde_json::to_string(&plan).unwrap();

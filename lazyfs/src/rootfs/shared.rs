@@ -200,16 +200,16 @@ impl Place {
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(Error::io("creating", self.tree(), e)),
             _ => {}
         }
-        let store = plan.data.first().filter(|_| quiet);
+        let store = plan.data.first().filter(|_| quiet || !plan.devices.is_empty());
         let before = store.and_then(|store| super::mount::noted(Before::mount(store)));
-        let tree = mount_tree(&plan.tree, &plan.devices, ATTRIBUTES)?;
+        let tree = mount_tree(plan, ATTRIBUTES)?;
         let switch = before.and_then(|before| super::mount::noted(before.found())).flatten();
-        let text = switch.as_ref().map(Switch::to_text).unwrap_or_default();
+        let text = switch.as_ref().filter(|_| quiet).map(Switch::to_text).unwrap_or_default();
         let failed = |e: std::io::Error| Error::io("writing", self.lock(), e);
         let mut file = std::fs::File::from(lock.try_clone().map_err(failed)?);
         file.set_len(0).and_then(|()| file.write_all(text.as_bytes())).map_err(failed)?;
         if let Some(switch) = switch {
-            super::mount::noted(switch.turn_off());
+            super::mount::noted(if quiet { switch.turn_off() } else { switch.turn_on() });
         }
         fscontext::attach(&tree, &self.tree())
     }

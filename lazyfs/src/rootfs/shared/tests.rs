@@ -185,6 +185,38 @@ fn readahead_is_off_for_all_until_one_turns_it_on() {
 }
 
 #[test]
+fn a_local_tree_is_read_as_its_disk_is_and_cached_once() {
+    const NAME: &str = "a_local_tree_is_read_as_its_disk_is_and_cached_once";
+    let Some(rig) = Rig::new(NAME) else { return };
+    assert!(rig.plan.is_local());
+    let data = &rig.plan.devices[0];
+    let known = super::super::readahead::Before::mount(rig.dir.path()).unwrap();
+    let tree = mount::mount_tree(&rig.plan, ATTRIBUTES).unwrap();
+    let Some(switch) = known.found().unwrap() else {
+        println!("SKIP {NAME}: something else was mounted at the same time");
+        return;
+    };
+    drop((known, tree));
+    if rustix::fs::open(data, OFlags::RDONLY | OFlags::DIRECT, Mode::empty()).is_err() {
+        println!("SKIP {NAME}: this file system reads nothing past the page cache");
+        return;
+    }
+    let disk = switch.to_text().split(' ').next().unwrap().parse::<u32>().unwrap();
+    assert!(disk >= 128, "{disk}");
+
+    let file = std::fs::File::open(data).unwrap();
+    file.sync_all().unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    let shared = rig.enter(false);
+    let root = rig.container("a", &shared);
+    assert!(std::fs::read(root.join("large")).unwrap() == rig.content);
+    let cached = resident_pages(&file, LEN as usize).unwrap().iter().filter(|page| **page & 1 == 1).count();
+    assert_eq!(cached, 0, "the data file is cached as well");
+    mount::unmount(&root).unwrap();
+    shared.leave().unwrap();
+}
+
+#[test]
 fn many_come_and_go_at_once() {
     let Some(rig) = Rig::new("many_come_and_go_at_once") else { return };
     std::thread::scope(|scope| {
