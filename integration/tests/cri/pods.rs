@@ -1,7 +1,9 @@
 //! Pods and their containers: what they share, what a kubelet is told of them, and what is left.
 
 use towline_integration::cri::messages::*;
+use towline_integration::images;
 use towline_integration::process::wait_until;
+use towline_integration::registry::{Access, Registry};
 
 use super::node::{Node, PATIENCE, container_id};
 
@@ -166,6 +168,30 @@ fn containerd_comes_back_and_finds_its_pods() {
     let lines: Vec<String> = node.log("p4", "counts");
     let missing: Vec<usize> = (1..=lines.len()).filter(|number| !lines.contains(&format!("stdout F {number}"))).collect();
     assert!(missing.is_empty(), "lines are missing: {missing:?}");
+    node.remove_pod(&pod);
+    node.assert_empty();
+}
+
+#[test]
+fn images_are_pulled_with_the_credentials_that_the_kubelet_sends() {
+    let test = "images_are_pulled_with_the_credentials_that_the_kubelet_sends";
+    if !images::available(test) {
+        return;
+    }
+    let Some(node) = Node::new(test) else { return };
+    // On the node's own loopback.
+    let registry = node.in_network(|| Registry::start_with(Access::Basic));
+    let name = registry.reference("small:gzip");
+    for login in [None, Some(("towline", "wrong"))] {
+        let error = node.cri.pull(&name, login).expect_err("the registry asks for a password");
+        assert!(error.message.contains("nauthorized") || error.message.contains("401"), "{error:?}");
+    }
+    let image = node.cri.pull(&name, Some(("towline", "towline"))).expect("the password is right");
+    let config = node.pod("p6", CONTAINER);
+    let pod = node.run_pod(&config);
+    let named = |config: &mut ContainerConfig| config.image = Some(ImageSpec { image });
+    let container = node.run_container(&pod, &config, "pulled", "exec sleep 1000000", named);
+    assert_eq!(node.cri.exec(&container, &["sh", "-c", "echo from it"]).stdout, b"from it\n");
     node.remove_pod(&pod);
     node.assert_empty();
 }
