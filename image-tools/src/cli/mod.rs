@@ -1,5 +1,6 @@
 //! The flag table, and one file for each verb with its `run`.
 
+mod attach;
 mod cp;
 mod diff;
 mod exec;
@@ -103,6 +104,8 @@ enum Verb {
     Stop(stop::Args),
     /// Remove containers
     Rm(rm::Args),
+    /// See what a running container writes, and write to its input
+    Attach(attach::Args),
     /// Copy files between a container and this machine
     Cp(cp::Args),
     /// Show what a container has changed in its image's files
@@ -197,6 +200,7 @@ pub fn run(cli: Cli, begin: Instant) -> Outcome {
         Verb::Kill(args) => kill::run(&engine, &args),
         Verb::Stop(args) => stop::run(&engine, &args),
         Verb::Rm(args) => rm::run(&engine, &args),
+        Verb::Attach(args) => attach::run(&engine, &args),
         Verb::Cp(args) => cp::run(&engine, &args),
         Verb::Diff(args) => diff::run(&engine, &args),
         Verb::Inspect(args) => inspect::run(&engine, &args),

@@ -10,6 +10,7 @@ use super::registry::{self, Dirs};
 use super::time;
 use crate::engine::Engine;
 use crate::failure::Failure;
+use crate::monitor::attach;
 use crate::network;
 
 /// Kills what still runs, disconnects it, takes the mount away and ends the pin. All steps are tried; the first failure is returned.
@@ -19,10 +20,11 @@ pub fn tear_down(engine: &Engine, id: &str) -> Result<(), Failure> {
     // While its namespace is there, although no process is in it any more.
     let disconnected = network::detach(id, &dirs).map_err(Failure::from);
     let unmounted = mount::unmount(&dirs.rootfs()).and_then(|()| mount::unmount(&dirs.tree())).map_err(Failure::from);
+    let closed = attach::remove(&attach::socket(&engine.paths, id)).map_err(Failure::from);
     // A monitor that was killed has left its image's tree mounted.
     let swept = shared::sweep(&engine.paths.state).map(drop).map_err(Failure::from);
     let released = release(engine, id).map_err(Failure::from);
-    deleted.and(disconnected).and(unmounted).and(swept).and(released)
+    deleted.and(disconnected).and(unmounted).and(swept).and(closed).and(released)
 }
 
 /// Takes away a container whose start has failed: all of it, or, where it has run before, what it has outside its own directory; that has exited

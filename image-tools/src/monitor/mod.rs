@@ -10,6 +10,7 @@
 //! It has a session of its own, so that neither a terminal nor the user's shell ends it, and is the reaper of what the runtime leaves
 //! behind. While the image is lazy a thread watches the daemon ([`watch`]).
 
+pub mod attach;
 pub mod handle;
 mod journal;
 pub mod protocol;
@@ -46,6 +47,7 @@ use crate::served::Server;
 use crate::spec::rootdir::RootDir;
 use crate::spec::settings::Network;
 use crate::spec::{bundle, capabilities, etc, user};
+use attach::Attached;
 use journal::Journal;
 use protocol::{Order, Report};
 use recorder::{Claim, Recorder, Subject};
@@ -73,6 +75,7 @@ pub fn run(engine: &Engine, id: &str) -> Result<u8> {
             dirs,
             order,
             log,
+            attached: Attached::default(),
             journal: journal.clone(),
             reporter: reporter.clone(),
         })
@@ -147,6 +150,7 @@ struct Life<'a> {
     dirs: Dirs,
     order: Order,
     log: Arc<LogWriter>,
+    attached: Attached,
     journal: Journal,
     reporter: Reporter,
 }
@@ -159,7 +163,11 @@ impl Life<'_> {
         let recorder = self.record(&tree);
         self.write_bundle(&network)?;
         let (ward, ours) = self.create()?;
-        let streams = Streams::carry(ours, user, &self.tap())?;
+        let mut streams = Streams::carry(ours, user, &self.tap())?;
+        let socket = attach::socket(&self.engine.paths, &self.record.id);
+        if let Err(e) = self.attached.listen(&socket, streams.take_input(), self.record.settings.tty) {
+            self.journal.note(&e.one_line());
+        }
         state.init = Process::of(ward.pid);
         // Recorded before it is true, so that a monitor that is killed in between leaves a container that can be found.
         state.started = Some(time::now());
@@ -351,6 +359,7 @@ impl Life<'_> {
     /// Writes all output into the log, and reports the first.
     fn tap(&self) -> Tap {
         let (log, journal, reporter) = (Arc::clone(&self.log), self.journal.clone(), self.reporter.clone());
+        let attached = self.attached.clone();
         let (first, log_failed) = (AtomicBool::new(true), AtomicBool::new(false));
         Arc::new(move |stream, piece| {
             if first.swap(false, Ordering::Relaxed) {
@@ -362,6 +371,7 @@ impl Life<'_> {
                 journal
                     .note(&Error::io("writing to", "the container's log", e).during("output is missing in the log").one_line());
             }
+            attached.output(stream, piece);
         })
     }
 
@@ -417,6 +427,7 @@ impl Life<'_> {
             let state = &self.dirs.state;
             note(std::fs::remove_dir_all(state).map_err(|e| Error::io("removing", state, e).into()));
         }
+        self.attached.exit(code);
         self.reporter.say(&Report::Exited { code });
     }
 }

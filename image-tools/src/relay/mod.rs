@@ -11,5 +11,6 @@
 //! descriptors are never given to the process: a terminal among them would let it reach the user's session.
 
 pub mod console;
+pub mod keys;
 pub mod process;
 pub mod streams;

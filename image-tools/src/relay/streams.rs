@@ -87,6 +87,8 @@ pub struct Streams {
     ended: Arc<OwnedFd>,
     out: Vec<JoinHandle<()>>,
     resize: Option<(OwnedFd, OwnedFd)>,
+    /// Where input for the process goes that its user does not give.
+    input: Option<OwnedFd>,
 }
 
 impl Streams {
@@ -95,11 +97,12 @@ impl Streams {
         let failed = |e| Error::io("creating", "an eventfd", e);
         let ended = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC).map_err(failed)?);
         let clone = |fd: &OwnedFd| fd.try_clone().map_err(|e| Error::io("duplicating", "a descriptor", e));
-        let mut streams = Self { ended, out: Vec::new(), resize: None };
+        let mut streams = Self { ended, out: Vec::new(), resize: None, input: None };
         match ours {
             Ours::Pipes { stdin, stdout, stderr } => {
-                if let (Some(from), Some(to)) = (user.stdin, stdin) {
-                    carry_in(from, to, false);
+                match (user.stdin, stdin) {
+                    (Some(from), Some(to)) => carry_in(from, to, false),
+                    (_, left) => streams.input = left,
                 }
                 streams.carry_out(stdout, user.stdout, Stream::Stdout, tap);
                 streams.carry_out(stderr, user.stderr, Stream::Stderr, tap);
@@ -111,6 +114,7 @@ impl Streams {
                 if let Some(from) = user.stdin {
                     carry_in(from, clone(&master)?, true);
                 }
+                streams.input = Some(clone(&master)?);
                 streams.carry_out(master, user.stdout, Stream::Stdout, tap);
             }
         }
@@ -123,6 +127,11 @@ impl Streams {
         if let Some((user, terminal)) = &self.resize {
             console::copy_size(user.as_fd(), terminal.as_fd());
         }
+    }
+
+    /// Where input can be written that comes from elsewhere: what the process reads stays open until this is dropped.
+    pub fn take_input(&mut self) -> Option<OwnedFd> {
+        self.input.take()
     }
 
     /// After the process's end: carries what is left of its output.

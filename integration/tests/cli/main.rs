@@ -1,6 +1,8 @@
 //! The command line as users know others: networks, logs, and what is done to running containers.
 
 #[cfg(test)]
+mod attach;
+#[cfg(test)]
 mod commands;
 #[cfg(test)]
 mod files;
