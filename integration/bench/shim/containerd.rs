@@ -138,18 +138,29 @@ impl Containerd {
 
     /// The shim's resident memory in KiB: with one container, and after `execs` further processes.
     pub fn memory(&self, subject: Subject, execs: usize) -> (u64, u64) {
-        let id = format!("memory-{}", subject as u32);
+        let id = format!("memory-{}-{}", std::process::id(), subject as u32);
         run(self.run_command(subject, &["--detach"], &id, &["sleep", "100000"]), PATIENCE).success();
-        let pid = fs::read_to_string(self.path("state/io.containerd.runtime.v2.task/default").join(&id).join("shim.pid"));
-        let pid = pid.expect("read shim.pid");
-        let before = resident(pid.trim());
+        let pid = shim_of(&id);
+        let before = resident(&pid);
         for number in 0..execs {
             self.ok(&["task", "exec", "--exec-id", &format!("e{number}"), &id, "true"]);
         }
-        let after = resident(pid.trim());
+        let after = resident(&pid);
         self.ok(&["task", "rm", "--force", &id]);
         self.ok(&["container", "rm", &id]);
         (before, after)
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        // Something may have failed anywhere; what does not exist any more needs no removal.
+        let list = run(self.ctr(&["container", "ls", "--quiet"]), PATIENCE);
+        for id in list.stdout.split_whitespace() {
+            for args in [&["task", "rm", "--force", id][..], &["container", "rm", id]] {
+                drop(run(self.ctr(args), PATIENCE));
+            }
+        }
     }
 }
 
@@ -157,6 +168,19 @@ fn sha256(file: &Path) -> Command {
     let mut command = Command::new("sha256sum");
     command.arg(file);
     command
+}
+
+/// Its command line names the container.
+fn shim_of(id: &str) -> String {
+    let part = format!("-id {id} ");
+    let pids = fs::read_dir("/proc").expect("list /proc").flatten().filter_map(|entry| {
+        let line = fs::read(entry.path().join("cmdline")).ok()?;
+        let fits = String::from_utf8_lossy(&line).replace('\0', " ").contains(&part);
+        fits.then(|| entry.file_name().into_string().ok()).flatten()
+    });
+    let pids: Vec<String> = pids.filter(|pid| pid.parse::<u32>().is_ok()).collect();
+    assert_eq!(pids.len(), 1, "shims of {id}: {pids:?}");
+    pids.into_iter().next().expect("one")
 }
 
 fn resident(pid: &str) -> u64 {

@@ -30,7 +30,7 @@ fn main() {
     let mut times: Vec<Vec<Duration>> = vec![vec![]; Subject::ALL.len()];
     for round in 0..=runs {
         for (subject, times) in Subject::ALL.iter().zip(&mut times) {
-            let time = containerd.time_run(*subject, &format!("bench-{}-{round}", subject.name().replace([' ', '+', ','], "")));
+            let time = containerd.time_run(*subject, &format!("bench-{}-{}-{round}", std::process::id(), *subject as u32));
             // The first finds nothing in the page cache.
             if round > 0 {
                 times.push(time);
