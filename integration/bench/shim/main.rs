@@ -38,16 +38,26 @@ fn main() {
         }
     }
     let mut report = format!(
-        "ctr run --rm of a cached image, {runs} times each, taking turns\n\n{:<34} {:>10} {:>10} {:>10}\n",
-        "", "median", "p90", "of runc's"
+        "ctr run --rm of a cached image, {runs} times each, taking turns\n\n{:<34} {:>10} {:>10} {:>10} {:>10} {:>10}\n",
+        "", "median", "of runc's", "least", "of runc's", "p90"
     );
-    let first = quantile(&mut times[0].clone(), 50);
+    let (first, first_least) = (quantile(&mut times[0], 50), quantile(&mut times[0], 0));
     for (subject, times) in Subject::ALL.iter().zip(&mut times) {
-        let (median, p90) = (quantile(times, 50), quantile(times, 90));
-        let ratio = median.as_secs_f64() / first.as_secs_f64();
-        writeln!(report, "{:<34} {:>7.1} ms {:>7.1} ms {ratio:>10.2}", subject.name(), millis(median), millis(p90))
-            .expect("writing to a string");
+        let (median, least, p90) = (quantile(times, 50), quantile(times, 0), quantile(times, 90));
+        let ratio = |time: Duration, of: Duration| time.as_secs_f64() / of.as_secs_f64();
+        writeln!(
+            report,
+            "{:<34} {:>7.1} ms {:>10.2} {:>7.1} ms {:>10.2} {:>7.1} ms",
+            subject.name(),
+            millis(median),
+            ratio(median, first),
+            millis(least),
+            ratio(least, first_least),
+            millis(p90)
+        )
+        .expect("writing to a string");
     }
+    report += &format!("\nload {}\n", fs::read_to_string("/proc/loadavg").unwrap_or_default().trim());
     report += "\nresident memory of the shim of one container, KiB\n\n";
     for subject in Subject::ALL {
         let (before, after) = containerd.memory(subject, execs);
