@@ -136,6 +136,15 @@ impl Containerd {
         self.ctr(&self.run_line(options, id, program).iter().map(String::as_str).collect::<Vec<_>>())
     }
 
+    /// The arguments for a run of an image through our shim.
+    pub fn image_line(&self, options: &[&str], image: &str, id: &str, program: &[&str]) -> Vec<String> {
+        let mut args = vec!["run", "--runtime", &self.runtime];
+        args.extend(options);
+        args.extend([image, id]);
+        args.extend(program);
+        args.into_iter().map(str::to_owned).collect()
+    }
+
     /// The arguments for that.
     pub fn run_line(&self, options: &[&str], id: &str, program: &[&str]) -> Vec<String> {
         let (oci, root) = (text(&self.path("oci")), text(&self.path("rootfs")));
@@ -148,6 +157,32 @@ impl Containerd {
         args.extend([root.as_str(), id]);
         args.extend(program);
         args.into_iter().map(str::to_owned).collect()
+    }
+
+    /// An image in containerd's store with the same root, in the form that `docker save` writes, which needs few digests; its name.
+    pub fn image(&self) -> &'static str {
+        let image = self.path("image");
+        fs::create_dir_all(&image).expect("make an image");
+        let tar = |from: &Path, to: &Path| {
+            let mut command = Command::new("tar");
+            command.arg("-C").arg(from).arg("-cf").arg(to).arg(".");
+            run(command, PATIENCE).success();
+        };
+        tar(&self.path("rootfs"), &image.join("layer.tar"));
+        let mut sum = Command::new("sha256sum");
+        sum.arg(image.join("layer.tar"));
+        let sum = run(sum, PATIENCE).success().stdout;
+        let digest = sum.split_whitespace().next().expect("a digest");
+        let config = format!(
+            "{{\"architecture\":\"amd64\",\"os\":\"linux\",\"config\":{{\"Env\":[\"PATH=/bin\"],\"Cmd\":[\"true\"]}},\
+             \"rootfs\":{{\"type\":\"layers\",\"diff_ids\":[\"sha256:{digest}\"]}}}}"
+        );
+        fs::write(image.join("config.json"), config).expect("write the config");
+        let manifest = "[{\"Config\":\"config.json\",\"RepoTags\":[\"test/busybox:1\"],\"Layers\":[\"layer.tar\"]}]";
+        fs::write(image.join("manifest.json"), manifest).expect("write the manifest");
+        tar(&image, &self.path("image.tar"));
+        self.ok(&["images", "import", "--all-platforms", &text(&self.path("image.tar"))]);
+        "docker.io/test/busybox:1"
     }
 
     /// The pid of the shim of a container; `None` when there is none (any more).

@@ -181,3 +181,38 @@ fn a_terminal_has_a_size_and_is_attached_again() {
     assert!(done.code() == Some(4) && done.stdout.contains("a terminal"), "{done:?}");
     containerd.assert_gone(&id);
 }
+
+/// The root file system is a mount of containerd's snapshotter, which the shim makes.
+#[test]
+fn an_image_is_mounted_and_unmounted_whoever_ends_it() {
+    let Some(containerd) = Containerd::new("an_image_is_mounted_and_unmounted_whoever_ends_it", Shim::Towline) else { return };
+    let image = containerd.image();
+    let run = |options: &[&str], id: &str, program: &[&str]| {
+        let line = containerd.image_line(options, image, id, program);
+        containerd.ctr(&line.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let short = id("image");
+    for round in 0..5 {
+        let done = run(&["--rm"], &short, &["sh", "-c", "echo x > /data/x; cat /data/x; exit 7"]);
+        assert_eq!((done.code(), done.stdout.as_str()), (Some(7), "x\n"), "{round}: {done:?}");
+        containerd.assert_gone(&short);
+    }
+    // The shim is killed; a program that cannot be run; a container that is killed.
+    let long = id("mounted");
+    run(&["--detach"], &long, &["sleep", "1000"]).success();
+    kill(Pid::from_raw(containerd.shim_pid(&long).expect("a shim")), Signal::SIGKILL).expect("kill the shim");
+    containerd.wait_status(&long, "");
+    containerd.ok(&["container", "rm", &long]);
+    containerd.assert_gone(&long);
+    let done = run(&["--rm"], &short, &["/no/such"]);
+    assert!(done.code() == Some(1) && done.stderr.contains("no such file or directory"), "{done:?}");
+    containerd.assert_gone(&short);
+    run(&["--detach"], &long, &["sleep", "1000"]).success();
+    assert_eq!(containerd.ctr(&["task", "rm", "--force", &long]).code(), Some(0));
+    // The snapshot is as it was: the same container is started again.
+    containerd.ok(&["task", "start", "--detach", "--null-io", &long]);
+    assert_eq!(containerd.status(&long), "RUNNING");
+    containerd.ctr(&["task", "rm", "--force", &long]);
+    containerd.ok(&["container", "rm", &long]);
+    containerd.assert_gone(&long);
+}

@@ -19,7 +19,7 @@ use crate::reaper::{Exit, Reaper, Window};
 use crate::rpc::Failure;
 use crate::rpc::status::Answer;
 use crate::stdio::READ;
-use crate::{STACK, log};
+use crate::{STACK, log, rootfs};
 
 /// How long the first process's end is held back for those of the others, which have been killed by then.
 const OTHERS: Duration = Duration::from_secs(10);
@@ -55,6 +55,8 @@ pub struct State {
     pub execs: BTreeMap<String, Process>,
     /// The cgroups of the first process, from when it was made.
     pub cgroups: Option<Cgroups>,
+    /// Whether the root file system is being unmounted.
+    pub unmounting: bool,
 }
 
 impl State {
@@ -96,7 +98,7 @@ impl Container {
             checkpoint: parts.checkpoint,
             created: SystemTime::now(),
             events: parts.events,
-            state: Mutex::new(State { init: parts.init, execs: BTreeMap::new(), cgroups: None }),
+            state: Mutex::new(State { init: parts.init, execs: BTreeMap::new(), cgroups: None, unmounting: false }),
             changed: Condvar::new(),
         }
     }
@@ -145,6 +147,35 @@ impl Container {
         drop(state);
         self.changed.notify_all();
         answer(waiters, exit);
+        if exec.is_empty() {
+            self.unmount_early();
+        }
+    }
+
+    /// Takes the root file system away while containerd is still on its way to the deletion: that may wait for the disk. Nobody but the
+    /// container's processes sees this mount.
+    pub(super) fn unmount_early(self: &Arc<Self>) {
+        let Some(target) = self.rootfs.clone() else { return };
+        {
+            let mut state = self.state();
+            if state.init.phase != Phase::Stopped || state.unmounting {
+                return;
+            }
+            state.unmounting = true;
+        }
+        let own = Arc::clone(self);
+        let work = move || {
+            // What fails here is tried again, and told, when the container is deleted.
+            if let Err(error) = rootfs::unmount_all(&target) {
+                log::warn(format_args!("container {}: {}", own.id, error.one_line()));
+            }
+            own.state().unmounting = false;
+            own.changed.notify_all();
+        };
+        if let Err(error) = thread::Builder::new().stack_size(STACK).spawn(work) {
+            log::warn(format_args!("container {}: there is no thread for unmounting: {error}", self.id));
+            self.state().unmounting = false;
+        }
     }
 
     /// Tells of the end of the first process, once its start has been told of.
@@ -198,6 +229,7 @@ impl Container {
             if let Some(exit) = exit {
                 answer(waiters, exit);
             }
+            own.unmount_early();
         };
         if let Err(error) = thread::Builder::new().stack_size(STACK).spawn(work) {
             log::error(format_args!("container {}: telling of its end: {error}", self.id));

@@ -73,6 +73,9 @@ impl Tasks {
             }
         }
         if let Some(target) = &container.rootfs {
+            if !container.wait_while(END, |state| state.unmounting) {
+                return Err(Failure::precondition(format!("unmounting the root file system of {} takes too long", container.id)));
+            }
             rootfs::unmount_all(target)?;
         }
         Ok(Record::remove(&container.bundle)?)

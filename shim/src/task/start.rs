@@ -53,6 +53,7 @@ impl Tasks {
                     answer(waiters, exit);
                 }
             }
+            container.unmount_early();
         }
         let mut response = StartResponse::new();
         response.pid = started?.unsigned_abs();
