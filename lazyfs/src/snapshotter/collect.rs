@@ -65,6 +65,25 @@ impl Snapshotter {
         Ok(())
     }
 
+    /// Pins what remote layers need: the store's database may have been made again without these pins.
+    pub(super) async fn pin_again(&self) -> Result<()> {
+        let records = self.with(|records| records.all()).await?;
+        self.daemon
+            .database
+            .with(move |db| {
+                let pinned = db.all_pins()?;
+                for record in &records {
+                    let Some(remote) = &record.remote else { continue };
+                    let pin = (Holder::Snapshot(record.name.clone()).pin(), remote.image);
+                    if !pinned.contains(&pin) && db.image(&remote.image)?.is_some() {
+                        db.pin(&pin.0, &pin.1)?;
+                    }
+                }
+                Ok(())
+            })
+            .await
+    }
+
     async fn give_on(&self) -> Result<()> {
         for (record, remote) in moves(&self.with(|records| records.all()).await?) {
             let (pin, image) = (Holder::Snapshot(record.name.clone()).pin(), remote.image);

@@ -12,6 +12,8 @@ use super::messages::{Info, Mount, PrepareRequest};
 use super::records::{Kind, New, Record, Usage};
 use super::{FALLBACK, Snapshotter, TARGET, usage};
 use crate::error::{Error, Outcome, Result};
+use crate::policy::Policy;
+use crate::reference::Reference;
 use crate::store::pins::Holder;
 use crate::task::blocking;
 
@@ -34,7 +36,7 @@ impl Snapshotter {
             match self.offer(&namespace, &key, &parent, &target, &labels).await {
                 Ok(true) => return Err(Status::new(Code::AlreadyExists, format!("layer {target} is there"))),
                 Ok(false) => {}
-                Err(error) if self.may_fall_back(&error) => {
+                Err(error) if self.may_fall_back(&error, &labels) => {
                     let why = error.one_line();
                     tracing::warn!("containerd pulls and unpacks layer {target}, since it cannot be lazy: {why}");
                     self.fallbacks.fetch_add(1, Ordering::Relaxed);
@@ -56,14 +58,24 @@ impl Snapshotter {
         }
     }
 
-    /// A policy that refuses an image, and an image that is not what it says, are no reasons to take it in another way.
-    fn may_fall_back(&self, error: &Error) -> bool {
-        let is_refused = match error.outcome() {
-            Outcome::Integrity => true,
-            Outcome::Denied => self.options.signature_policy.is_some(),
-            _ => false,
-        };
-        self.options.fallback && !is_refused
+    /// An image that is not what it says, and one that the policy may have refused, are no cases for another way to the same image.
+    fn may_fall_back(&self, error: &Error, labels: &BTreeMap<String, String>) -> bool {
+        match error.outcome() {
+            _ if !self.options.fallback => false,
+            Outcome::Integrity => false,
+            // By a registry, then.
+            Outcome::Denied => self.takes_anything(labels),
+            _ => true,
+        }
+    }
+
+    /// Whether the policy takes the image that the labels name whatever it is.
+    fn takes_anything(&self, labels: &BTreeMap<String, String>) -> bool {
+        let Some(file) = self.options.signature_policy.as_deref() else { return true };
+        let reference = super::chain::named(labels).and_then(|text| text.parse::<Reference>().ok());
+        let (Ok(policy), Some(reference)) = (Policy::read(file), reference) else { return false };
+        let rule = policy.rule(&reference);
+        !rule.needs_signatures() && rule.check_possible().is_ok()
     }
 
     async fn add(
@@ -93,12 +105,16 @@ impl Snapshotter {
         self: &Arc<Self>,
         key: String,
         name: String,
-        labels: BTreeMap<String, String>,
+        mut labels: BTreeMap<String, String>,
     ) -> Result<(), Status> {
         let record = {
             let key = key.clone();
             self.with(move |records| records.get(&key)).await?
         };
+        // Whoever commits says all labels again, but not this one.
+        if let Some(why) = record.labels.get(FALLBACK) {
+            labels.insert(FALLBACK.to_owned(), why.clone());
+        }
         let layer = self.layer_of(record.id);
         // As long as it is active it is not durable, as with every snapshotter; what stands on it must not be wrong after a power cut.
         let used = blocking("measuring a layer", move || {

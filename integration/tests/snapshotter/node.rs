@@ -1,0 +1,296 @@
+//! A machine: registry behind a link, `towlined` with its snapshotter, containerd.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use towline_integration::bundle::root_or_skip;
+use towline_integration::images;
+use towline_integration::link::{Link, Quality};
+use towline_integration::process::{Finished, Job, run, wait_until};
+use towline_integration::registry::{Access, Registry};
+use towline_integration::towline::{Towline, bin_dir};
+
+/// Long enough for any command on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What CRI's namespace is called.
+pub const NAMESPACE: &str = "k8s.io";
+
+/// How a node is set up.
+#[derive(Clone, Copy)]
+pub struct Setup {
+    /// Whether containerd says which image a layer is of.
+    pub annotations: bool,
+    /// Further arguments of towlined.
+    pub daemon: &'static [&'static str],
+    /// Whether only what programs ask for is fetched.
+    pub demand_only: bool,
+    /// Whether the registry is empty and takes images.
+    pub writable: bool,
+    /// What the registry asks for.
+    pub access: Access,
+    /// The address that clients know it by; a free port of 127.0.0.1 where there is none.
+    pub address: Option<std::net::SocketAddr>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { annotations: true, daemon: &[], demand_only: true, writable: false, access: Access::Anonymous, address: None }
+    }
+}
+
+/// Dropped in this order: containers, daemons, registry.
+pub struct Node {
+    containerd: Option<Job>,
+    daemon: Option<Job>,
+    setup: Setup,
+    pub towline: Towline,
+    pub link: Link,
+    pub registry: Registry,
+}
+
+impl Node {
+    /// Starts everything; `None`, after saying so, where that cannot be.
+    pub fn new(test: &str, setup: Setup) -> Option<Self> {
+        if !images::available(test) || !root_or_skip(test) {
+            return None;
+        }
+        if Command::new("containerd").arg("--version").output().is_err() {
+            println!("SKIP {test}: there is no containerd");
+            return None;
+        }
+        let registry = if setup.writable { Registry::start_empty() } else { Registry::start_with(setup.access) };
+        let link = match setup.address {
+            None => Link::start(registry.address(), Quality::LOOPBACK),
+            Some(address) => Link::listen(address, registry.address(), Quality::LOOPBACK),
+        };
+        let mut towline = Towline::new();
+        if setup.demand_only {
+            towline = towline.demand_only();
+        }
+        let link = link.expect("listen before the registry");
+        let mut node = Self { containerd: None, daemon: None, setup, towline, link, registry };
+        node.configure();
+        node.start_daemon();
+        node.start_containerd();
+        Some(node)
+    }
+
+    fn configure(&self) {
+        let (dir, state) = (self.towline.dir().display(), self.towline.state().display().to_string());
+        let annotations = !self.setup.annotations;
+        let config = format!(
+            "version = 2\nroot = \"{dir}/containerd\"\nstate = \"{state}/containerd\"\ntemp = \"{dir}/temp\"\n\
+             disabled_plugins = [\"io.containerd.internal.v1.opt\", \"io.containerd.snapshotter.v1.btrfs\", \
+             \"io.containerd.snapshotter.v1.devmapper\", \"io.containerd.snapshotter.v1.zfs\", \
+             \"io.containerd.snapshotter.v1.aufs\"]\n[grpc]\naddress = \"{state}/containerd.sock\"\n\
+             [proxy_plugins.towline]\ntype = \"snapshot\"\naddress = \"{state}/snapshotter.sock\"\n\
+             [plugins.\"io.containerd.grpc.v1.cri\"]\nstream_server_port = \"0\"\n\
+             [plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"towline\"\n\
+             disable_snapshot_annotations = {annotations}\n\
+             [plugins.\"io.containerd.grpc.v1.cri\".cni]\nconf_dir = \"{dir}/cni\"\n"
+        );
+        fs::write(self.towline.dir().join("config.toml"), config).expect("write config.toml");
+    }
+
+    /// A program with the environment by which the sandbox knows its processes.
+    fn program(&self, program: impl Into<PathBuf>) -> Command {
+        let like = self.towline.command(&[]);
+        let mut command = Command::new(program.into());
+        command.envs(like.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command
+    }
+
+    /// Starts towlined.
+    pub fn start_daemon(&mut self) {
+        let state = self.towline.state();
+        let mut command = self.program(bin_dir().join("towlined"));
+        command.args(["serve", "--replace", "--snapshotter"]).arg(state.join("snapshotter.sock"));
+        command.arg("--containerd").arg(state.join("containerd.sock")).args(self.setup.daemon);
+        let mut job = Job::start(command);
+        job.wait_for_output("welcome", PATIENCE);
+        self.daemon = Some(job);
+    }
+
+    /// Kills it.
+    pub fn kill_daemon(&mut self) {
+        let pid = self.daemon.as_ref().expect("a daemon runs").pid();
+        self.towline.kill(&[pid]);
+        drop(self.daemon.take());
+    }
+
+    /// What it has logged.
+    pub fn daemon_log(&self) -> String {
+        self.daemon.as_ref().map(Job::stderr).unwrap_or_default()
+    }
+
+    /// Starts containerd.
+    pub fn start_containerd(&mut self) {
+        let mut command = self.program("containerd");
+        command.arg("--config").arg(self.towline.dir().join("config.toml"));
+        self.containerd = Some(Job::start(command));
+        wait_until("CRI's answer", PATIENCE, || self.call("/runtime.v1.ImageService/ListImages", NAMESPACE, &[]).is_ok());
+    }
+
+    /// Kills it.
+    pub fn kill_containerd(&mut self) {
+        let pid = self.containerd.as_ref().expect("containerd runs").pid();
+        self.towline.kill(&[pid]);
+        drop(self.containerd.take());
+    }
+
+    /// An image through the link.
+    pub fn image(&self, name: &str) -> String {
+        match self.link.address() {
+            address if address.port() == 80 => format!("{}/{name}", address.ip()),
+            address => format!("{address}/{name}"),
+        }
+    }
+
+    /// Calls a method of containerd; the text of the failure where it fails.
+    pub fn call(&self, method: &str, namespace: &str, message: &[u8]) -> Result<(), String> {
+        let body = self.towline.dir().join(format!("call-{}", method.rsplit('/').next().unwrap_or_default()));
+        let mut framed = vec![0];
+        framed.extend(u32::try_from(message.len()).expect("a short message").to_be_bytes());
+        framed.extend(message);
+        fs::write(&body, framed).expect("write a request");
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--verbose", "--http2-prior-knowledge", "--output", "/dev/null", "--unix-socket"]);
+        curl.arg(self.towline.state().join("containerd.sock")).args(["--header", "content-type: application/grpc"]);
+        curl.args(["--header", "te: trailers", "--header", &format!("containerd-namespace: {namespace}")]);
+        curl.arg("--data-binary").arg(format!("@{}", body.display())).arg(format!("http://localhost{method}"));
+        let done = run(curl, PATIENCE);
+        let header = |name: &str| {
+            let line = done.stderr.lines().rev().find_map(|line| line.strip_prefix("< ")?.strip_prefix(name));
+            line.map(|value| value.trim_start_matches(": ").trim().to_owned())
+        };
+        match header("grpc-status").as_deref() {
+            Some("0") => Ok(()),
+            Some(code) => Err(format!("{code}: {}", header("grpc-message").unwrap_or_default())),
+            None => Err(done.stderr),
+        }
+    }
+
+    /// Pulls an image through CRI.
+    pub fn pull(&self, image: &str) -> Result<(), String> {
+        self.pull_as(image, None)
+    }
+
+    /// The same with credentials, as the kubelet sends them.
+    pub fn pull_as(&self, image: &str, user: Option<(&str, &str)>) -> Result<(), String> {
+        let mut message = field(1, &field(1, image.as_bytes()));
+        if let Some((name, password)) = user {
+            message.extend(field(2, &[field(1, name.as_bytes()), field(2, password.as_bytes())].concat()));
+        }
+        self.call("/runtime.v1.ImageService/PullImage", NAMESPACE, &message)
+    }
+
+    /// `ctr` in CRI's namespace.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = self.program("ctr");
+        command.arg("--address").arg(self.towline.state().join("containerd.sock")).args(["--namespace", NAMESPACE]).args(args);
+        command
+    }
+
+    /// Runs `ctr`.
+    pub fn ctr(&self, args: &[&str]) -> Finished {
+        run(self.command(args), PATIENCE)
+    }
+
+    /// Runs `ctr`, which must succeed; what it printed, without white space around it.
+    #[track_caller]
+    pub fn ok(&self, args: &[&str]) -> String {
+        let done = self.ctr(args);
+        assert_eq!(done.code(), Some(0), "{done:?}\n{}", self.daemon_log());
+        done.stdout.trim().to_owned()
+    }
+
+    /// `ctr snapshots`, which must succeed.
+    #[track_caller]
+    pub fn snapshots(&self, args: &[&str]) -> String {
+        self.ok(&[&["snapshots", "--snapshotter", "towline"], args].concat())
+    }
+
+    /// `ctr run`.
+    pub fn start(&self, options: &[&str], image: &str, id: &str, program: &[&str]) -> Command {
+        let (runtime, root) = (bin_dir().join("towline-oci"), self.towline.state().join("oci"));
+        let (runtime, root) = (runtime.display().to_string(), root.display().to_string());
+        let fixed = ["run", "--snapshotter", "towline", "--runc-binary", &runtime, "--runc-root", &root, "--env", "PATH=/bin"];
+        self.command(&[&fixed, options, &[image, id], program].concat())
+    }
+
+    /// The same to its end; it must succeed.
+    #[track_caller]
+    pub fn run(&self, image: &str, id: &str, program: &[&str]) -> String {
+        let done = run(self.start(&["--rm"], image, id, program), PATIENCE);
+        assert_eq!(done.code(), Some(0), "{done:?}\n{}", self.daemon_log());
+        done.stdout
+    }
+
+    /// The names of all snapshots.
+    pub fn keys(&self) -> Vec<String> {
+        let listed = self.snapshots(&["ls"]);
+        listed.lines().skip(1).filter_map(|line| line.split_whitespace().next().map(str::to_owned)).collect()
+    }
+
+    /// Removes all images that CRI knows, and waits until neither snapshots nor images of the store are left.
+    #[track_caller]
+    pub fn remove_images(&self) {
+        wait_until("everything to be freed", PATIENCE, || {
+            self.remove_names();
+            self.keys().is_empty() && self.store_images().is_empty()
+        });
+    }
+
+    /// Removes the names of all images. CRI gives an image its names again while it still works on events of the pull.
+    pub fn remove_names(&self) {
+        let images = self.ok(&["images", "ls", "--quiet"]);
+        let names: Vec<&str> = images.lines().collect();
+        if !names.is_empty() {
+            drop(self.ctr(&[&["images", "rm", "--sync"], names.as_slice()].concat()));
+        }
+    }
+
+    /// What `towline images ls` has.
+    pub fn store_images(&self) -> Vec<String> {
+        let listed = self.towline.run(&["images", "ls"]).success().stdout;
+        listed.lines().skip(1).map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let tail = |job: &Option<Job>| job.as_ref().map(Job::stderr).unwrap_or_default();
+            for log in [tail(&self.daemon), tail(&self.containerd)] {
+                let lines: Vec<&str> = log.lines().rev().take(30).collect();
+                eprintln!("---\n{}", lines.into_iter().rev().collect::<Vec<_>>().join("\n"));
+            }
+        }
+        if self.containerd.is_some() {
+            let list = self.ctr(&["container", "ls", "--quiet"]);
+            for id in list.stdout.split_whitespace() {
+                for args in [&["task", "rm", "--force", id][..], &["container", "rm", id]] {
+                    drop(self.ctr(args));
+                }
+            }
+        }
+        drop(self.containerd.take());
+        drop(self.daemon.take());
+    }
+}
+
+/// A field of a protobuf message: its bytes.
+pub fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+    let mut length = bytes.len();
+    let mut out = vec![number << 3 | 2];
+    while length >= 0x80 {
+        out.push(u8::try_from(length & 0x7f).expect("seven bits") | 0x80);
+        length >>= 7;
+    }
+    out.push(u8::try_from(length).expect("seven bits"));
+    out.extend(bytes);
+    out
+}
