@@ -340,7 +340,12 @@ impl Filesystem for LayerFs {
             (Some(Node::Image(reference)), Some(digest)) => {
                 let state = self.0.clone();
                 self.0.waits.run(Box::new(move || match state.supply.released(&reference, &digest) {
-                    Ok(()) => reply.error(Errno::ENOENT),
+                    Ok(is_used) => {
+                        if !is_used {
+                            state.nodes().forget(&reference, &digest);
+                        }
+                        reply.error(Errno::ENOENT);
+                    }
                     Err(error) => {
                         tracing::error!("{}", error.one_line());
                         reply.error(Errno::EIO);

@@ -100,8 +100,8 @@ pub trait Supply: Send + Sync + 'static {
     /// It is used once more.
     fn used(&self, reference: &str, digest: &Digest, layer: &Layer) -> Result<()>;
 
-    /// It is used once less.
-    fn released(&self, reference: &str, digest: &Digest) -> Result<()>;
+    /// It is used once less; whether it is used any more.
+    fn released(&self, reference: &str, digest: &Digest) -> Result<bool>;
 
     /// Its blob.
     fn blob(&self, layer: &Layer) -> Result<File>;

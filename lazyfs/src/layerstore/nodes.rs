@@ -122,6 +122,11 @@ impl Nodes {
         self.layers.values().filter(|shown| *shown.reference == *reference).cloned().collect()
     }
 
+    /// Forgets a layer that nobody uses under this name.
+    pub(super) fn forget(&mut self, reference: &str, name: &Digest) {
+        self.layers.retain(|_, shown| *shown.reference != *reference || shown.name != *name);
+    }
+
     fn next(&mut self) -> u64 {
         self.last += 1;
         self.last

@@ -14,7 +14,7 @@ use crate::daemon::client::Paths;
 use crate::daemon::protocol::{Command, PullPolicy, PullRequest, Reply};
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
-use crate::layer::saved;
+use crate::layer::{Meta, saved};
 use crate::manifest::{Config, Document, Manifest};
 use crate::pull::canonical_name;
 use crate::source::RawManifest;
@@ -22,6 +22,7 @@ use crate::store::db::{Db, ImageRow, ImageState};
 use crate::store::pins::Holder;
 use crate::store::{Store, check_startable, create_private_dir};
 use crate::table::Table;
+use crate::tree::erofs::read::StoredTree;
 use crate::treefs::waits::Waits;
 
 /// How long the outcome of a pull counts for the other layers of the same image, for which podman asks next.
@@ -162,6 +163,16 @@ impl FromImages {
         }
     }
 
+    /// The root directory of the image.
+    fn root(&self, row: &ImageRow) -> Result<Meta> {
+        let tree = StoredTree::open(&self.store.image(&row.digest).tree())?;
+        let stat = tree.stat(tree.root()).ok_or_else(|| {
+            Error::new(Outcome::Integrity, format!("reading the tree of {}", row.reference)).because("it has no root directory")
+        })?;
+        let (mtime, mtime_nanos) = stat.mtime;
+        Ok(Meta { mode: (stat.mode & 0o7777) as u16, uid: stat.uid, gid: stat.gid, mtime, mtime_nanos, xattrs: Vec::new() })
+    }
+
     fn layer(&self, row: &ImageRow, digest: &Digest) -> Result<Option<Arc<Layer>>> {
         let manifest = self.manifest(row)?;
         let Some(described) = info::find(&manifest.layers, digest) else { return Ok(None) };
@@ -191,7 +202,7 @@ impl FromImages {
             blob: described.digest,
             size: described.size,
             info: info::of(described, diff_id, &index),
-            tree: tree::open(index, self.owners.opaque(), self.store.root())?,
+            tree: tree::open(index, self.root(row)?, self.owners.opaque(), self.store.root())?,
             contents: Arc::new(contents),
         };
         // Two that were made at once are the same; the first stays.
@@ -227,11 +238,18 @@ impl Supply for FromImages {
         db.pin(&Holder::Layer(last + 1, *digest, reference.to_owned()).pin(), &layer.image)
     }
 
-    fn released(&self, reference: &str, digest: &Digest) -> Result<()> {
+    fn released(&self, reference: &str, digest: &Digest) -> Result<bool> {
         let _alone = lock(&self.uses);
         let mut db = self.db()?;
-        let Some((_, pin)) = uses(&db, reference, digest)?.pop() else { return Ok(()) };
-        db.unpin(&pin)
+        let mut uses = uses(&db, reference, digest)?;
+        if let Some((_, pin)) = uses.pop() {
+            db.unpin(&pin)?;
+        }
+        if uses.is_empty() {
+            // Whoever still shows it keeps it; the next one who asks gets another.
+            lock(&self.open).retain(|_, layer| layer.blob != *digest);
+        }
+        Ok(!uses.is_empty())
     }
 
     fn blob(&self, layer: &Layer) -> Result<File> {

@@ -12,8 +12,12 @@ use crate::tree::erofs::devices::LargeFiles;
 use crate::tree::erofs::read::StoredTree;
 use crate::tree::{erofs, merge};
 
-/// Writes the tree into a file without a name in `dir`, and opens it.
-pub(super) fn open(index: LayerIndex, opaque: &[u8], dir: &Path) -> Result<StoredTree> {
+/// Writes the tree into a file without a name in `dir`, and opens it. `root` is the root directory of a layer that does not describe it:
+/// where such a layer is the topmost, its root is the container's.
+pub(super) fn open(mut index: LayerIndex, root: Meta, opaque: &[u8], dir: &Path) -> Result<StoredTree> {
+    if !index.entries.iter().any(|entry| entry.path.is_empty() && matches!(entry.kind, EntryKind::Directory)) {
+        index.entries.insert(0, Entry { path: Vec::new(), kind: EntryKind::Directory, meta: root });
+    }
     let tree = merge::merge([&shown(index, opaque)])?;
     let none = LargeFiles::default();
     let writer = erofs::Writer::plan(&tree, &none)?;
@@ -92,8 +96,10 @@ mod tests {
     /// Paths with their kind; `o` behind that of an opaque directory.
     fn listed(entries: Vec<Entry>) -> Vec<String> {
         let place = tempfile::tempdir().unwrap();
-        let tree = open(layer(entries), b"trusted.overlay.opaque", place.path()).unwrap();
+        let tree =
+            open(layer(entries), Meta { mode: 0o711, ..Meta::default() }, b"trusted.overlay.opaque", place.path()).unwrap();
         assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0, "it has no name");
+        assert_eq!(tree.stat(tree.root()).unwrap().mode & 0o7777, 0o711);
         let mut all = Vec::new();
         let mut pending = vec![(tree.root(), String::new())];
         while let Some((directory, path)) = pending.pop() {
@@ -175,7 +181,7 @@ mod tests {
     fn a_hard_link_to_another_layer_is_refused() {
         let place = tempfile::tempdir().unwrap();
         let bad = layer(vec![entry("b", EntryKind::Hardlink(b"a".to_vec()))]);
-        let error = open(bad, b"user.overlay.opaque", place.path()).unwrap_err();
+        let error = open(bad, Meta::default(), b"user.overlay.opaque", place.path()).unwrap_err();
         assert!(error.one_line().contains("does not exist"), "{}", error.one_line());
     }
 }
