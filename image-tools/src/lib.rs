@@ -13,6 +13,7 @@ mod layers;
 mod monitor;
 mod network;
 mod patch;
+mod podman;
 mod policy;
 mod relay;
 mod served;

@@ -31,7 +31,11 @@ pub enum Verb {
 impl Verb {
     /// Whether any user may, with a store of their own.
     pub fn is_for_all(&self) -> bool {
-        matches!(self, Self::Layers(_))
+        match self {
+            Self::Layers(_) => true,
+            Self::Install(verb) => verb.is_for_all(),
+            _ => false,
+        }
     }
 }
 
