@@ -116,6 +116,11 @@ impl Towline {
         rows.into_iter().find(|row| row["name"] == name).unwrap_or_else(|| panic!("there is no container {name}"))
     }
 
+    /// Pids of all processes that work with this store.
+    pub fn processes(&self) -> Vec<i32> {
+        processes_of(self.dir.path())
+    }
+
     /// Pids of this store's daemon processes.
     pub fn daemons(&self) -> Vec<i32> {
         processes_of(self.dir.path()).into_iter().filter(|pid| command_name(*pid) == "towlined").collect()
