@@ -264,11 +264,12 @@ fn copy(mut flows: Vec<Flow>, control: &Control) -> Ended {
         for flow in flows.extract_if(.., |flow| !stay(flow)) {
             ended.add(flow);
         }
+        // Also when this ends: whoever waits for a reader would wait in vain.
+        control.heard.store(flows.iter().any(Flow::is_heard), Ordering::SeqCst);
         if control.asked(Wish::Stop) || flows.iter().all(Flow::is_input) {
             flows.into_iter().for_each(|flow| ended.add(flow));
             return ended;
         }
-        control.heard.store(flows.iter().any(Flow::is_heard), Ordering::SeqCst);
         let mut polled = vec![PollFd::from_borrowed_fd(control.wake.as_fd(), PollFlags::IN)];
         let active: Vec<usize> = (0..flows.len()).filter(|&index| flows[index].polled().is_some()).collect();
         polled.extend(active.iter().filter_map(|&index| flows[index].polled()));
