@@ -105,8 +105,10 @@ impl Flow {
         if self.lingers() {
             // A writing end keeps what is in the FIFO, too, and without our own reading end it can be seen whether there is another.
             self.held = None;
-            // What cannot be asked, such as a file, is not waited for.
-            self.done = ioctl_fionread(&self.sink).unwrap_or(0) == 0;
+            // Nobody takes anything out of a file: to the same question it says what others appended.
+            let fifo = rustix::fs::fstat(&self.sink)
+                .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo);
+            self.done = !fifo || ioctl_fionread(&self.sink).unwrap_or(0) == 0;
         }
     }
 
