@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
@@ -13,6 +14,7 @@ use tempfile::TempDir;
 use towline_integration::bundle::{Subject, cgroups_named, make_root, root_or_skip};
 use towline_integration::cri::Cri;
 use towline_integration::cri::messages::*;
+use towline_integration::grpc::Status;
 use towline_integration::process::{Finished, Job, run, wait_until};
 
 /// Long enough for anything on a busy machine.
@@ -33,10 +35,11 @@ enum Shim {
 
 /// The node. Dropping it ends its pods and itself.
 pub struct Node {
-    daemon: Option<Job>,
+    daemon: Mutex<Option<Job>>,
     dir: TempDir,
     /// Part of the names of all that the test makes.
     name: String,
+    snapshotter: &'static str,
     /// Its CRI.
     pub cri: Cri,
 }
@@ -44,6 +47,15 @@ pub struct Node {
 impl Node {
     /// Starts it; `None`, after saying so, where it cannot be.
     pub fn new(test: &str) -> Option<Self> {
+        let node = Self::prepare(test, None)?;
+        node.start();
+        node.import_image();
+        Some(node)
+    }
+
+    /// A node whose network is there and whose containerd is not started yet. Images are kept by the snapshotter `towline` that will
+    /// listen on the given socket, or by containerd's own.
+    pub fn prepare(test: &str, snapshotter: Option<&Path>) -> Option<Self> {
         let skip = |why: &str| {
             println!("SKIP {test}: {why}");
             None
@@ -70,15 +82,22 @@ impl Node {
         // Names of cgroups, and of files below the directory, are looked for when nothing should be left.
         let name = dir.path().file_name().expect("a name").to_string_lossy().into_owned();
         let cri = Cri::new(&dir.path().join("socket"));
-        let mut node = Self { daemon: None, dir, name, cri };
-        node.configure(shim, &binary);
-        node.start();
-        node.import_image();
+        let snapshots = if snapshotter.is_some() { "towline" } else { "overlayfs" };
+        let node = Self { daemon: Mutex::new(None), dir, name, snapshotter: snapshots, cri };
+        node.configure(shim, &binary, snapshotter);
+        node.make_network();
         Some(node)
     }
 
-    fn configure(&self, shim: Shim, binary: &Path) {
+    fn configure(&self, shim: Shim, binary: &Path, snapshotter: Option<&Path>) {
         let dir = text(self.dir.path());
+        let (proxy, snapshots) = match snapshotter {
+            Some(socket) => (
+                format!("[proxy_plugins.towline]\ntype = \"snapshot\"\naddress = \"{}\"\n", text(socket)),
+                "snapshotter = \"towline\"\ndisable_snapshot_annotations = false\n",
+            ),
+            None => (String::new(), ""),
+        };
         let kind = match shim {
             Shim::Towline => "io.containerd.towline.v2",
             Shim::Runc => "io.containerd.runc.v2",
@@ -88,12 +107,12 @@ impl Node {
              disabled_plugins = [\"io.containerd.internal.v1.opt\", \"io.containerd.snapshotter.v1.btrfs\", \
              \"io.containerd.snapshotter.v1.devmapper\", \"io.containerd.snapshotter.v1.zfs\", \
              \"io.containerd.snapshotter.v1.aufs\"]\n\
-             [grpc]\naddress = \"{dir}/socket\"\n\
+             [grpc]\naddress = \"{dir}/socket\"\n{proxy}\
              [plugins.\"io.containerd.grpc.v1.cri\"]\n\
              sandbox_image = \"{IMAGE}\"\nnetns_mounts_under_state_dir = true\nenable_selinux = false\n\
              stream_server_address = \"127.0.0.1\"\nstream_server_port = \"0\"\n\
              [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/usr/lib/cni\"\nconf_dir = \"{dir}/cni\"\n\
-             [plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndefault_runtime_name = \"towline\"\n\
+             [plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndefault_runtime_name = \"towline\"\n{snapshots}\
              [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.towline]\nruntime_type = \"{kind}\"\n\
              [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.towline.options]\n\
              BinaryName = \"{}\"\nRoot = \"{dir}/oci\"\n",
@@ -111,57 +130,65 @@ impl Node {
         fs::write(self.path("cni/10-towline.conflist"), network.to_string()).expect("write the network");
     }
 
-    /// Starts containerd, also again after [`Node::kill`].
-    pub fn start(&mut self) {
+    /// A network that the node's programs share, held by a mount, so that a containerd that starts again finds its pods' bridge.
+    fn make_network(&self) {
+        fs::write(self.path("net"), "").expect("make a file");
+        let mut command = Command::new("unshare");
+        command.args([&format!("--net={}", text(&self.path("net"))), "ip", "link", "set", "lo", "up"]);
+        command.env("PATH", self.search_path());
+        run(command, PATIENCE).success();
+    }
+
+    /// Our binaries first, administrators' programs last.
+    fn search_path(&self) -> String {
         let binaries = Subject::Towline.binary().canonicalize().expect("the path of our binaries");
         let beside = text(binaries.parent().expect("a directory"));
-        let path = std::env::var("PATH").unwrap_or_default();
-        let mut command = match self.network_of() {
-            // The bridge of the pods that are there is in the first one's network.
-            Some(network) => {
-                let mut command = Command::new("nsenter");
-                command.arg(format!("--net={network}"));
-                command
-            }
-            None => {
-                let mut command = Command::new("unshare");
-                command.arg("--net");
-                command
-            }
-        };
-        command.args(["sh", "-c", "ip link set lo up && exec containerd --config \"$0\"", &text(&self.path("config.toml"))]);
-        command.env("PATH", format!("{beside}:{path}:/usr/sbin:/sbin"));
+        format!("{beside}:{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
+    }
+
+    /// A program in the node's network.
+    pub fn program(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", text(&self.path("net")))).arg(program).env("PATH", self.search_path());
+        command
+    }
+
+    /// Starts containerd, also again after [`Node::kill`].
+    pub fn start(&self) {
+        let mut command = self.program("containerd");
+        command.args(["--config", &text(&self.path("config.toml"))]);
         let daemon = Job::start(command);
         let pid = daemon.pid();
-        self.daemon = Some(daemon);
+        *self.daemon() = Some(daemon);
         wait_until("the CRI's answer", PATIENCE, || {
-            let daemon = self.daemon.as_mut().expect("it was started");
-            assert!(Path::new(&format!("/proc/{pid}")).exists(), "containerd has ended: {}", daemon.stderr());
+            assert!(Path::new(&format!("/proc/{pid}")).exists(), "containerd has ended: {}", self.daemon_log());
             let answer: Result<StatusResponse, _> = self.cri.try_call("Status", &Empty {});
             let conditions = answer.ok().and_then(|answer| answer.status).map(|status| status.conditions).unwrap_or_default();
             !conditions.is_empty() && conditions.iter().all(|condition| condition.status)
         });
-        if self.network_of().is_none() {
-            // Held by a mount, so that a containerd that starts again finds its pods' bridge.
-            fs::write(self.path("net"), "").expect("make a file");
-            let mut command = Command::new("mount");
-            command.args(["--bind", &format!("/proc/{pid}/ns/net"), &text(&self.path("net"))]);
-            run(command, PATIENCE).success();
-        }
     }
 
-    fn network_of(&self) -> Option<String> {
-        let path = self.path("net");
-        path.exists().then(|| text(&path))
+    fn daemon(&self) -> MutexGuard<'_, Option<Job>> {
+        self.daemon.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// What the containerd that runs has logged.
+    pub fn daemon_log(&self) -> String {
+        self.daemon().as_ref().map(Job::stderr).unwrap_or_default()
+    }
+
+    /// Part of the names of all that the node's containers leave.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Kills containerd, and nothing else.
-    pub fn kill(&mut self) {
-        drop(self.daemon.take());
+    pub fn kill(&self) {
+        drop(self.daemon().take());
     }
 
     /// An OCI layout of one layer, made by hand.
-    fn import_image(&self) {
+    pub fn import_image(&self) {
         let (root, layout) = (self.path("image-root"), self.path("layout"));
         fs::create_dir(&root).expect("make a directory");
         make_root(&root);
@@ -194,7 +221,7 @@ impl Node {
         let mut command = Command::new("tar");
         command.args(["-C", &text(&layout), "-cf", &text(&self.path("image.tar")), "."]);
         run(command, PATIENCE).success();
-        self.ctr(&["images", "import", &text(&self.path("image.tar"))]).success();
+        self.ctr(&["images", "import", "--snapshotter", self.snapshotter, &text(&self.path("image.tar"))]).success();
         wait_until("the CRI to know the image", PATIENCE, || self.cri.has_image(IMAGE));
     }
 
@@ -220,7 +247,7 @@ impl Node {
             hostname: name.to_owned(),
             log_directory: text(&self.path(&format!("logs/{name}"))),
             linux: Some(LinuxPodSandboxConfig {
-                cgroup_parent: format!("/{}", self.name),
+                cgroup_parent: format!("/{}", self.name()),
                 security_context: Some(LinuxSandboxSecurityContext { namespace_options: Some(namespaces) }),
             }),
         }
@@ -229,8 +256,13 @@ impl Node {
     /// `RunPodSandbox`; its id.
     #[track_caller]
     pub fn run_pod(&self, config: &PodSandboxConfig) -> String {
+        self.try_run_pod(config).unwrap_or_else(|status| panic!("RunPodSandbox: {status:?}"))
+    }
+
+    /// The same, which may fail.
+    pub fn try_run_pod(&self, config: &PodSandboxConfig) -> Result<String, Status> {
         let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: "towline".to_owned() };
-        self.cri.call::<PodId>("RunPodSandbox", &request).pod_sandbox_id
+        self.cri.try_call::<PodId>("RunPodSandbox", &request).map(|pod| pod.pod_sandbox_id)
     }
 
     /// Creates and starts a container of a shell script; `edit` changes its configuration before.
@@ -243,6 +275,19 @@ impl Node {
         script: &str,
         edit: impl FnOnce(&mut ContainerConfig),
     ) -> String {
+        let started = self.try_run_container(pod, sandbox, name, script, edit);
+        started.unwrap_or_else(|status| panic!("a container {name}: {status:?}"))
+    }
+
+    /// The same, which may fail.
+    pub fn try_run_container(
+        &self,
+        pod: &str,
+        sandbox: &PodSandboxConfig,
+        name: &str,
+        script: &str,
+        edit: impl FnOnce(&mut ContainerConfig),
+    ) -> Result<String, Status> {
         let namespaces = sandbox.linux.as_ref().and_then(|linux| linux.security_context.as_ref()?.namespace_options.clone());
         let mut config = ContainerConfig {
             metadata: Some(ContainerMetadata { name: name.to_owned(), attempt: 0 }),
@@ -258,9 +303,9 @@ impl Node {
         edit(&mut config);
         let (config, sandbox_config) = (Some(config), Some(sandbox.clone()));
         let request = CreateContainerRequest { pod_sandbox_id: pod.to_owned(), config, sandbox_config };
-        let id = self.cri.call::<ContainerId>("CreateContainer", &request).container_id;
-        self.cri.call::<Empty>("StartContainer", &container_id(&id));
-        id
+        let id = self.cri.try_call::<ContainerId>("CreateContainer", &request)?.container_id;
+        self.cri.try_call::<Empty>("StartContainer", &container_id(&id))?;
+        Ok(id)
     }
 
     /// A container's status.
@@ -330,7 +375,8 @@ impl Node {
         }
     }
 
-    fn leftovers(&self) -> Vec<String> {
+    /// What is left of pods and of containers.
+    pub fn leftovers(&self) -> Vec<String> {
         let mut found: Vec<String> = self.shims().iter().map(|pid| format!("shim {pid}")).collect();
         for dir in cgroups_named(&self.name) {
             // The parent is ours; what is in it was of pods.
@@ -355,7 +401,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if self.daemon.is_some() {
+        if self.daemon().is_some() {
             let pods: Result<ListPodSandboxResponse, _> = self.cri.try_call("ListPodSandbox", &Empty {});
             for pod in pods.map(|list| list.items).unwrap_or_default() {
                 for method in ["StopPodSandbox", "RemovePodSandbox"] {
@@ -405,7 +451,8 @@ pub fn text(path: &Path) -> String {
     path.display().to_string()
 }
 
-fn mounts() -> Vec<String> {
+/// Mount points of this mount namespace, in mount order.
+pub fn mounts() -> Vec<String> {
     let table = fs::read_to_string("/proc/self/mountinfo").expect("read mountinfo");
     table.lines().filter_map(|line| line.split(' ').nth(4).map(str::to_owned)).collect()
 }

@@ -152,7 +152,7 @@ fn a_shared_pid_namespace_and_an_oom_kill() {
 
 #[test]
 fn containerd_comes_back_and_finds_its_pods() {
-    let Some(mut node) = Node::new("containerd_comes_back_and_finds_its_pods") else { return };
+    let Some(node) = Node::new("containerd_comes_back_and_finds_its_pods") else { return };
     let config = node.pod("p4", CONTAINER);
     let pod = node.run_pod(&config);
     let script = "n=0; while :; do n=$((n+1)); echo $n; sleep 0.02; done";
