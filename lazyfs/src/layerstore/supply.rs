@@ -117,7 +117,11 @@ impl FromImages {
         let pull = lock(&self.pulls).entry(reference.to_owned()).or_default().clone();
         let mut pull = lock(&pull);
         if pull.ended.is_some_and(|ended| ended.elapsed() < SAME_PULL) {
-            return Ok(pull.image);
+            match pull.image {
+                // Removed since then.
+                Some(image) if self.db()?.image(&image)?.is_none() => {}
+                same => return Ok(same),
+            }
         }
         let begin = Instant::now();
         let pulled =
