@@ -50,7 +50,10 @@ impl Rig {
                     [engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n";
         fs::write(self.path("containers.conf"), conf).expect("write containers.conf");
         let storage = |store: &str, layers: &str| {
-            let [graph, run] = ["graph", "run"].map(|part| self.path(&format!("{store}-{part}")).display().to_string());
+            let graph = self.path(&format!("{store}-graph")).display().to_string();
+            let run = self.path(&format!("r{}", &store[..1])).display().to_string();
+            // Nobody would see its error: each `podman run` would be 20 s late, and what ends by itself would stay.
+            assert!(run.len() <= 50, "podman's cleanup process refuses a longer runroot than {run}: set a shorter TOWLINE_WORK");
             let text = format!("[storage]\ndriver = \"overlay\"\ngraphroot = \"{graph}\"\nrunroot = \"{run}\"\n{layers}");
             fs::write(self.path(&format!("{store}.conf")), text).expect("write storage.conf");
         };

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use towline_integration::process::run;
+use towline_integration::process::{run, wait_until};
 use towline_integration::registry::Registry;
 use towline_integration::towline::{PATIENCE, Towline};
 
@@ -60,6 +60,24 @@ fn an_image_starts_lazily_and_is_podmans_own_afterwards() {
 /// Nothing holds the image any more: it goes, with its content.
 fn refresh(towline: &Towline, image: &str) -> String {
     towline.run(&["images", "rm", image]).success().stdout
+}
+
+#[test]
+fn what_ends_is_cleaned_up_by_podmans_own_process() {
+    let Some(rig) = Rig::new("starts::what_ends_is_cleaned_up_by_podmans_own_process") else { return };
+    let image = rig.image("small:zstd");
+    rig.ok(&["run", "-d", "--rm", "--network", "none", &image, "/bin/busybox", "cat", "/bin/probe"]);
+    let merged = format!("{}/overlay/", rig.path("lazy-graph").display());
+    wait_until("podman's cleanup process to have removed the container", PATIENCE, || {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        rig.ok(&["ps", "-a", "-q"]).is_empty() && !mounts.contains(&merged)
+    });
+
+    // An image that was removed a moment ago is pulled again, and not by podman.
+    rig.ok(&["rmi", "--all", "--force"]);
+    rig.towline.run(&["images", "rm", &image]).success();
+    assert_eq!(rig.script(&image, "echo again"), "again");
+    assert!(rig.towline.run(&["images", "ls"]).success().stdout.contains(&image), "podman has pulled it: {}", rig.log());
 }
 
 #[test]
