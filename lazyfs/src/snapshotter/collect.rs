@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Snapshotter;
+use super::operations::base_pin;
 use super::records::{Record, Remote};
 use crate::digest::Digest;
 use crate::error::{Outcome, Result};
@@ -65,13 +66,18 @@ impl Snapshotter {
         Ok(())
     }
 
-    /// Pins what remote layers need: the store's database may have been made again without these pins.
-    pub(super) async fn pin_again(&self) -> Result<()> {
+    /// Makes pins fit snapshots again, before anything is served: pins what remote layers need, since the store's database may have been made
+    /// again without these pins, and lets go what no snapshot has: a daemon that was killed between its two databases has left it.
+    pub(super) async fn settle_pins(&self) -> Result<()> {
         let records = self.with(|records| records.all()).await?;
         self.daemon
             .database
             .with(move |db| {
                 let pinned = db.all_pins()?;
+                for pin in forgotten(&pinned, &records) {
+                    tracing::info!("letting go what no snapshot has any more: {pin}");
+                    db.unpin(pin)?;
+                }
                 for record in &records {
                     let Some(remote) = &record.remote else { continue };
                     let pin = (Holder::Snapshot(record.name.clone()).pin(), remote.image);
@@ -92,6 +98,14 @@ impl Snapshotter {
         }
         Ok(())
     }
+}
+
+/// Pins of snapshots that there are not.
+fn forgotten<'a>(pins: &'a [(String, Digest)], records: &[Record]) -> Vec<&'a str> {
+    let known: HashSet<String> =
+        records.iter().flat_map(|record| [Holder::Snapshot(record.name.clone()).pin(), base_pin(&record.name)]).collect();
+    let names = pins.iter().map(|(pin, _)| pin.as_str());
+    names.filter(|pin| matches!(Holder::of(pin), Holder::Snapshot(_)) && !known.contains(*pin)).collect()
 }
 
 /// Remote layers that are to be of another image, and of which.
@@ -128,6 +142,22 @@ mod tests {
         });
         let (kind, labels, usage) = (Kind::Committed, BTreeMap::new(), Usage::default());
         Record { id, name: id.to_string(), parent: parent.into(), kind, created: 0, updated: 0, labels, usage, remote }
+    }
+
+    #[test]
+    fn pins_of_snapshots_that_a_killed_daemon_had_removed_are_let_go() {
+        let records = [record(1, "", Some((b"a", 1, 1))), record(2, "1", None)];
+        let pins = [
+            "snapshot 1",
+            "snapshot 2",
+            "snapshot 2 (lowest layers)",
+            "snapshot 3",
+            "snapshot 3 (lowest layers)",
+            "3",
+            "mount /3",
+        ];
+        let pins = pins.map(|pin| (pin.to_owned(), Digest::of(b"a")));
+        assert_eq!(forgotten(&pins, &records), ["snapshot 3", "snapshot 3 (lowest layers)"]);
     }
 
     #[test]

@@ -132,7 +132,7 @@ impl Snapshotter {
             _stay: stay,
         });
         snapshotter.tidy().await?;
-        snapshotter.pin_again().await?;
+        snapshotter.settle_pins().await?;
         tokio::spawn(grpc::server::serve(listener, snapshotter.clone()));
         Ok(snapshotter)
     }
