@@ -112,6 +112,8 @@ pub struct PodSandboxStatusResponse {
 pub struct PodSandbox {
     #[prost(string, tag = "1")]
     pub id: String,
+    #[prost(message, optional, tag = "2")]
+    pub metadata: Option<PodSandboxMetadata>,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use towline_integration::bundle::cgroups_named;
@@ -18,6 +19,8 @@ use towline_integration::towline::{Towline, bin_dir};
 
 use super::node::{Node, PATIENCE, mounts, text};
 use super::podman::Podman;
+use super::random::Random;
+use super::truth::Truth;
 
 /// Where the shim keeps the states of the containers that `ctr` makes in CRI's namespace.
 const STATES: &str = "/run/containerd/towline/k8s.io";
@@ -28,6 +31,8 @@ pub struct Machine {
     pub node: Node,
     daemon: Mutex<Option<Job>>,
     pub towline: Towline,
+    /// What the image's files are.
+    pub truth: Truth,
     registry: Registry,
     /// Sockets of shims that were seen.
     sockets: Mutex<BTreeSet<String>>,
@@ -48,7 +53,15 @@ impl Machine {
         let node = Node::prepare(test, Some(&towline.state().join("snapshotter.sock")))?;
         fs::create_dir(node.path("out")).expect("make a directory");
         let registry = node.in_network(Registry::start);
-        let machine = Self { podman, node, daemon: Mutex::new(None), towline, registry, sockets: Mutex::default() };
+        let machine = Self {
+            podman,
+            node,
+            daemon: Mutex::new(None),
+            towline,
+            truth: Truth::of("small"),
+            registry,
+            sockets: Mutex::default(),
+        };
         machine.start_daemon();
         machine.node.start();
         machine.node.import_image();
@@ -98,6 +111,21 @@ impl Machine {
         inside.map(|mount| format!("mount {mount}")).chain(processes).collect()
     }
 
+    /// Kills the shim of some container or pod, if there is one besides that of `spared`.
+    pub fn kill_shim(&self, random: &mut Random, spared: &str) {
+        let line = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let shims: Vec<i32> = self.node.shims().into_iter().filter(|pid| !line(pid).contains(spared)).collect();
+        if shims.is_empty() {
+            return;
+        }
+        let shim = shims[usize::try_from(random.below(shims.len() as u64)).expect("an index")];
+        // It may have ended by itself meanwhile.
+        match kill(Pid::from_raw(shim), Signal::SIGKILL) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(error) => panic!("killing the shim {shim}: {error}"),
+        }
+    }
+
     fn daemon_log(&self) -> String {
         self.daemon.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Job::stderr).unwrap_or_default()
     }
@@ -141,9 +169,21 @@ impl Machine {
         loop {
             let left = self.try_clean(id);
             if left.as_ref().is_ok_and(Vec::is_empty) {
-                return;
+                return self.remove_fifos(id);
             }
             assert!(Instant::now() < end, "cannot remove {id}: {left:#?}\n{}\n{}", self.node.daemon_log(), self.daemon_log());
+        }
+    }
+
+    /// Removes FIFOs that `ctr` has made for a task and forgets when the task cannot be started: they are this client's and nobody else's.
+    fn remove_fifos(&self, id: &str) {
+        let theirs = format!("{id}-");
+        for dir in entries(&self.node.path("fifo")) {
+            let named =
+                |file: &String| Path::new(file).file_name().is_some_and(|name| name.to_string_lossy().starts_with(&theirs));
+            if entries(Path::new(&dir)).iter().any(named) {
+                fs::remove_dir_all(&dir).expect("remove FIFOs of ctr");
+            }
         }
     }
 
@@ -165,7 +205,8 @@ impl Machine {
         }
         let pods: ListPodSandboxResponse =
             self.node.cri.try_call("ListPodSandbox", &Empty {}).map_err(|status| format!("list pods: {status:?}"))?;
-        for pod in pods.items {
+        let own = |pod: &PodSandbox| pod.metadata.as_ref().is_some_and(|data| data.name == pod_name(id));
+        for pod in pods.items.into_iter().filter(own) {
             for method in ["StopPodSandbox", "RemovePodSandbox"] {
                 let done: Result<Empty, _> = self.node.cri.try_call(method, &PodId { pod_sandbox_id: pod.id.clone() });
                 left.push(format!("{method} {}: {done:?}", pod.id));
@@ -174,8 +215,11 @@ impl Machine {
         Ok(left)
     }
 
-    /// Removes all images by their names.
+    /// Removes all images by their names, and leases of containerds that were killed, which keep what was made under them for 24 hours.
     pub fn remove_images(&self) -> Result<(), String> {
+        for lease in self.ctr(&["leases", "ls", "--quiet"])?.lines() {
+            self.ctr(&["leases", "rm", "--sync", lease])?;
+        }
         let images = self.ctr(&["images", "ls", "--quiet"])?;
         let names: Vec<&str> = images.lines().collect();
         // CRI gives an image its names again while it still works on events of the pull: a name may be gone, or come.
@@ -221,6 +265,11 @@ impl Drop for Machine {
             }
         }
     }
+}
+
+/// The name of the pod of a cycle.
+pub fn pod_name(id: &str) -> String {
+    id.replacen("towline-cri-", "pod-", 1).to_lowercase()
 }
 
 /// What a command said that failed.

@@ -1,5 +1,5 @@
 //! Everything at once, as people use it: `ctr`, a kubelet and podman start, watch and end containers through our shim, our snapshotter
-//! and our runtime, while containerd and `towlined` are killed at random moments and started again.
+//! and our runtime, two at a time, while containerd, `towlined` and shims are killed at random moments, and the daemons started again.
 //!
 //! The seed is printed, and `TOWLINE_SEED` repeats it; `TOWLINE_CYCLES` says how many cycles there are (40 unless it says so).
 
@@ -19,5 +19,9 @@ mod node;
 mod podman;
 #[cfg(test)]
 mod random;
+#[cfg(test)]
+#[path = "../lazy/truth.rs"]
+#[allow(dead_code, reason = "it is shared with the tests of lazy starts, which use all of it")]
+mod truth;
 #[cfg(test)]
 mod work;

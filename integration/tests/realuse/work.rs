@@ -6,12 +6,15 @@ use std::time::{Duration, Instant};
 
 use towline_integration::cri::messages::*;
 
-use super::machine::{Machine, failed};
+use super::machine::{Machine, failed, pod_name};
 use super::node::{PATIENCE, container_id, text};
 use super::random::Random;
 
 /// Its name, and what does it for a container of a name.
 pub type Work = (&'static str, fn(&Machine, &str, &mut Random) -> Result<(), String>);
+
+/// Of these only that which takes the image away; nothing else is done meanwhile.
+pub const ALONE: &str = "image";
 
 /// All of them, in equal shares.
 pub const ALL: &[Work] = &[
@@ -23,7 +26,7 @@ pub const ALL: &[Work] = &[
     ("pod", pod),
     ("podman run", podman_run),
     ("podman verbs", podman_verbs),
-    ("image", image),
+    (ALONE, image),
 ];
 
 /// What `seq 1 NUMBER` prints.
@@ -47,6 +50,14 @@ fn until(what: &str, mut asked: impl FnMut() -> Result<bool, String>) -> Result<
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
+}
+
+/// Whether a task has a status; it has to exist.
+fn is(machine: &Machine, id: &str, wanted: &str) -> Result<bool, String> {
+    match machine.status(id)? {
+        status if status.is_empty() => Err(format!("the task {id} is gone")),
+        status => Ok(status == wanted),
+    }
 }
 
 /// A program in the foreground; the container writes the same into a file of the host.
@@ -76,16 +87,16 @@ fn verbs(machine: &Machine, id: &str, random: &mut Random) -> Result<(), String>
     for round in 0..=random.below(3) {
         match random.below(3) {
             0 => {
-                let (lines, exec) = (1 + random.below(20_000), format!("e{round}"));
+                let (lines, exec) = (1 + random.below(20_000), format!("{id}-e{round}"));
                 let fifos = text(&machine.node.path("fifo"));
                 let line = ["task", "exec", "--fifo-dir", &fifos, "--exec-id", &exec, id, "seq", "1", &lines.to_string()];
                 assert_sequence("exec", &machine.ctr(&line)?, lines);
             }
             1 => {
                 machine.ctr(&["task", "pause", id])?;
-                until("the pause", || Ok(machine.status(id)? == "PAUSED"))?;
+                until("the pause", || is(machine, id, "PAUSED"))?;
                 machine.ctr(&["task", "resume", id])?;
-                until("the end of the pause", || Ok(machine.status(id)? == "RUNNING"))?;
+                until("the end of the pause", || is(machine, id, "RUNNING"))?;
             }
             _ => {
                 let figures = machine.ctr(&["task", "metrics", id])?;
@@ -94,7 +105,7 @@ fn verbs(machine: &Machine, id: &str, random: &mut Random) -> Result<(), String>
         }
     }
     machine.ctr(&["task", "kill", "--signal", "15", id])?;
-    until("the end of the task", || Ok(machine.status(id)? == "STOPPED"))?;
+    until("the end of the task", || is(machine, id, "STOPPED"))?;
     let written = fs::read_to_string(&log).expect("read the log");
     assert_sequence("the log of a task", &written, number);
     // ctr ends with the task's exit code.
@@ -107,16 +118,18 @@ fn verbs(machine: &Machine, id: &str, random: &mut Random) -> Result<(), String>
 /// A pod with one or two containers.
 fn pod(machine: &Machine, id: &str, random: &mut Random) -> Result<(), String> {
     let node = &machine.node;
-    let name = format!("pod{}", id.rsplit('-').next().unwrap_or_default());
+    let name = pod_name(id);
     let config = node.pod(&name, CONTAINER);
     let told = |status| format!("{name}: {status:?}");
     let pod = node.try_run_pod(&config).map_err(told)?;
     let (number, image) = (1 + random.below(20_000), machine.image());
-    for container in 0..=random.below(2) {
+    for container in (0..=random.below(2)).map(|container| format!("c{container}")) {
+        let log = container.clone();
         let named = |config: &mut ContainerConfig| config.image = Some(ImageSpec { image: image.clone() });
         let script = format!("trap 'exit 3' TERM; seq 1 {number}; while :; do sleep 0.05; done");
-        let container = node.try_run_container(&pod, &config, &format!("c{container}"), &script, named).map_err(told)?;
+        let container = node.try_run_container(&pod, &config, &container, &script, named).map_err(told)?;
         machine.see_sockets();
+        whole_log(machine, &name, &log, number)?;
         let exec = ExecSyncRequest {
             container_id: container.clone(),
             cmd: ["seq", "1", &number.to_string()].map(str::to_owned).into(),
@@ -129,12 +142,31 @@ fn pod(machine: &Machine, id: &str, random: &mut Random) -> Result<(), String> {
             node.cri.try_call::<Empty>("StopContainer", &stop).map_err(told)?;
             let answer: ContainerStatusResponse =
                 node.cri.try_call("ContainerStatus", &container_id(&container)).map_err(told)?;
-            assert_eq!(answer.status.expect("a status").exit_code, 3);
+            let code = answer.status.expect("a status").exit_code;
+            if code != 3 {
+                return Err(format!("{name}: exit code {code}"));
+            }
         }
     }
     for method in ["StopPodSandbox", "RemovePodSandbox"] {
         node.cri.try_call::<Empty>(method, &PodId { pod_sandbox_id: pod.clone() }).map_err(told)?;
     }
+    Ok(())
+}
+
+/// Waits until the log of a container that lives has everything. A containerd that is killed takes with it what it has read and not written.
+fn whole_log(machine: &Machine, pod: &str, container: &str, number: u64) -> Result<(), String> {
+    let end = Instant::now() + Duration::from_secs(30);
+    let wanted = usize::try_from(number).expect("small");
+    let lines = || machine.node.log(pod, container);
+    while lines().len() < wanted {
+        if Instant::now() > end {
+            return Err(format!("the log of {container} in {pod} has {} lines of {number}", lines().len()));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let lines: String = lines().iter().map(|line| format!("{}\n", line.strip_prefix("stdout F ").unwrap_or(line))).collect();
+    assert_sequence("the log of a container of a pod", &lines, number);
     Ok(())
 }
 
@@ -171,9 +203,15 @@ fn podman_verbs(machine: &Machine, id: &str, random: &mut Random) -> Result<(), 
     Ok(())
 }
 
-/// The image is removed, pulled again, and started.
-fn image(machine: &Machine, id: &str, random: &mut Random) -> Result<(), String> {
+/// The image is removed, pulled again, and all of it is read while it arrives.
+fn image(machine: &Machine, id: &str, _random: &mut Random) -> Result<(), String> {
     machine.ctr(&["images", "rm", "--sync", &machine.image()])?;
     machine.pull()?;
-    foreground(machine, id, random)
+    let done = machine.run(&["--rm"], id, "find / -xdev -type f -exec probe sum {} +; exit 3");
+    if done.code() != Some(3) {
+        return Err(failed(&done));
+    }
+    let (right, wrong) = machine.truth.compare(&done.stdout);
+    assert!(right == machine.truth.len() && wrong.is_empty(), "{right} of {}: {wrong:?}", machine.truth.len());
+    Ok(())
 }
