@@ -33,6 +33,8 @@ const INFO: &str = "info";
 const BLOB: &str = "blob";
 const USE: &str = "use";
 const TYPE: u32 = 0o170_000;
+/// The kernel keeps that there is no such name: an overlay looks for each name in all layers, and most of them do not have it.
+const ABSENT: INodeNo = INodeNo(0);
 
 pub(super) struct LayerFs(Arc<State>);
 
@@ -198,7 +200,7 @@ impl Filesystem for LayerFs {
             },
             Some(Node::Layer(shown, Part::Tree(nid))) => match shown.layer.tree.child(nid, name) {
                 Some(child) => state.part(&shown, Part::Tree(child), reply),
-                None => reply.error(Errno::ENOENT),
+                None => reply.entry(&FOR_EVER, &state.own(ABSENT, 0, 0), Generation(0)),
             },
             Some(Node::Layer(_, Part::Info | Part::Blob)) => reply.error(Errno::ENOTDIR),
             None => reply.error(Errno::ESTALE),
