@@ -4,6 +4,7 @@ pub mod archive;
 pub mod convert;
 pub mod copy;
 pub mod daemon;
+pub mod descriptors;
 pub mod digest;
 pub mod error;
 pub mod fetch;

@@ -10,10 +10,10 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use clap::Parser;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use towline_lazyfs::daemon::client::Paths;
 use towline_lazyfs::daemon::protocol::{Message, VERSION};
 use towline_lazyfs::daemon::server::{Ready, Start};
+use towline_lazyfs::descriptors;
 use towline_lazyfs::error::{Error, Outcome, Result};
 use towline_lazyfs::fetch::FetchConfig;
 use towline_lazyfs::holder::systemd::Environment;
@@ -102,7 +102,7 @@ fn serve(paths: Paths, fetch: &str, start: impl FnOnce(FetchConfig, Keeper) -> S
     let keeper = keeper(&paths);
     leave_session()?;
     take_signals()?;
-    allow_descriptors()?;
+    descriptors::allow()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("towlined")
@@ -134,18 +134,6 @@ fn leave_session() -> Result<()> {
         Ok(_) | Err(nix::errno::Errno::EPERM) => Ok(()),
         Err(e) => Err(Error::new(Outcome::Io, "leaving the session").because(e)),
     }
-}
-
-/// Uses what the machine allows: each file that is fetched and each connection has a descriptor, and shells allow but 1024.
-fn allow_descriptors() -> Result<()> {
-    const MOST: u64 = 65_536;
-    let limit = getrlimit(Resource::Nofile);
-    let wanted = limit.maximum.unwrap_or(MOST).min(MOST);
-    if limit.current.is_none_or(|current| current >= wanted) {
-        return Ok(());
-    }
-    setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), ..limit })
-        .map_err(|e| Error::new(Outcome::Io, format!("allowing {wanted} open files")).because(e))
 }
 
 /// Whoever starts the daemon may have blocked signals, as the monitor of a container has; the block is inherited.

@@ -115,7 +115,7 @@ enum Verb {
     /// Run containers that have ended once more
     Start(start::Args),
     /// End containers and start them again
-    Restart(restart::Args),
+    Restart(stop::Args),
     /// Freeze containers
     Pause(pause::Args),
     /// Let frozen containers go on

@@ -10,19 +10,8 @@ use crate::engine::Engine;
 use crate::failure::Outcome;
 use crate::relay::process::Signals;
 
-/// Flags of `restart`.
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    /// Seconds between asking and killing
-    #[arg(short, long, default_value_t = 10, value_name = "SECONDS")]
-    time: u64,
-    /// Names or ids
-    #[arg(required = true)]
-    containers: Vec<String>,
-}
-
 /// Ends containers and starts them again.
-pub fn run(engine: &Engine, args: &Args) -> Outcome {
+pub fn run(engine: &Engine, args: &stop::Args) -> Outcome {
     let signals = Signals::take(false)?;
     super::for_each(&args.containers, |name| {
         let record = registry::find_record(&engine.paths, name)?;

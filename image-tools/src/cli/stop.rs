@@ -16,15 +16,15 @@ const INTERVAL: Duration = Duration::from_millis(20);
 /// How long a killed container may take until its end is recorded.
 const KILLED_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Flags of `stop`.
+/// Flags of `stop` and `restart`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Seconds between asking and killing
     #[arg(short, long, default_value_t = 10, value_name = "SECONDS")]
-    time: u64,
+    pub time: u64,
     /// Names or ids
     #[arg(required = true)]
-    containers: Vec<String>,
+    pub containers: Vec<String>,
 }
 
 /// Ends containers.

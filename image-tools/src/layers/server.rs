@@ -6,8 +6,8 @@ use std::sync::{Arc, mpsc};
 
 use nix::sys::signal::SigSet;
 use nix::unistd::{User, getgid, getuid};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use towline_lazyfs::daemon::protocol::{Failure, PullUntil};
+use towline_lazyfs::descriptors;
 use towline_lazyfs::error::{Error, Outcome, Result};
 use towline_lazyfs::layerstore;
 use towline_lazyfs::layerstore::owners::Owners;
@@ -16,9 +16,6 @@ use towline_lazyfs::treefs::TreeMount;
 
 use crate::cli::images::pull::SourceArgs;
 use crate::engine::Engine;
-
-/// Each file that a program has open is open here too.
-const DESCRIPTORS: u64 = 65_536;
 
 /// Serves the layer store at `dir` until nothing has it mounted any more. The line on standard output says why it cannot, or `null` once it
 /// serves.
@@ -42,7 +39,7 @@ pub fn run(engine: &Engine, dir: &Path) -> Result<u8> {
 fn mount(engine: &Engine, dir: &Path, ended: mpsc::Sender<()>) -> Result<TreeMount> {
     // The keeper has some blocked.
     SigSet::empty().thread_set_mask().map_err(|e| Error::new(Outcome::Io, "unblocking signals").because(e))?;
-    allow_descriptors()?;
+    descriptors::allow()?;
     rustix::thread::set_name(c"towline-layers").map_err(|e| Error::io("naming", "this process", e))?;
     let owners = owners()?;
     let own = engine.clone();
@@ -74,14 +71,4 @@ fn owners() -> Result<Owners> {
         other => other.map_err(|e| Error::io("reading", path, e)),
     };
     Owners::of_user(&name, uid.as_raw(), gid.as_raw(), &read("/etc/subuid")?, &read("/etc/subgid")?)
-}
-
-fn allow_descriptors() -> Result<()> {
-    let limit = getrlimit(Resource::Nofile);
-    let wanted = limit.maximum.unwrap_or(DESCRIPTORS).min(DESCRIPTORS);
-    if limit.current.is_none_or(|current| current >= wanted) {
-        return Ok(());
-    }
-    setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), ..limit })
-        .map_err(|e| Error::new(Outcome::Io, format!("allowing {wanted} open files")).because(e))
 }

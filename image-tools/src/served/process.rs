@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use towline_lazyfs::daemon::protocol::Failure;
+use towline_lazyfs::descriptors;
 use towline_lazyfs::error::{Error, Outcome, Result};
 use towline_lazyfs::rootfs::plan::RootPlan;
 use towline_lazyfs::tree::erofs::read::StoredTree;
@@ -15,9 +15,6 @@ use towline_lazyfs::treefs::{TreeMount, View};
 
 /// Longest plan in bytes that is read.
 const MAX_PLAN: u64 = 1 << 20;
-
-/// Each file that a program has open is open here too.
-const DESCRIPTORS: u64 = 65_536;
 
 /// At most one failure in this time is told to the container's user; the daemon's log has all.
 const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -42,7 +39,7 @@ pub fn run(dir: &Path) -> Result<u8> {
 
 fn mount(dir: &Path, ended: mpsc::Sender<()>) -> Result<TreeMount> {
     let plan = read_plan()?;
-    allow_descriptors()?;
+    descriptors::allow()?;
     rustix::thread::set_name(c"towline-tree").map_err(|e| Error::io("naming", "this process", e))?;
     let last = Mutex::<Option<Instant>>::default();
     let say = move |error: &Error| {
@@ -64,14 +61,4 @@ fn read_plan() -> Result<RootPlan> {
     let mut line = String::new();
     BufReader::new(std::io::stdin().lock().take(MAX_PLAN)).read_line(&mut line).map_err(|e| Error::io(TRIED, "", e))?;
     serde_json::from_str(&line).map_err(|e| Error::new(Outcome::BadInput, TRIED).because(e))
-}
-
-fn allow_descriptors() -> Result<()> {
-    let limit = getrlimit(Resource::Nofile);
-    let wanted = limit.maximum.unwrap_or(DESCRIPTORS).min(DESCRIPTORS);
-    if limit.current.is_none_or(|current| current >= wanted) {
-        return Ok(());
-    }
-    setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), ..limit })
-        .map_err(|e| Error::new(Outcome::Io, format!("allowing {wanted} open files")).because(e))
 }
