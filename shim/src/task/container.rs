@@ -18,11 +18,14 @@ use crate::metrics::Cgroups;
 use crate::reaper::{Exit, Reaper, Window};
 use crate::rpc::Failure;
 use crate::rpc::status::Answer;
-use crate::stdio::READ;
+use crate::stdio::{READ, Streams};
 use crate::{STACK, log, rootfs};
 
 /// How long the first process's end is held back for those of the others, which have been killed by then.
 const OTHERS: Duration = Duration::from_secs(10);
+
+/// How long the end of a further process is held back for whoever reads its output, which a process that it left behind may keep open.
+const EXEC_READ: Duration = Duration::from_secs(2);
 
 /// A container.
 pub struct Container {
@@ -142,13 +145,39 @@ impl Container {
                 }
                 self.tell_init(&mut state)
             }
-            _ => state.execs.get_mut(exec).map(|process| self.tell(exec, process, exit)).unwrap_or_default(),
+            _ => {
+                let streams = state.execs.get(exec).and_then(|process| process.streams.clone());
+                if let Some(streams) = streams.filter(|streams| streams.is_heard()) {
+                    drop(state);
+                    return self.end_read(exec, exit, streams);
+                }
+                self.tell_exec(&mut state, exec, exit)
+            }
         };
         drop(state);
         self.changed.notify_all();
         answer(waiters, exit);
         if exec.is_empty() {
             self.unmount_early();
+        }
+    }
+
+    fn tell_exec(&self, state: &mut State, exec: &str, exit: Exit) -> Vec<Waiter> {
+        state.execs.get_mut(exec).map(|process| self.tell(exec, process, exit)).unwrap_or_default()
+    }
+
+    /// Tells of the end of a further process once its output is read: clients close their ends of the FIFOs when they hear of it.
+    fn end_read(self: &Arc<Self>, exec: &str, exit: Exit, streams: Arc<Streams>) {
+        let (own, name) = (Arc::clone(self), exec.to_owned());
+        let work = move || {
+            // What is not read by then waits for its delete.
+            streams.wait_read(EXEC_READ);
+            let waiters = own.tell_exec(&mut own.state(), &name, exit);
+            own.changed.notify_all();
+            answer(waiters, exit);
+        };
+        if let Err(error) = thread::Builder::new().stack_size(STACK).spawn(work) {
+            log::error(format_args!("container {}: telling of the end of process {exec}: {error}", self.id));
         }
     }
 
