@@ -27,6 +27,17 @@ stage() { # NAME SECONDS COMMAND...
     return "$status"
 }
 
+# A flag for each suite of these crates. With -p cargo would settle on other features of the dependencies than for the workspace, and compile
+# half of them again.
+suites() { # FOLDER...
+    local test
+    for test in "${@/%//tests}"; do
+        for test in "$test"/*.rs "$test"/*/main.rs; do
+            [ ! -e "$test" ] || { test=${test%/main.rs} test=${test##*/} && echo "--test ${test%.rs}"; }
+        done
+    done
+}
+
 summary() {
     awk -v stages="${failed_stages[*]:-}" '
         /^test result: / {
@@ -54,14 +65,15 @@ summary() {
 stage 'formatting' 120 "$cargo" fmt --all --check
 stage 'clippy' 1500 "$cargo" clippy --quiet --workspace --all-targets -- -D warnings
 if stage 'build' 1500 "$cargo" build --workspace --bins && stage 'build tests' 1500 "$cargo" test --quiet --workspace --no-run; then
-    stage 'library tests' 1200 "$cargo" test --workspace --exclude towline-integration --no-fail-fast -- --show-output
+    stage 'library tests' 1200 "$cargo" test --workspace --lib --bins $(suites runtime lazyfs shim image-tools) --no-fail-fast -- --show-output
+    stage 'examples of the documentation' 600 "$cargo" test --quiet --workspace --doc --no-fail-fast
     stage 'fuzz targets' 1200 bash runtime/fuzz/run.sh
     images=0
     [ "$(id -u)" != 0 ] || stage 'images' 1800 bash integration/images/build.sh || images=$?
     [ "$(id -u)" != 0 ] || stage 'test machine' 600 bash integration/testbed/build.sh
     # Container tests share the machine's mounts, cgroups and its two or so cores: one at a time.
     [ "$images" != 0 ] ||
-        stage 'end-to-end tests' 3300 "$cargo" test -p towline-integration --no-fail-fast -- --show-output --test-threads=1
+        stage 'end-to-end tests' 3300 "$cargo" test --workspace $(suites integration) --no-fail-fast -- --show-output --test-threads=1
 fi
 
 summary
