@@ -154,6 +154,7 @@ fn assert_nothing_is_left(machine: &Machine) {
         }
     };
     gone(&|| machine.left());
+    println!("{} files of sockets that killed shims have left", machine.stale_sockets());
     machine.stop_daemon();
     gone(&|| machine.left_of_daemon());
 }
