@@ -103,9 +103,10 @@ impl Keeper {
             Self::Process { socket, .. } => socket,
         };
         let Some(holder) = connect(socket)? else { return Ok(()) };
-        match call(&holder, &Packet::Drop, None)? {
-            (Packet::Done, None) => Ok(()),
-            (answer, _) => Err(unexpected(&answer)),
+        match exchange(&holder, &Packet::Drop, None) {
+            // It also ends by itself once the trigger is unmounted, and that it has is what is wanted.
+            Ok(Received::Packet(Ok(Packet::Done), None) | Received::End) | Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
+            other => understood(&Packet::Drop, other).and_then(|(answer, _)| Err(unexpected(&answer))),
         }
     }
 }
@@ -139,10 +140,17 @@ fn connect(path: &Path) -> Result<Option<OwnedFd>> {
 }
 
 fn call(holder: &OwnedFd, packet: &Packet, descriptor: Option<&OwnedFd>) -> Result<(Packet, Option<OwnedFd>)> {
+    understood(packet, exchange(holder, packet, descriptor))
+}
+
+fn exchange(holder: &OwnedFd, packet: &Packet, descriptor: Option<&OwnedFd>) -> Result<Received, Errno> {
+    packet::send(holder, packet, descriptor)?;
+    packet::receive(holder)
+}
+
+fn understood(packet: &Packet, received: Result<Received, Errno>) -> Result<(Packet, Option<OwnedFd>)> {
     let tried = || format!("asking the holder of the FUSE trigger to {packet:?}");
-    let failed = |e: Errno| Error::new(Outcome::Unavailable, tried()).because(e);
-    packet::send(holder, packet, descriptor).map_err(failed)?;
-    match packet::receive(holder).map_err(failed)? {
+    match received.map_err(|e| Error::new(Outcome::Unavailable, tried()).because(e))? {
         Received::Packet(Ok(answer), descriptor) => Ok((answer, descriptor)),
         Received::Packet(Err(why), _) => Err(Error::new(Outcome::Unsupported, tried()).because(why)),
         Received::End => Err(Error::new(Outcome::Unavailable, tried()).because("it ended")),
@@ -212,4 +220,31 @@ fn listen(path: &Path) -> Result<OwnedFd> {
 /// Whether the other side runs as the same user.
 fn is_own(socket: impl AsFd) -> bool {
     socket_peercred(socket).is_ok_and(|peer| peer.uid == rustix::process::geteuid())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_holder_that_ends_while_it_is_asked_to_let_go_has_let_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("holder");
+        // One that answers nothing, and one that does not even read what it is asked.
+        for reads in [true, false] {
+            let listener = listen(&socket).unwrap();
+            let holder = std::thread::spawn(move || {
+                let asked = rustix::net::accept(&listener).unwrap();
+                if reads {
+                    assert!(matches!(packet::receive(&asked), Ok(Received::Packet(Ok(Packet::Drop), None))));
+                } else {
+                    let mut polled = [rustix::event::PollFd::new(&asked, rustix::event::PollFlags::IN)];
+                    rustix::event::poll(&mut polled, None).unwrap();
+                }
+            });
+            let keeper = Keeper::Process { socket: socket.clone(), program: "/nonexistent".into() };
+            keeper.release("").unwrap();
+            holder.join().unwrap();
+        }
+    }
 }
