@@ -23,6 +23,7 @@ clean_up() {
     rm -rf "$dir"
 }
 trap clean_up EXIT
+trap 'echo "towline: bench: line $LINENO failed; the ends of its logs:" >&2; tail -n 3 "$dir"/*.log >&2' ERR
 mkdir "$dir/bin"
 cp "$1"/{towline,towlined} "$2" "$dir/bin/"
 export PATH=$dir/bin:$PATH TOWLINE_ROOT=$dir/root TOWLINE_STATE=$dir/state
