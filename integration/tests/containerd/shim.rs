@@ -168,8 +168,8 @@ fn resident(pid: i32) -> u64 {
 }
 
 #[test]
-fn a_terminal_has_a_size_and_is_attached_again() {
-    let Some(containerd) = Containerd::new("a_terminal_has_a_size_and_is_attached_again", Shim::Towline) else { return };
+fn a_process_has_a_terminal_where_it_is_asked_for() {
+    let Some(containerd) = Containerd::new("a_process_has_a_terminal_where_it_is_asked_for", Shim::Towline) else { return };
     let id = id("tty");
     let line = containerd.run_line(&["--rm", "--tty"], &id, &["sh", "-c", "test -t 0 && test -t 1 && echo a terminal; exit 4"]);
     let program: Vec<String> =

@@ -7,8 +7,8 @@
 //! ahead       at once: files that a program is known to open next
 //! runs        directories in which programs open one file after the other, one part after the other, beside demands
 //! readahead   places where programs just waited are fetched further once nobody has waited for a moment
-//! background  once nobody has waited for a while, in requests that grow in quiet times: the rest of programs that were touched (programs), then
-//!             a sweep over all layers in blob order
+//! background  once the start that a profile foretells is over and nobody has waited for a while, in requests that grow in quiet times: the
+//!             rest of programs that were touched (programs), then a sweep over all layers in blob order
 //! ```
 //!
 //! The reason for runs and readahead: programs open files one after the other, and between two of them the line is idle. What lies behind
