@@ -171,12 +171,10 @@ impl Rig {
     /// Mounts the root; without the trigger where all is local.
     pub fn root(&self) -> PathBuf {
         let data = self.remote.big.path().to_owned();
-        let absent = match self.remote.big.has(0..self.remote.big.len()) {
-            true => data.clone(),
-            false => Trigger::data_path(&self.path("trigger"), &layer()),
-        };
-        let plan =
-            RootPlan { devices: vec![data, absent], ..RootPlan::new(&self.path("tree.erofs"), self.store.cas(), None, None) };
+        let trigger = Some(self.path("trigger")).filter(|_| !self.remote.big.has(0..self.remote.big.len()));
+        let absent = trigger.as_ref().map_or_else(|| data.clone(), |trigger| Trigger::data_path(trigger, &layer()));
+        let plan = RootPlan::new(&self.path("tree.erofs"), self.store.cas(), trigger.as_deref(), None);
+        let plan = RootPlan { devices: vec![data, absent], ..plan };
         let target = self.path("root");
         fs::create_dir_all(&target).unwrap();
         mount::mount(&plan, &target).unwrap();
