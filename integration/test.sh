@@ -50,10 +50,12 @@ summary() {
         / \.\.\. ignored/ { skips[++n] = $0 }
         /^SKIP / { skips[++n] = $0; skipped++; passed-- }
         /^test .* \.\.\. FAILED/ { failures[++f] = $2 }
-        # What a test printed: of those that failed the beginning is shown again at the end, where whoever reads a log looks first.
+        # What a test printed: of those that failed the beginning is shown again at the end, where whoever reads a log looks first,
+        # without stack traces, which would leave no room for anything else.
         /^---- .* stdout ----/ { name = $2; lines[name] = 0; next }
         /^(failures|successes):$/ || /^test result: / { name = "" }
-        name != "" && lines[name] < 40 { printed[name] = printed[name] "    " substr($0, 1, 400) "\n"; lines[name]++ }
+        /^ +([0-9]+: |at )|^stack backtrace:$|^note: .*RUST_BACKTRACE/ { next }
+        name != "" && lines[name] < 80 { printed[name] = printed[name] "    " substr($0, 1, 400) "\n"; lines[name]++ }
         END {
             for (i = 1; i <= n; i++) print skips[i]
             for (i = 1; i <= f; i++) printf "FAILED %s\n%s", failures[i], printed[failures[i]]

@@ -16,7 +16,7 @@ fn a_killed_daemon_costs_a_running_container_nothing() {
     std::fs::create_dir(&sync).unwrap();
     let mount = format!("type=bind,src={},dst=/root,options=rbind:rw", sync.display());
     let script = "probe sum /bin/probe /bin/busybox > /dev/null; echo ready; while [ ! -e /root/go ]; do sleep 0.1; done; \
-                  probe sum /data/dir/1 /data/large; echo done";
+                  probe sum /data/dir/1 /data/large; echo done; while [ ! -e /root/end ]; do sleep 0.1; done";
     let mut running = Job::start(node.start(&["--rm", "--mount", &mount], &image, "running", &["/bin/sh", "-c", script]));
     running.wait_for_output("ready", PATIENCE);
     wait_until("a holder", PATIENCE, || node.daemon_log().contains("a holder keeps the FUSE trigger's device"));
@@ -26,6 +26,7 @@ fn a_killed_daemon_costs_a_running_container_nothing() {
     running.wait_for_output("done", PATIENCE);
     let (right, failed) = truth.compare(&running.stdout());
     assert!(right == 2 && failed.is_empty(), "{}", running.stdout());
+    std::fs::write(sync.join("end"), "").unwrap();
     assert_eq!(running.wait(PATIENCE).code(), Some(0));
 
     // Snapshots are what they were, for the next containers as well; containerd is killed, too.
@@ -39,7 +40,7 @@ fn a_killed_daemon_costs_a_running_container_nothing() {
     assert_eq!(node.keys(), before);
     let told = node.run(&image, "next", &["/bin/sh", "-c", "probe sum /data/dir/2 /data/many/5"]);
     assert_eq!(truth.compare(&told).0, 2, "{told}");
-    let told = node.ok(&["task", "exec", "--exec-id", "e", "stays", "/bin/sh", "-c", "probe sum /data/dir/3"]);
+    let told = node.exec("stays", &["/bin/sh", "-c", "probe sum /data/dir/3"]);
     assert_eq!(truth.compare(&told).0, 1, "{told}");
     node.ok(&["task", "rm", "--force", "stays"]);
     node.ok(&["container", "rm", "stays"]);
