@@ -27,26 +27,38 @@ impl Status {
     }
 }
 
-/// Calls `method` (`/package.Service/Method`) of the server that listens on `socket`.
-pub fn call<A: Message + Default>(socket: &Path, method: &str, request: &impl Message) -> Result<A, Status> {
+/// Calls `method` (`/package.Service/Method`) of the server that listens on `socket`. Where `namespace` names one of containerd's
+/// namespaces, that is meant.
+pub fn call<A: Message + Default>(
+    socket: &Path,
+    namespace: Option<&str>,
+    method: &str,
+    request: &impl Message,
+) -> Result<A, Status> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Status::of)?;
     runtime.block_on(async {
         let late = |_| Status::of(format!("no answer to {method} for {DEADLINE:?}"));
-        tokio::time::timeout(DEADLINE, exchange(socket, method, request.encode_to_vec())).await.map_err(late)?
+        tokio::time::timeout(DEADLINE, exchange(socket, namespace, method, request.encode_to_vec())).await.map_err(late)?
     })
 }
 
-async fn exchange<A: Message + Default>(socket: &Path, method: &str, message: Vec<u8>) -> Result<A, Status> {
+async fn exchange<A: Message + Default>(
+    socket: &Path,
+    namespace: Option<&str>,
+    method: &str,
+    message: Vec<u8>,
+) -> Result<A, Status> {
     let stream = UnixStream::connect(socket).await.map_err(Status::of)?;
     let (sender, connection) = h2::client::handshake(stream).await.map_err(Status::of)?;
     // Ends with the runtime; what fails is seen by the call itself.
     let _driver = tokio::spawn(connection);
     let mut sender = sender.ready().await.map_err(Status::of)?;
-    let request = Request::post(format!("http://localhost{method}"))
-        .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .body(())
-        .map_err(Status::of)?;
+    let mut request =
+        Request::post(format!("http://localhost{method}")).header("content-type", "application/grpc").header("te", "trailers");
+    if let Some(namespace) = namespace {
+        request = request.header("containerd-namespace", namespace);
+    }
+    let request = request.body(()).map_err(Status::of)?;
     let (response, mut body) = sender.send_request(request, false).map_err(Status::of)?;
     let mut frame = BytesMut::with_capacity(message.len() + 5);
     frame.put_u8(0);

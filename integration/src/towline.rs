@@ -6,7 +6,9 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -96,6 +98,16 @@ impl Towline {
     /// Starts `towline ARGS…`.
     pub fn start(&self, args: &[&str]) -> Job {
         Job::start(self.command(args))
+    }
+
+    /// What the daemon that runs says on its socket of metrics.
+    pub fn metrics(&self) -> String {
+        let mut stream = UnixStream::connect(self.state().join("metrics.sock")).expect("connect to the daemon's metrics");
+        stream.set_read_timeout(Some(PATIENCE)).expect("set a deadline");
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: towline\r\n\r\n").expect("ask for metrics");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("read metrics");
+        answer
     }
 
     /// `towline ps -a --format json`: one object a container.

@@ -26,7 +26,7 @@ impl Cri {
 
     /// Calls a method of the runtime service, which may fail.
     pub fn try_call<A: Message + Default>(&self, method: &str, request: &impl Message) -> Result<A, Status> {
-        grpc::call(&self.socket, &format!("/runtime.v1.RuntimeService/{method}"), request)
+        grpc::call(&self.socket, None, &format!("/runtime.v1.RuntimeService/{method}"), request)
     }
 
     /// Calls a method of the runtime service.
@@ -38,10 +38,15 @@ impl Cri {
         self.try_call(method, request).unwrap_or_else(|status| panic!("{method}: {status:?}"))
     }
 
+    /// Calls a method of the image service, which may fail.
+    fn try_image<A: Message + Default>(&self, method: &str, request: &impl Message) -> Result<A, Status> {
+        grpc::call(&self.socket, None, &format!("/runtime.v1.ImageService/{method}"), request)
+    }
+
     /// Whether the image is there.
     pub fn has_image(&self, name: &str) -> bool {
         let request = ImageStatusRequest { image: Some(ImageSpec { image: name.to_owned() }) };
-        let answer: Result<ImageStatusResponse, _> = grpc::call(&self.socket, "/runtime.v1.ImageService/ImageStatus", &request);
+        let answer: Result<ImageStatusResponse, _> = self.try_image("ImageStatus", &request);
         answer.is_ok_and(|answer| answer.image.is_some())
     }
 
@@ -49,7 +54,7 @@ impl Cri {
     pub fn pull(&self, name: &str, login: Option<(&str, &str)>) -> Result<String, Status> {
         let auth = login.map(|(user, password)| AuthConfig { username: user.to_owned(), password: password.to_owned() });
         let request = PullImageRequest { image: Some(ImageSpec { image: name.to_owned() }), auth };
-        let answer: PullImageResponse = grpc::call(&self.socket, "/runtime.v1.ImageService/PullImage", &request)?;
+        let answer: PullImageResponse = self.try_image("PullImage", &request)?;
         Ok(answer.image_ref)
     }
 

@@ -1,8 +1,5 @@
 //! What can be seen of a lazy start while it goes on, and afterwards.
 
-use std::io::{Read as _, Write as _};
-use std::os::unix::net::UnixStream;
-
 use serde_json::Value;
 use towline_integration::images;
 use towline_integration::link::Quality;
@@ -22,10 +19,7 @@ fn waits_are_counted_named_and_drawn_also_when_the_daemon_has_left() {
     container.wait_for("ready");
     let towline = &rig.towline;
 
-    let mut stream = UnixStream::connect(towline.state().join("metrics.sock")).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: towline\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
+    let answer = towline.metrics();
     let value = |name: &str| -> f64 {
         let line = answer.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {answer}"));
         line.rsplit_once(' ').unwrap().1.parse().unwrap()

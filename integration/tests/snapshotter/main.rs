@@ -1,7 +1,7 @@
 //! Lazy images under a real containerd 1.6: its CRI plugin pulls through `towlined`'s snapshotter, `ctr` runs and looks.
 //!
 //! `ctr images pull` of 1.6 fetches every layer before it asks a snapshotter for anything, so what is pulled lazily is pulled through CRI here
-//! (and by the transfer service from 2.0 on). CRI is spoken to with curl, which knows HTTP/2 on Unix sockets: the requests are a few bytes.
+//! (and by the transfer service from 2.0 on).
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests talk to the person who runs them")]
 

@@ -6,6 +6,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use towline_integration::bundle::root_or_skip;
+use towline_integration::cri::Cri;
+use towline_integration::cri::messages::{Empty, StatusResponse};
+use towline_integration::grpc::Status;
 use towline_integration::images;
 use towline_integration::link::{Link, Quality};
 use towline_integration::process::{Finished, Job, run, wait_until};
@@ -46,6 +49,7 @@ pub struct Node {
     containerd: Option<Job>,
     daemon: Option<Job>,
     setup: Setup,
+    pub cri: Cri,
     pub towline: Towline,
     pub link: Link,
     pub registry: Registry,
@@ -71,7 +75,8 @@ impl Node {
             towline = towline.demand_only();
         }
         let link = link.expect("listen before the registry");
-        let mut node = Self { containerd: None, daemon: None, setup, towline, link, registry };
+        let cri = Cri::new(&towline.state().join("containerd.sock"));
+        let mut node = Self { containerd: None, daemon: None, setup, cri, towline, link, registry };
         node.configure();
         node.start_daemon();
         node.start_containerd();
@@ -131,7 +136,7 @@ impl Node {
         let mut command = self.program("containerd");
         command.arg("--config").arg(self.towline.dir().join("config.toml"));
         self.containerd = Some(Job::start(command));
-        wait_until("CRI's answer", PATIENCE, || self.call("/runtime.v1.ImageService/ListImages", NAMESPACE, &[]).is_ok());
+        wait_until("CRI's answer", PATIENCE, || self.cri.try_call::<StatusResponse>("Status", &Empty {}).is_ok());
     }
 
     /// Kills it.
@@ -149,42 +154,9 @@ impl Node {
         }
     }
 
-    /// Calls a method of containerd; the text of the failure where it fails.
-    pub fn call(&self, method: &str, namespace: &str, message: &[u8]) -> Result<(), String> {
-        let body = self.towline.dir().join(format!("call-{}", method.rsplit('/').next().unwrap_or_default()));
-        let mut framed = vec![0];
-        framed.extend(u32::try_from(message.len()).expect("a short message").to_be_bytes());
-        framed.extend(message);
-        fs::write(&body, framed).expect("write a request");
-        let mut curl = Command::new("curl");
-        curl.args(["--silent", "--verbose", "--http2-prior-knowledge", "--output", "/dev/null", "--unix-socket"]);
-        curl.arg(self.towline.state().join("containerd.sock")).args(["--header", "content-type: application/grpc"]);
-        curl.args(["--header", "te: trailers", "--header", &format!("containerd-namespace: {namespace}")]);
-        curl.arg("--data-binary").arg(format!("@{}", body.display())).arg(format!("http://localhost{method}"));
-        let done = run(curl, PATIENCE);
-        let header = |name: &str| {
-            let line = done.stderr.lines().rev().find_map(|line| line.strip_prefix("< ")?.strip_prefix(name));
-            line.map(|value| value.trim_start_matches(": ").trim().to_owned())
-        };
-        match header("grpc-status").as_deref() {
-            Some("0") => Ok(()),
-            Some(code) => Err(format!("{code}: {}", header("grpc-message").unwrap_or_default())),
-            None => Err(done.stderr),
-        }
-    }
-
     /// Pulls an image through CRI.
-    pub fn pull(&self, image: &str) -> Result<(), String> {
-        self.pull_as(image, None)
-    }
-
-    /// The same with credentials, as the kubelet sends them.
-    pub fn pull_as(&self, image: &str, user: Option<(&str, &str)>) -> Result<(), String> {
-        let mut message = field(1, &field(1, image.as_bytes()));
-        if let Some((name, password)) = user {
-            message.extend(field(2, &[field(1, name.as_bytes()), field(2, password.as_bytes())].concat()));
-        }
-        self.call("/runtime.v1.ImageService/PullImage", NAMESPACE, &message)
+    pub fn pull(&self, image: &str) -> Result<String, Status> {
+        self.cri.pull(image, None)
     }
 
     /// `ctr` in CRI's namespace.
@@ -296,17 +268,4 @@ impl Drop for Node {
         drop(self.containerd.take());
         drop(self.daemon.take());
     }
-}
-
-/// A field of a protobuf message: its bytes.
-pub fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
-    let mut length = bytes.len();
-    let mut out = vec![number << 3 | 2];
-    while length >= 0x80 {
-        out.push(u8::try_from(length & 0x7f).expect("seven bits") | 0x80);
-        length >>= 7;
-    }
-    out.push(u8::try_from(length).expect("seven bits"));
-    out.extend(bytes);
-    out
 }

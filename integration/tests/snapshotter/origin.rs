@@ -1,10 +1,30 @@
 //! How it is found out which image a layer is of, and who shares it.
 
+use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 
+use prost::Message;
+use towline_integration::cri::messages::Empty;
+use towline_integration::grpc;
 use towline_integration::process::wait_until;
 
-use super::node::{Node, PATIENCE, Setup, field};
+use super::node::{Node, PATIENCE, Setup};
+
+/// gRPC's code.
+const ALREADY_EXISTS: u32 = 6;
+
+/// `PrepareSnapshotRequest` of containerd's snapshot service.
+#[derive(Clone, PartialEq, Message)]
+struct PrepareRequest {
+    #[prost(string, tag = "1")]
+    snapshotter: String,
+    #[prost(string, tag = "2")]
+    key: String,
+    #[prost(string, tag = "3")]
+    parent: String,
+    #[prost(map = "string, string", tag = "4")]
+    labels: HashMap<String, String>,
+}
 
 /// An address of this process's own, with the port that references leave out.
 fn own_address() -> SocketAddr {
@@ -43,18 +63,22 @@ fn namespaces_share_what_is_remote_until_the_last_has_let_go() {
     let top = keys.iter().find(|key| *key != low).unwrap();
     // As a client there unpacks the same image.
     for (target, parent) in [(low.as_str(), ""), (top, low)] {
-        let label = |key: &str, value: &str| field(4, &[field(1, key.as_bytes()), field(2, value.as_bytes())].concat());
-        let message = [
-            field(1, b"towline"),
-            field(2, format!("extract-1 {target}").as_bytes()),
-            field(3, parent.as_bytes()),
-            label("containerd.io/snapshot.ref", target),
-            label("containerd.io/snapshot/cri.image-ref", &image),
-            label("containerd.io/snapshot/cri.manifest-digest", &manifest),
-            label("containerd.io/gc.root", "now"),
+        let labels = [
+            ("containerd.io/snapshot.ref", target),
+            ("containerd.io/snapshot/cri.image-ref", &image),
+            ("containerd.io/snapshot/cri.manifest-digest", &manifest),
+            ("containerd.io/gc.root", "now"),
         ];
-        let answer = node.call("/containerd.services.snapshots.v1.Snapshots/Prepare", "other", &message.concat()).unwrap_err();
-        assert!(answer.starts_with("6:"), "{answer}");
+        let request = PrepareRequest {
+            snapshotter: "towline".to_owned(),
+            key: format!("extract-1 {target}"),
+            parent: parent.to_owned(),
+            labels: labels.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+        };
+        let (socket, method) =
+            (node.towline.state().join("containerd.sock"), "/containerd.services.snapshots.v1.Snapshots/Prepare");
+        let status = grpc::call::<Empty>(&socket, Some("other"), method, &request).unwrap_err();
+        assert_eq!(status.code, ALREADY_EXISTS, "{status:?}");
     }
     let other = |args: &[&str]| {
         let done = node.ctr(&[&["--namespace", "other", "snapshots", "--snapshotter", "towline"], args].concat());

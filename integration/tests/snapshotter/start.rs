@@ -50,16 +50,16 @@ fn what_cannot_be_lazy_is_refused_or_left_to_containerd_when_that_was_asked_for(
     let setup = Setup { access: Access::Basic, ..Setup::default() };
     let Some(node) = Node::new(TEST, setup) else { return };
     let image = node.image("small:zstd");
-    let refused = node.pull_as(&image, user).unwrap_err();
+    let refused = node.cri.pull(&image, user).unwrap_err().message;
     assert!(refused.contains("preparing layer") && refused.contains("401"), "{refused}");
     assert!(node.keys().is_empty() && node.store_images().is_empty());
     drop(node);
 
     let Some(node) = Node::new(TEST, Setup { daemon: &["--snapshotter-fallback"], ..setup }) else { return };
     let image = node.image("small:zstd");
-    node.pull_as(&image, user).unwrap();
+    node.cri.pull(&image, user).unwrap();
     assert!(node.daemon_log().contains("since it cannot be lazy"), "{}", node.daemon_log());
-    assert!(metrics(&node).contains("towline_snapshotter_fallbacks_total 2"));
+    assert!(node.towline.metrics().contains("towline_snapshotter_fallbacks_total 2"));
     let keys = node.keys();
     assert_eq!(keys.len(), 2, "{keys:?}");
     assert!(keys.iter().all(|key| node.snapshots(&["info", key]).contains("towline.fallback")), "{keys:?}");
@@ -67,10 +67,4 @@ fn what_cannot_be_lazy_is_refused_or_left_to_containerd_when_that_was_asked_for(
     let (right, failed) = truth.compare(&node.run(&image, "all", &["/bin/sh", "-c", SUMS]));
     assert!(right == truth.len() && failed.is_empty(), "{right} of {}, {failed:?}", truth.len());
     node.remove_images();
-}
-
-fn metrics(node: &Node) -> String {
-    let mut curl = std::process::Command::new("curl");
-    curl.args(["--silent", "--unix-socket"]).arg(node.towline.state().join("metrics.sock")).arg("http://localhost/metrics");
-    towline_integration::process::run(curl, super::node::PATIENCE).success().stdout
 }
