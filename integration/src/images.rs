@@ -2,9 +2,16 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
+
+use crate::process::run;
+
+/// How long packing a few files may take.
+const PACK: Duration = Duration::from_secs(60);
 
 /// The work directory of the images: `TOWLINE_WORK`, default `/var/tmp/towline-demo`.
 pub fn work_dir() -> PathBuf {
@@ -41,6 +48,32 @@ pub fn digest(bytes: &[u8]) -> String {
         text.push_str(&format!("{byte:02x}"));
     }
     text
+}
+
+/// Writes an image of busybox in the form that `docker save` writes, which needs few digests.
+pub fn save(archive: &Path, name: &str, command: &[&str]) {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let (root, image) = (dir.path().join("root"), dir.path().join("image"));
+    for folder in ["bin", "dev", "etc", "proc", "sys", "tmp"] {
+        fs::create_dir_all(root.join(folder)).expect("make a directory of the image");
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox")).expect("copy the statically linked busybox");
+    fs::create_dir(&image).expect("make a directory");
+    let tar = |from: &Path, to: &Path| {
+        let mut command = Command::new("tar");
+        command.arg("-C").arg(from).arg("-cf").arg(to).arg(".");
+        run(command, PACK).success();
+    };
+    tar(&root, &image.join("layer.tar"));
+    let layer = digest(&fs::read(image.join("layer.tar")).expect("read the layer"));
+    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let config = json!({
+        "architecture": architecture, "os": "linux", "config": { "Cmd": command }, "rootfs": { "type": "layers", "diff_ids": [layer] }
+    });
+    fs::write(image.join("config.json"), config.to_string()).expect("write the configuration");
+    let manifest = json!([{ "Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"] }]);
+    fs::write(image.join("manifest.json"), manifest.to_string()).expect("write the manifest");
+    tar(&image, archive);
 }
 
 /// An OCI layout directory.

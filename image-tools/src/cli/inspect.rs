@@ -96,7 +96,7 @@ fn state(dirs: &Dirs, status: &Status, paused: bool) -> Result<Value, Error> {
         "Status": if paused && running { "paused" } else { status.word() },
         "Running": running,
         "Paused": paused && running,
-        "Dead": *status == Status::Dead,
+        "Dead": matches!(status, Status::Dead(_)),
         "Pid": if let Status::Running { init, .. } = status { init.pid } else { 0 },
         "MonitorPid": run.as_ref().filter(|run| run.monitor.is_alive()).map(|run| run.monitor.pid),
         "ExitCode": exit.map_or(0, |exit| exit.code),

@@ -13,6 +13,7 @@ use towline_lazyfs::digest::Digest;
 use towline_lazyfs::error::{Error, Outcome as Kind};
 use towline_lazyfs::observe::spans::Context;
 use towline_lazyfs::rootfs::plan::Writable;
+use towline_lazyfs::store::boot;
 use towline_lazyfs::store::db::ImageState;
 use towline_lazyfs::store::profiles::Profiles;
 
@@ -248,6 +249,7 @@ fn make(
         image,
         created: time::now(),
         creator: Process::this(),
+        boot: Some(boot::current()?),
         plan,
         settings,
         remove_at_exit: args.rm,

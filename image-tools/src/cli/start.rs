@@ -4,6 +4,7 @@ use std::os::fd::AsFd as _;
 
 use towline_lazyfs::error::Error;
 use towline_lazyfs::rootfs::plan::Writable;
+use towline_lazyfs::store::boot;
 
 use crate::container::process::Process;
 use crate::container::record::{Record, write_json};
@@ -57,6 +58,7 @@ pub fn start(engine: &Engine, name: &str, signals: &Signals, attach: bool) -> Ou
         engine.daemon()?.ahead(record.image, record.plan.command(), None)?;
     }
     record.creator = Process::this();
+    record.boot = Some(boot::current()?);
     write_json(&dirs.record(), &record)?;
     // Kept for whoever waits for this end.
     match std::fs::rename(dirs.exit(), dirs.previous_exit()) {

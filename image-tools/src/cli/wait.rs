@@ -60,8 +60,8 @@ fn wait(engine: &Engine, name: &str) -> Result<u8, Failure> {
         if registry::load(&engine.paths, &record.id)?.is_none() {
             return Err(lost("it was removed before its exit code was read"));
         }
-        if Status::of(&engine.paths, &record)? == Status::Dead {
-            return Err(lost("its end was not recorded: its monitor was killed, or the machine went down"));
+        if let Status::Dead(cause) = Status::of(&engine.paths, &record)? {
+            return Err(lost(cause.text()));
         }
         match poll(&mut [PollFd::new(watch.as_fd(), PollFlags::POLLIN)], PollTimeout::from(LOOK)) {
             Ok(_) | Err(nix::Error::EINTR) => {}

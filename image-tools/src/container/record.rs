@@ -32,6 +32,10 @@ pub struct Record {
     pub created: u64,
     /// The command that made it; while it lives, a container without a monitor is about to get one.
     pub creator: Option<Process>,
+    /// The kernel's run that processes of it are of (`store::boot`): a pid and a start time may mean another process in the next one. `None` in
+    /// records of older versions.
+    #[serde(default)]
+    pub boot: Option<String>,
     /// What runs.
     pub plan: Plan,
     /// In which surroundings.

@@ -303,6 +303,7 @@ mod tests {
             image,
             created: 0,
             creator: None,
+            boot: None,
             plan,
             settings,
             remove_at_exit: false,

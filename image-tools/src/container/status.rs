@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use towline_lazyfs::daemon::client::Paths;
 use towline_lazyfs::error::Result;
+use towline_lazyfs::store::boot;
 
 use super::process::Process;
 use super::record::{Exit, Record, RunState, read_json};
@@ -26,8 +27,27 @@ pub enum Status {
     },
     /// Init has ended and its end was recorded.
     Exited(Exit),
-    /// Nothing of it lives and no end was recorded: its monitor was killed, or the machine went down.
-    Dead,
+    /// Nothing of it lives and no end was recorded.
+    Dead(Cause),
+}
+
+/// Why nobody recorded an end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Its monitor was killed.
+    Killed,
+    /// The machine went down.
+    Booted,
+}
+
+impl Cause {
+    /// A few words for people.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Killed => "its end was not recorded: its monitor was killed",
+            Self::Booted => "its end was not recorded: the machine was booted since",
+        }
+    }
 }
 
 impl Status {
@@ -36,7 +56,10 @@ impl Status {
         let dirs = Dirs::of(paths, &record.id);
         let run: Option<RunState> = read_json(&dirs.run_state())?;
         // In this order: an end that is recorded after the processes were looked up is seen.
-        let live = Self::of_processes(record.creator, run.as_ref());
+        let live = match &record.boot {
+            Some(boot) if *boot != boot::current()? => Self::Dead(Cause::Booted),
+            _ => Self::of_processes(record.creator, run.as_ref()),
+        };
         Ok(match read_json(&dirs.exit())? {
             Some(exit) => Self::Exited(exit),
             None => live,
@@ -47,7 +70,7 @@ impl Status {
         let alive = |process: Option<Process>| process.filter(Process::is_alive);
         match run {
             None if alive(creator).is_some() => Self::Creating,
-            None => Self::Dead,
+            None => Self::Dead(Cause::Killed),
             Some(run) => {
                 let monitored = run.monitor.is_alive();
                 match (alive(run.init), run.started) {
@@ -55,7 +78,7 @@ impl Status {
                     // The monitor is between two steps: creating it, or recording its end.
                     _ if monitored => Self::Creating,
                     // Created, never started, and nobody left who would.
-                    _ => Self::Dead,
+                    _ => Self::Dead(Cause::Killed),
                 }
             }
         }
@@ -72,7 +95,7 @@ impl Status {
             Self::Creating => "creating",
             Self::Running { .. } => "running",
             Self::Exited(_) => "exited",
-            Self::Dead => "dead",
+            Self::Dead(_) => "dead",
         }
     }
 
@@ -84,7 +107,8 @@ impl Status {
             Self::Running { since, monitored: true, .. } => up(*since),
             Self::Running { since, monitored: false, .. } => format!("{}, its monitor is gone", up(*since)),
             Self::Exited(exit) => format!("Exited ({}) {}", exit.code, time::ago(exit.time)),
-            Self::Dead => "Dead, its end was not recorded".into(),
+            Self::Dead(Cause::Killed) => "Dead, its end was not recorded".into(),
+            Self::Dead(Cause::Booted) => "Dead, the machine was booted since".into(),
         }
     }
 }
@@ -92,6 +116,26 @@ impl Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_of_another_run_of_the_kernel_is_another_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths { root: dir.path().join("root"), state: dir.path().join("state") };
+        let record = |boot: Option<String>| -> Record {
+            serde_json::from_value(serde_json::json!({"version": 1, "id": "ab", "name": "n", "image_name": "i",
+                "image": towline_lazyfs::digest::Digest::of(b""), "created": 0, "creator": Process::this(), "boot": boot,
+                "remove_at_exit": false, "plan": {"args": ["x"], "env": [], "cwd": "/", "user": "", "stop_signal": ""},
+                "settings": crate::spec::settings::Settings::default()}))
+            .unwrap()
+        };
+        for (boot, status) in [
+            (None, Status::Creating),
+            (Some(boot::current().unwrap()), Status::Creating),
+            (Some("the last one".into()), Status::Dead(Cause::Booted)),
+        ] {
+            assert_eq!(Status::of(&paths, &record(boot)).unwrap(), status);
+        }
+    }
 
     #[test]
     fn only_processes_that_still_live_count() {

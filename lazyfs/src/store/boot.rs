@@ -108,7 +108,10 @@ fn keep_intact(store: &Store, db: &mut Db, removed: &mut Removed) -> Result<Vec<
 }
 
 /// The kernel's current run.
-pub(super) fn current() -> Result<String> {
+///
+/// # Errors
+/// The kernel does not say.
+pub fn current() -> Result<String> {
     let boot = std::fs::read_to_string(BOOT_ID).map_err(|e| Error::io("reading", BOOT_ID, e))?;
     Ok(boot.trim().to_owned())
 }
