@@ -1,5 +1,6 @@
 //! Content of a layer's files: from the store where it is there, else by the daemon, which is started where none runs.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use crate::daemon::client::{Client, Paths};
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::store::Store;
+use crate::store::big::Seen;
 use crate::table::Table;
 use crate::treefs::waits::Waits;
 use crate::treefs::{Contents, Open, Opened, Read, Wanted};
@@ -73,10 +75,11 @@ pub(super) struct FromStore {
     pub image: Digest,
     pub table: Arc<Table>,
     pub waits: Arc<Waits>,
+    /// The data of layers that was looked at.
+    pub seen: Mutex<HashMap<Digest, Arc<Seen>>>,
 }
 
 /// A large file: layer, length of its data file, and the place in it.
-#[derive(Clone)]
 struct Place {
     layer: Digest,
     len: u64,
@@ -88,6 +91,27 @@ impl FromStore {
         let record = self.table.lookup(content)?;
         let layer = self.table.layers().nth(record.layer as usize)?;
         Some(Place { layer: layer.digest, len: layer.data_len, range: record.data_range()? })
+    }
+
+    /// The data that the daemon writes; `None` where there is none.
+    fn seen(&self, place: &Place) -> Result<Option<Arc<Seen>>> {
+        let mut known = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(seen) = known.get(&place.layer)
+            && seen.is_current()?
+        {
+            return Ok(Some(seen.clone()));
+        }
+        let seen = self.store.seen(&place.layer, place.len)?.map(Arc::new);
+        match &seen {
+            Some(seen) => drop(known.insert(place.layer, seen.clone())),
+            None => drop(known.remove(&place.layer)),
+        }
+        Ok(seen)
+    }
+
+    fn read_here(&self, place: &Place, range: Range<u64>) -> Result<Vec<u8>> {
+        let range = place.range.start + range.start..(place.range.start + range.end).min(place.range.end);
+        self.seen(place)?.map_or(Ok(Vec::new()), |seen| seen.read(range))
     }
 }
 
@@ -115,9 +139,7 @@ impl Contents for FromStore {
         let (reach, store, image) = (self.reach.clone(), self.store.clone(), self.image);
         let bring = move || {
             let wanted = place.range.start + range.start..place.range.start + range.end;
-            if !store.has_data(&place.layer, place.len, wanted.clone())? {
-                reach.ask(|daemon| daemon.bring(image, file.content, Some(range.clone()), file.caller))?;
-            }
+            reach.ask(|daemon| daemon.bring(image, file.content, Some(range.clone()), file.caller))?;
             let path = store.data_path(&place.layer);
             let mut bytes =
                 vec![0; usize::try_from(wanted.end - wanted.start).expect("the kernel asks for at most some megabytes")];
@@ -125,7 +147,15 @@ impl Contents for FromStore {
             data.read_exact_at(&mut bytes, wanted.start).map_err(|e| Error::io("reading", &path, e))?;
             Ok(bytes)
         };
-        // Reading what is here is quick; but whether it is here is read from a disk, too.
         self.waits.run(Box::new(move || read(bring())));
+    }
+
+    fn here(&self, file: &Wanted, range: Range<u64>) -> Vec<u8> {
+        let Some(place) = self.place(&file.content) else { return Vec::new() };
+        self.read_here(&place, range).unwrap_or_else(|error| {
+            // Whoever then asks the daemon for it hears why.
+            tracing::debug!("{}", error.one_line());
+            Vec::new()
+        })
     }
 }

@@ -22,7 +22,7 @@ use crate::digest::Digest;
 use crate::reference::Reference;
 use crate::tree::erofs::node::{Nid, Stat};
 use crate::treefs::Wanted;
-use crate::treefs::filesystem::{BLOCK, FOR_EVER, NAME_MAX, agree, answer_xattr, attributes, kind};
+use crate::treefs::filesystem::{BLOCK, FOR_EVER, NAME_MAX, agree, agree_to_push, answer_xattr, attributes, kind};
 use crate::treefs::handles::OpenFiles;
 use crate::treefs::waits::Waits;
 
@@ -49,6 +49,11 @@ struct State {
 impl LayerFs {
     pub(super) fn new(supply: Arc<dyn Supply>, owners: Owners) -> Self {
         Self(Arc::new(State { supply, owners, nodes: Mutex::default(), files: Arc::default(), waits: Arc::default() }))
+    }
+
+    /// The files that programs have open.
+    pub(super) fn files(&self) -> Arc<OpenFiles> {
+        self.0.files.clone()
     }
 }
 
@@ -172,6 +177,7 @@ fn digest(name: &OsStr) -> Option<Digest> {
 impl Filesystem for LayerFs {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         self.0.files.set_passthrough(agree(config, self.0.owners.is_root()));
+        agree_to_push(config);
         Ok(())
     }
 

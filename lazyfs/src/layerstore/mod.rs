@@ -109,5 +109,10 @@ pub trait Supply: Send + Sync + 'static {
 
 /// Mounts the store at `dir`. `ended` is called once, when nothing is served any more.
 pub fn mount(supply: Arc<dyn Supply>, owners: Owners, dir: &Path, ended: impl FnOnce() + Send + 'static) -> Result<TreeMount> {
-    TreeMount::serve(LayerFs::new(supply, owners), false, "the layer store", dir, ended)
+    let filesystem = LayerFs::new(supply, owners);
+    let files = filesystem.files();
+    TreeMount::serve(filesystem, false, Some(&files), "the layer store", dir, ended)
 }
+
+#[cfg(test)]
+mod tests;

@@ -184,6 +184,7 @@ impl FromImages {
         if let Some(open) = lock(&self.open).get(&key) {
             return Ok(Some(open.clone()));
         }
+        let begin = Instant::now();
         let table = Arc::new(Table::open(&self.store.image(&row.digest).table())?);
         let diff_id = table.layers().find(|layer| layer.digest == described.digest).map(|layer| layer.diff_id);
         let path = self.store.index_path(&described.digest);
@@ -200,6 +201,7 @@ impl FromImages {
             image: row.digest,
             table,
             waits: self.waits.clone(),
+            seen: Mutex::default(),
         };
         let layer = Layer {
             image: row.digest,
@@ -209,6 +211,7 @@ impl FromImages {
             tree: tree::open(index, self.root(row)?, self.owners.opaque(), self.store.root())?,
             contents: Arc::new(contents),
         };
+        tracing::debug!("layer {} of {} is shown after {:?}", layer.blob, row.reference, begin.elapsed());
         // Two that were made at once are the same; the first stays.
         Ok(Some(lock(&self.open).entry(key).or_insert_with(|| Arc::new(layer)).clone()))
     }

@@ -17,6 +17,7 @@
 //! There is one lock, on the map and the parts; the map file is written under it, data and listeners are not.
 
 mod map;
+mod seen;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{File, OpenOptions};
@@ -26,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use self::map::Map;
+pub use self::seen::Seen;
 use super::quota::Meter;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
@@ -87,8 +89,7 @@ impl BigData {
             .map_err(|e| Error::io("opening", &path, e))?;
         let found = data.metadata().map_err(|e| Error::io("reading", &path, e))?.len();
         let map = map_path(dir, layer);
-        // What fills the last block is not the layer's: a loop device shows whole blocks only.
-        let is_whole = found == len || found == len.next_multiple_of(BLOCK);
+        let is_whole = is_whole(found, len);
         let kept = if is_whole { Map::open(&map, len)? } else { None };
         let map = match kept {
             Some(kept) => kept,
@@ -310,7 +311,7 @@ pub(super) fn has_all(dir: &Path, layer: &Digest, len: u64, files: &[Range<u64>]
     let data = data_path(dir, layer);
     match std::fs::metadata(&data) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-        found if found.as_ref().is_ok_and(|found| found.len() == len) => {}
+        found if found.as_ref().is_ok_and(|found| is_whole(found.len(), len)) => {}
         found => return found.map(|_| false).map_err(|e| Error::io("reading", &data, e)),
     }
     let map = Map::open(&map_path(dir, layer), len)?;
@@ -355,6 +356,11 @@ pub(super) fn data_path(dir: &Path, layer: &Digest) -> PathBuf {
 
 fn map_path(dir: &Path, layer: &Digest) -> PathBuf {
     dir.join(layer.hex() + ".map")
+}
+
+/// Whether a data file of this length is one of `len` bytes. What fills the last block is not the layer's: a loop device shows whole blocks only.
+fn is_whole(found: u64, len: u64) -> bool {
+    found == len || found == len.next_multiple_of(BLOCK)
 }
 
 /// The clusters that the range touches.

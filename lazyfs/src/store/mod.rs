@@ -33,7 +33,6 @@ pub mod usage;
 pub mod verify;
 
 use std::collections::{HashMap, HashSet};
-use std::ops::Range;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -155,9 +154,9 @@ impl Store {
         big::remove_all_but(&self.big_dir(), keep)
     }
 
-    /// Whether bytes of the data file of a layer's large files, `length` bytes long, are here. Changes nothing: for whoever is not the daemon.
-    pub fn has_data(&self, layer: &Digest, length: u64, range: Range<u64>) -> Result<bool> {
-        big::has_all(&self.big_dir(), layer, length, &[range])
+    /// What is here of a layer's large files, whose data file has `length` bytes, for whoever is not the daemon; `None` where nothing is.
+    pub fn seen(&self, layer: &Digest, length: u64) -> Result<Option<big::Seen>> {
+        big::Seen::open(&self.big_dir(), layer, length)
     }
 
     /// The file with the large files of a layer.

@@ -12,6 +12,7 @@ use fuser::{
 };
 
 use super::handles::OpenFiles;
+use super::waits::MAX_WAITS;
 use super::{Contents, View, Wanted};
 use crate::tree::erofs::node::{Nid, Stat};
 use crate::tree::erofs::read::StoredTree;
@@ -22,6 +23,9 @@ pub(crate) const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 pub(crate) const BLOCK: u32 = 4096;
 /// Longest name of an entry, bytes.
 pub(crate) const NAME_MAX: u32 = 255;
+
+/// Reads of read(2) that the kernel has under way at a time. Others queue up in it, also those of what is here: more than ever wait for a fetch.
+const MAX_BACKGROUND: u16 = 4 * MAX_WAITS as u16;
 
 pub(super) struct TreeFs {
     tree: StoredTree,
@@ -110,6 +114,14 @@ pub(crate) fn agree(config: &mut KernelConfig, privileged: bool) -> bool {
         }
     }
     privileged && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() && config.set_max_stack_depth(1).is_ok()
+}
+
+/// Agrees with the kernel that it reads nothing ahead of programs: what is here is pushed to it ([`super::push`]).
+pub(crate) fn agree_to_push(config: &mut KernelConfig) {
+    // Less than a page. The crate takes 1 at the least, and as many as a u16 has.
+    if config.set_max_readahead(1).is_err() || config.set_max_background(MAX_BACKGROUND).is_err() {
+        tracing::warn!("the kernel reads ahead in files that are not here yet, which makes them slow");
+    }
 }
 
 impl Filesystem for TreeFs {

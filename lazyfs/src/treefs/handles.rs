@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
-use fuser::{BackingId, Errno, FileHandle, FopenFlags, INodeNo, ReplyData, ReplyOpen};
+use fuser::{BackingId, Errno, FileHandle, FopenFlags, INodeNo, Notifier, ReplyData, ReplyOpen};
 
+use super::push::{Pusher, Reads};
 use super::{Contents, Open, Wanted};
 
 /// Files that programs have open.
@@ -16,6 +18,8 @@ use super::{Contents, Open, Wanted};
 pub(crate) struct OpenFiles {
     /// Negotiated with the kernel: reads go past us (6.9).
     passthrough: AtomicBool,
+    /// Where large files are pushed.
+    pusher: OnceLock<Arc<Pusher>>,
     state: Mutex<Handles>,
 }
 
@@ -33,13 +37,21 @@ enum OpenFile {
         /// Kept as long as the file is open.
         _backing: Option<Arc<BackingId>>,
     },
-    Parts(Wanted, Arc<dyn Contents>),
+    Parts(Arc<InParts>),
+}
+
+/// An open file whose parts are asked for when they are read.
+struct InParts {
+    ino: INodeNo,
+    wanted: Wanted,
+    contents: Arc<dyn Contents>,
+    reads: Mutex<Reads>,
 }
 
 /// What a read needs of an open file.
 enum Source {
     File(Arc<File>),
-    Parts(Wanted, Arc<dyn Contents>),
+    Parts(Arc<InParts>),
 }
 
 impl OpenFiles {
@@ -48,13 +60,18 @@ impl OpenFiles {
         self.passthrough.store(on, Ordering::Relaxed);
     }
 
+    /// What is here of large files is pushed to the kernel from now on.
+    pub(super) fn push_by(&self, notifier: Notifier) {
+        self.pusher.get_or_init(|| Arc::new(Pusher::new(notifier)));
+    }
+
     /// Opens a file that has content, and answers now or later.
     pub(crate) fn open(self: &Arc<Self>, contents: &Arc<dyn Contents>, ino: INodeNo, wanted: Wanted, reply: ReplyOpen) {
         let (files, parts) = (Arc::clone(self), Arc::clone(contents));
         let opened = move |opened: crate::error::Result<Open>| match opened {
             Ok(Open::Whole(file)) => files.answer_open(ino, file, reply),
             Ok(Open::Parts) => {
-                let fh = files.add(OpenFile::Parts(wanted, parts));
+                let fh = files.add(OpenFile::Parts(Arc::new(InParts { ino, wanted, contents: parts, reads: Mutex::default() })));
                 reply.opened(fh, FopenFlags::FOPEN_KEEP_CACHE);
             }
             Err(error) => {
@@ -75,17 +92,7 @@ impl OpenFiles {
         let file = match self.get(fh) {
             None => return reply.data(&[]),
             Some(Source::File(file)) => file,
-            Some(Source::Parts(wanted, contents)) => {
-                let range = offset.min(wanted.size)..offset.saturating_add(size.into()).min(wanted.size);
-                let read = move |read: crate::error::Result<Vec<u8>>| match read {
-                    Ok(bytes) => reply.data(&bytes),
-                    Err(error) => {
-                        tracing::error!(file = %wanted.content, "the program gets EIO: {}", error.one_line());
-                        reply.error(Errno::EIO);
-                    }
-                };
-                return contents.read(wanted, range, Box::new(read));
-            }
+            Some(Source::Parts(parts)) => return self.read_parts(&parts, offset, size, reply),
         };
         let mut buffer = vec![0; size as usize];
         let mut filled = 0;
@@ -101,6 +108,32 @@ impl OpenFiles {
             }
         }
         reply.data(&buffer[..filled]);
+    }
+
+    fn read_parts(&self, parts: &InParts, offset: u64, size: u32, reply: ReplyData) {
+        let (ino, wanted) = (parts.ino, parts.wanted);
+        let range = offset.min(wanted.size)..offset.saturating_add(size.into()).min(wanted.size);
+        let pusher = self.pusher.get();
+        if let Some(pusher) = pusher {
+            if let Some(bytes) = parts.read_here(pusher, &range) {
+                return reply.data(&bytes);
+            }
+            pusher.waits(ino);
+        }
+        let pusher = pusher.cloned();
+        let read = move |read: crate::error::Result<Vec<u8>>| {
+            match read {
+                Ok(bytes) => reply.data(&bytes),
+                Err(error) => {
+                    tracing::error!(file = %wanted.content, "the program gets EIO: {}", error.one_line());
+                    reply.error(Errno::EIO);
+                }
+            }
+            if let Some(pusher) = pusher {
+                pusher.has_waited(ino);
+            }
+        };
+        parts.contents.read(wanted, range, Box::new(read));
     }
 
     pub(crate) fn release(&self, fh: FileHandle) {
@@ -148,12 +181,30 @@ impl OpenFiles {
     fn get(&self, fh: FileHandle) -> Option<Source> {
         self.state().open.get(&fh.0).map(|open| match open {
             OpenFile::Whole { file, .. } => Source::File(Arc::clone(file)),
-            OpenFile::Parts(wanted, contents) => Source::Parts(*wanted, Arc::clone(contents)),
+            OpenFile::Parts(parts) => Source::Parts(Arc::clone(parts)),
         })
     }
 
     /// Guards maps that every change leaves whole.
     fn state(&self) -> MutexGuard<'_, Handles> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl InParts {
+    /// The range, where all of it is here; what follows it and is here is pushed before.
+    fn read_here(&self, pusher: &Pusher, range: &Range<u64>) -> Option<Vec<u8>> {
+        let window = self.reads().read(range);
+        let mut bytes = self.contents.here(&self.wanted, range.start..range.end.saturating_add(window).min(self.wanted.size));
+        let len = usize::try_from(range.end - range.start).ok().filter(|len| *len <= bytes.len())?;
+        self.reads().has_until(range.start + bytes.len() as u64);
+        pusher.push(self.ino, range.end, &bytes[len..]);
+        bytes.truncate(len);
+        Some(bytes)
+    }
+
+    /// Guards numbers that every change leaves whole.
+    fn reads(&self) -> MutexGuard<'_, Reads> {
+        self.reads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -18,6 +18,7 @@
 pub(crate) mod filesystem;
 pub(crate) mod handles;
 pub mod layers;
+pub(crate) mod push;
 pub(crate) mod waits;
 
 use std::fs::File;
@@ -39,6 +40,8 @@ use crate::tree::erofs::read::StoredTree;
 
 /// Threads that answer the kernel. None of them waits for a fetch.
 const THREADS: usize = 2;
+/// The same where they push, too.
+const PUSHING_THREADS: usize = 2 * push::MOST_AT_ONCE;
 /// How long the threads may take to notice that they are not needed any more.
 const END_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -65,6 +68,11 @@ pub trait Contents: Send + Sync + 'static {
     /// Reads bytes of a file that was opened as [`Open::Parts`]; must not wait for a fetch. Yields all of the range, which is inside of the
     /// content.
     fn read(&self, file: Wanted, range: Range<u64>, read: Read);
+
+    /// Bytes from the beginning of the range on, as many as are here without a gap: for files that are pushed ([`push`]). Does not wait.
+    fn here(&self, _file: &Wanted, _range: Range<u64>) -> Vec<u8> {
+        Vec::new()
+    }
 }
 
 /// A file that a program has opened.
@@ -108,13 +116,15 @@ impl TreeMount {
         ended: impl FnOnce() + Send + 'static,
     ) -> Result<Self> {
         let root = rustix::process::geteuid().is_root();
-        Self::serve(TreeFs::new(tree, contents, view, root), true, name, dir, ended)
+        Self::serve(TreeFs::new(tree, contents, view, root), true, None, name, dir, ended)
     }
 
-    /// Mounts any file system of this crate.
+    /// Mounts any file system of this crate. `pushes`: files that are pushed to the kernel; it must have agreed to that
+    /// ([`filesystem::agree_to_push`]).
     pub(crate) fn serve(
         filesystem: impl Filesystem + 'static,
         read_only: bool,
+        pushes: Option<&handles::OpenFiles>,
         name: &str,
         dir: &Path,
         ended: impl FnOnce() + Send + 'static,
@@ -134,7 +144,7 @@ impl TreeMount {
             config.mount_options.push(MountOption::DefaultPermissions);
             config.acl = SessionACL::All;
         }
-        config.n_threads = Some(THREADS);
+        config.n_threads = Some(if pushes.is_some() { PUSHING_THREADS } else { THREADS });
         let session = Session::new(filesystem, dir, &config).map_err(|e| {
             let advice = match e.kind() {
                 std::io::ErrorKind::NotFound => "does the directory exist, and is fusermount3 (package fuse3) installed?",
@@ -143,6 +153,9 @@ impl TreeMount {
             };
             Error::new(Outcome::Unsupported, tried()).because(e).advise(advice)
         })?;
+        if let Some(files) = pushes {
+            files.push_by(session.notifier());
+        }
         let what = tried();
         let serve = move || {
             if let Err(e) = session.run() {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Files and parts that are waited for at a time; others queue up.
-const MAX_WAITS: usize = 64;
+pub(crate) const MAX_WAITS: usize = 64;
 
 /// What has to be waited for.
 pub(crate) type Work = Box<dyn FnOnce() + Send>;

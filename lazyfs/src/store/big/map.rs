@@ -11,7 +11,7 @@
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use super::CLUSTER;
@@ -25,6 +25,7 @@ const GROUP: u64 = 8;
 const GROUP_CLUSTERS: u64 = 32;
 
 /// An open map.
+#[derive(Debug)]
 pub(super) struct Map {
     path: PathBuf,
     file: File,
@@ -72,6 +73,27 @@ impl Map {
         group.is_some_and(|bits| bits >> (cluster % GROUP_CLUSTERS) & 1 == 1)
     }
 
+    /// The first of these clusters that the file does not have by now, whoever writes it; their end where it has all.
+    pub(super) fn first_absent(&self, clusters: Range<u64>) -> Result<u64> {
+        let groups = groups_of(&clusters);
+        let mut bytes = vec![0; ((groups.end - groups.start) * GROUP) as usize];
+        self.file.read_exact_at(&mut bytes, offset_of(groups.start)).map_err(|e| Error::io("reading", &self.path, e))?;
+        let has = |cluster: &u64| {
+            let group = cluster / GROUP_CLUSTERS;
+            let at = ((group - groups.start) * GROUP) as usize;
+            let field = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("it has four bytes"));
+            let (bits, sum) = (field(at), field(at + 4));
+            bits >> (cluster % GROUP_CLUSTERS) & 1 == 1 && sum == checksum(group, bits)
+        };
+        Ok(clusters.clone().find(|cluster| !has(cluster)).unwrap_or(clusters.end))
+    }
+
+    /// Whether the file still has its name: another one has taken its place where not.
+    pub(super) fn is_current(&self) -> Result<bool> {
+        let found = self.file.metadata().map_err(|e| Error::io("reading", &self.path, e))?;
+        Ok(found.nlink() > 0)
+    }
+
     /// How many clusters are here.
     pub(super) fn count(&self) -> u64 {
         self.groups.iter().map(|bits| u64::from(bits.count_ones())).sum()
@@ -109,7 +131,7 @@ impl Map {
 
     fn write(&self, clusters: &Range<u64>, new: &[u32]) -> Result<()> {
         let groups = groups_of(clusters);
-        let offset = (wire::HEADER + HEADER_EXTRA) as u64 + groups.start * GROUP;
+        let offset = offset_of(groups.start);
         let bytes: Vec<u8> = groups.zip(new).flat_map(|(group, bits)| encode_group(group, *bits)).collect();
         self.file.write_all_at(&bytes, offset).map_err(|e| Error::io("writing", &self.path, e))
     }
@@ -124,12 +146,17 @@ fn groups_of(clusters: &Range<u64>) -> Range<u64> {
     clusters.start / GROUP_CLUSTERS..clusters.end.div_ceil(GROUP_CLUSTERS)
 }
 
+/// Where a group is in the file.
+fn offset_of(group: u64) -> u64 {
+    (wire::HEADER + HEADER_EXTRA) as u64 + group * GROUP
+}
+
 fn group_count(len: u64) -> usize {
     len.div_ceil(CLUSTER).div_ceil(GROUP_CLUSTERS) as usize
 }
 
 fn file_len(len: u64) -> u64 {
-    (wire::HEADER + HEADER_EXTRA) as u64 + group_count(len) as u64 * GROUP
+    offset_of(group_count(len) as u64)
 }
 
 fn encode_group(group: u64, bits: u32) -> [u8; GROUP as usize] {

@@ -239,3 +239,51 @@ fn a_layer_has_one_and_only_of_one_length() {
     drop(big);
     assert!(store.big(&layer, LEN).unwrap().has(0..LEN));
 }
+
+#[test]
+fn other_processes_see_what_is_here_as_it_comes() {
+    let rig = Rig::new();
+    let seen = || Seen::open(rig.dir.path(), &rig.layer, LEN).unwrap();
+    assert!(seen().is_none());
+    let (big, all) = (rig.open(), content(LEN));
+    let before = seen().unwrap();
+    let read = |range: Range<u64>| before.read(range).unwrap();
+    assert!(read(0..LEN).is_empty());
+    let write = |range: Range<u64>| big.write(range.start, &all[range.start as usize..range.end as usize]).unwrap();
+    write(CLUSTER..3 * CLUSTER);
+    // Half a cluster is not here for others.
+    write(3 * CLUSTER..3 * CLUSTER + 100);
+    write(6 * CLUSTER..LEN);
+    assert!(read(0..10).is_empty() && read(5 * CLUSTER..LEN).is_empty());
+    assert_eq!(read(CLUSTER + 5..LEN), all[(CLUSTER + 5) as usize..3 * CLUSTER as usize]);
+    assert_eq!(read(2 * CLUSTER + 1..2 * CLUSTER + 9), all[2 * CLUSTER as usize + 1..2 * CLUSTER as usize + 9]);
+    assert_eq!(read(6 * CLUSTER + 1..LEN), all[6 * CLUSTER as usize + 1..]);
+    assert!(read(7..7).is_empty());
+    big.forget(CLUSTER..CLUSTER + 1).unwrap();
+    assert!(read(CLUSTER..3 * CLUSTER).is_empty(), "it is damaged");
+
+    // A bit that is wrong must not make zeros pass for content.
+    let path = map_path(rig.dir.path(), &rig.layer);
+    let mut map = std::fs::read(&path).unwrap();
+    let bits = map.len() - 8;
+    map[bits] |= 1;
+    std::fs::File::options().write(true).open(&path).unwrap().write_all_at(&map, 0).unwrap();
+    assert!(read(0..CLUSTER).is_empty() && read(2 * CLUSTER..3 * CLUSTER).is_empty());
+    assert!(seen().is_none());
+
+    // The next daemon makes another map.
+    assert!(before.is_current().unwrap());
+    drop(big);
+    rig.open().write(0, &all).unwrap();
+    assert!(!before.is_current().unwrap());
+    assert_eq!(seen().unwrap().read(0..LEN).unwrap(), all);
+    // A loop device shows whole blocks.
+    std::fs::File::options()
+        .write(true)
+        .open(data_path(rig.dir.path(), &rig.layer))
+        .unwrap()
+        .set_len(LEN.next_multiple_of(BLOCK))
+        .unwrap();
+    assert_eq!(seen().unwrap().read(0..LEN).unwrap(), all);
+    assert!(has_all(rig.dir.path(), &rig.layer, LEN, std::slice::from_ref(&(0..LEN))).unwrap());
+}
