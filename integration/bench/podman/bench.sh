@@ -7,6 +7,7 @@
 #
 # In each run, one after the other, each in a file system of its own:
 #   eager     podman run, pulls all of the gzip image first
+#   plain     the same once more, with the image in podman's own storage
 #   podman    podman run with the layer store, from an empty storage and an empty store
 #   complete  the same once more, when all of the image is local: what podman itself takes
 #   towline   towline run, from an empty store; and once more when all is local
@@ -135,6 +136,7 @@ bench_image() {
     for _ in $(seq "$RUNS"); do
         new_store eager
         run_podman eager gzip
+        run_podman plain gzip
         no_store
         new_store podman with
         towline system layers --background > "$bench/layers.log" 2>&1 || die "no layer store: $(tail -n 1 "$bench/layers.log")"
@@ -148,7 +150,7 @@ bench_image() {
         measure local towline run --rm --plain-http "$link/$image:$form"
         no_store
     done
-    for name in eager podman complete towline local; do
+    for name in eager plain podman complete towline local; do
         printf -v "$name" %s "$(median < "$figures/$name" 2> "$bench/median.log")"
         [ -n "${!name}" ] || { echo "$image: not measured: no start of '$name' said READY"; return; }
     done
@@ -156,7 +158,7 @@ bench_image() {
         "  podman, all pulled first   $eager" \
         "  podman, layer store        $podman   $(calc "$podman / $eager") x all pulled first, $(calc "$podman / $towline") x towline run" \
         "  towline run                $towline   $(calc "$towline / $eager") x podman, all pulled first" \
-        "  complete: podman $complete, towline $local; podman's own share $(calc "$complete - $local" 3)" \
+        "  complete: podman $complete (its own storage $plain), towline $local; podman's own share $(calc "$complete - $local" 3)" \
         "  podman with the layer store, without its own share: $(calc "($podman - ($complete - $local)) / $towline") x towline run" ""
 }
 
