@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`launch`], [`group`] | how containerd starts a shim, in all its protocols; which containers share one |
 //! | [`daemon`] | the process that stays |
+//! | [`cgroup`] | where it is counted |
 //! | [`rpc`] | ttrpc: frames, connections, failures |
 //! | [`task`] | containers and their processes, and the Task API |
 //! | [`reaper`] | every end of a process below the shim |
@@ -24,6 +25,7 @@
 //! executor, and the order of events is a matter of one queue. Nothing here is async. No lock is held while a child process or a
 //! stream is waited for.
 
+pub mod cgroup;
 pub mod cleanup;
 pub mod daemon;
 pub mod events;

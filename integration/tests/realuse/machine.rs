@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -14,7 +15,7 @@ use nix::unistd::Pid;
 use towline_integration::bundle::cgroups_named;
 use towline_integration::cri::messages::*;
 use towline_integration::images;
-use towline_integration::process::{Finished, Job};
+use towline_integration::process::{Finished, Job, run};
 use towline_integration::registry::Registry;
 use towline_integration::towline::{Towline, bin_dir};
 
@@ -135,6 +136,27 @@ impl Machine {
         match kill(Pid::from_raw(shim), Signal::SIGKILL) {
             Ok(()) | Err(Errno::ESRCH) => {}
             Err(error) => panic!("killing the shim {shim}: {error}"),
+        }
+    }
+
+    /// Of a test that failed: what runs, through containerd if it is there, and the states that are not in the test's directories.
+    fn remove_containers(&self) {
+        let ids = self.ctr(&["container", "ls", "--quiet"]).unwrap_or_default();
+        for id in ids.lines() {
+            for args in [&["task", "rm", "--force", id][..], &["container", "rm", id]] {
+                self.ctr(args).map(drop).unwrap_or_else(|error| eprintln!("{error}"));
+            }
+        }
+        // In the order of the shim's own `delete`: nothing of a container outlives its cgroup (the node removes that), or is in the way of another.
+        for state in entries(Path::new(STATES)).into_iter().filter(|state| state.contains(self.node.name())) {
+            let id = Path::new(&state).file_name().expect("an id").to_string_lossy().into_owned();
+            let runtime = bin_dir().join("towline-oci");
+            let mut command = Command::new(runtime);
+            command.arg("--root").arg(STATES).args(["delete", "--force", &id]);
+            let done = run(command, PATIENCE);
+            if !done.status.success() {
+                eprintln!("{}", failed(&done));
+            }
         }
     }
 
@@ -276,6 +298,7 @@ impl Drop for Machine {
                 let lines: Vec<&str> = log.lines().rev().take(40).collect();
                 eprintln!("---\n{}", lines.into_iter().rev().collect::<Vec<_>>().join("\n"));
             }
+            self.remove_containers();
         }
     }
 }

@@ -38,16 +38,28 @@ fn checkpoints() {
     run_in_machine("checkpoints", &[], &[], &["checkpoint::"], 6);
 }
 
+/// The same through the shim, which needs no containerd for it.
+#[test]
+fn checkpoints_through_the_shim() {
+    run_suite_in_machine("checkpoints_through_the_shim", "protocol", &[], &[], &["checkpoint::"], 1);
+}
+
 #[test]
 fn cases_in_a_users_session() {
     let as_user = Path::new(env!("CARGO_MANIFEST_DIR")).join("testbed/as-user.sh").display().to_string();
     run_in_machine("cases_in_a_users_session", &["--systemd"], &[&as_user], &["a_users_scope"], 1);
 }
 
-/// Runs the cases whose names contain one of `filters`, behind the words of `through`; at least `least` of them must pass, and none
-/// fail.
+/// Runs cases of the runtime's suite.
 #[track_caller]
 fn run_in_machine(test: &str, options: &[&str], through: &[&str], filters: &[&str], least: usize) {
+    run_suite_in_machine(test, "oci", options, through, filters, least);
+}
+
+/// Runs the cases of a suite whose names contain one of `filters`, behind the words of `through`; at least `least` of them must pass, and none
+/// fail.
+#[track_caller]
+fn run_suite_in_machine(test: &str, suite: &str, options: &[&str], through: &[&str], filters: &[&str], least: usize) {
     if !root_or_skip(test) {
         return;
     }
@@ -62,7 +74,7 @@ fn run_in_machine(test: &str, options: &[&str], through: &[&str], filters: &[&st
     command.args(options).args(["--deadline", DEADLINE, "--"]).args(through).arg("env");
     command.arg(format!("RUNTIME={}", std::env::var("RUNTIME").unwrap_or_default()));
     command.arg(format!("TOWLINE_BIN_DIR={}", binaries.parent().expect("it is in a directory").display()));
-    command.arg(suite()).args(["--test-threads=1", "--show-output"]).args(filters);
+    command.arg(newest(suite)).args(["--test-threads=1", "--show-output"]).args(filters);
     command.env("TOWLINE_WORK", &work).current_dir(folder).stdin(Stdio::null());
     let done = command.output().expect("start the test machine");
     let (output, errors) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
@@ -92,14 +104,14 @@ fn missing(work: &Path) -> Option<String> {
     (!machine.exists()).then(|| format!("{} is missing (make testbed)", machine.display()))
 }
 
-/// The newest executable of `tests/oci` beside this one.
-fn suite() -> PathBuf {
+/// The newest executable of a suite beside this one.
+fn newest(suite: &str) -> PathBuf {
     let own = std::env::current_exe().expect("own path");
     let folder = own.parent().expect("an executable is in a directory");
     let candidates = folder.read_dir().expect("list cargo's executables").flatten().filter(|entry| {
         let name = entry.file_name().to_string_lossy().into_owned();
-        name.starts_with("oci-") && !name.contains('.')
+        name.strip_prefix(suite).is_some_and(|rest| rest.starts_with('-')) && !name.contains('.')
     });
     let changed = |entry: &std::fs::DirEntry| entry.metadata().and_then(|data| data.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-    candidates.max_by_key(changed).expect("cargo has built tests/oci").path()
+    candidates.max_by_key(changed).expect("cargo has built the suite").path()
 }

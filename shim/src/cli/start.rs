@@ -3,11 +3,12 @@
 //! A new shim is a fork of this process, which has one thread: it need not be executed a second time, and containerd waits only for what
 //! is needed to listen.
 
+use std::io::{PipeReader, PipeWriter, Read as _, Write as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use towline_runtime::{Error, Outcome, Result};
-use towline_shim::group::{ADDRESS_FILE, Shim};
+use towline_shim::group::{self, ADDRESS_FILE, Shim};
 use towline_shim::launch::{self, Environment, Flags, Launch};
 use towline_shim::options::Search;
 use towline_shim::{daemon, log};
@@ -24,20 +25,45 @@ pub fn run(flags: &Flags) -> Result<()> {
         max_version: std::env::var("MAX_SHIM_VERSION").ok().filter(|version| !version.is_empty()),
     };
     let (launch, protocol) = Launch::read(flags, &environment, &super::input()?)?;
-    let socket = match Shim::find(&launch, &flags.bundle)? {
-        Shim::Running(socket) => socket,
-        Shim::New(listener, socket) => {
-            let search = super::search::search()?;
-            match towline_sys::fork(0, None).map_err(|cause| Error::sys("starting the shim", cause))? {
-                Forked::Child => towline_sys::exit_now(stay(listener, socket, &launch, search, &flags.bundle)),
-                Forked::Parent { pid, .. } => write(&flags.bundle.join("shim.pid"), &pid.to_string())?,
-            }
-            socket
-        }
-    };
+    let socket = group::socket(&launch, &flags.bundle)?;
     let address = launch::address(&socket);
+    // Before there is a socket: whoever is killed from now on leaves a bundle that says what `delete` has to take away.
     write(&flags.bundle.join(ADDRESS_FILE), &address)?;
-    super::print(&launch::answer(protocol, &address)?)
+    let answer = launch::answer(protocol, &address)?;
+    let Shim::New(listener) = Shim::find(&socket)? else { return super::print(&answer) };
+    let started = begin(listener, socket.clone(), &launch, &flags.bundle);
+    let told = started.and_then(|mut told| {
+        super::print(&answer)?;
+        told.write_all(b"1").map_err(|cause| Error::sys("letting the shim go on", cause))
+    });
+    // Nobody will ask there.
+    told.map_err(|error| given_up(&socket, error))
+}
+
+/// The error, after the socket was taken away.
+fn given_up(socket: &Path, error: Error) -> Error {
+    match group::remove(socket) {
+        Ok(()) => error,
+        Err(second) => second.during(error.one_line()),
+    }
+}
+
+/// Starts the shim, which waits for a byte in the pipe: if it comes to its end instead, containerd was never told of it.
+fn begin(listener: UnixListener, socket: PathBuf, launch: &Launch, bundle: &Path) -> Result<PipeWriter> {
+    let search = super::search::search()?;
+    if let Some(cgroup) = launch.options.as_ref().map(|options| options.shim_cgroup.as_str()).filter(|path| !path.is_empty()) {
+        towline_shim::cgroup::enter(cgroup)?;
+    }
+    let failed = |cause| Error::sys("starting the shim", cause);
+    let (wait, told) = std::io::pipe().map_err(failed)?;
+    match towline_sys::fork(0, None).map_err(failed)? {
+        Forked::Child => {
+            drop(told);
+            towline_sys::exit_now(stay(listener, socket, wait, launch, search, bundle))
+        }
+        Forked::Parent { pid, .. } => write(&bundle.join("shim.pid"), &pid.to_string())?,
+    }
+    Ok(told)
 }
 
 fn write(file: &Path, text: &str) -> Result<()> {
@@ -45,12 +71,14 @@ fn write(file: &Path, text: &str) -> Result<()> {
 }
 
 /// The life of the shim; its exit code.
-fn stay(listener: UnixListener, socket: PathBuf, launch: &Launch, search: Search, bundle: &Path) -> i32 {
+fn stay(listener: UnixListener, socket: PathBuf, mut told: PipeReader, launch: &Launch, search: Search, bundle: &Path) -> i32 {
     let served = daemon::detach(bundle).and_then(|()| {
         if !towline_sys::heap::keep_little() {
             log::warn(format_args!("the C library does not take settings of the heap"));
         }
         rank()?;
+        let told = told.read_exact(&mut [0]);
+        told.map_err(|cause| given_up(&socket, Error::sys("waiting until containerd knows of the shim", cause)))?;
         daemon::serve(listener, socket, launch, search)
     });
     match served {

@@ -30,7 +30,7 @@
 //!
 //! # Order of calls
 //!
-//! [`Prepared::open`], then the runtime with [`Prepared::ends`] and [`Prepared::console`], then [`Prepared::start`]; then
+//! [`Prepared::open`] and [`Prepared::give`], then the runtime with [`Prepared::ends`] and [`Prepared::console`], then [`Prepared::start`]; then
 //! [`Streams::close_stdin`] and [`Streams::resize`] at any time, [`Streams::exited`] and [`Streams::wait_read`] when the process has ended, and
 //! [`Streams::finish`] when it is deleted. Dropping either closes everything.
 
@@ -47,7 +47,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{FileType, Gid, OFlags, Uid, fchown, fcntl_getfl, fcntl_setfl, fstat};
 use rustix::io::ioctl_fionread;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::termios::{Winsize, tcsetwinsize};
@@ -235,6 +235,25 @@ impl Prepared {
     /// The process's standard streams, once: for the call of the runtime.
     pub fn ends(&mut self) -> Stdio3 {
         std::mem::take(&mut self.ends)
+    }
+
+    /// Gives the pipes and FIFOs that the process will have to a user and a group (`IoUid` and `IoGid`), which may be others than root where it is in
+    /// a user namespace. With 0 and 0 they stay whose they are. A terminal is the runtime's to give, and `/dev/null` is everybody's.
+    pub fn give(&self, uid: u32, gid: u32) -> Result<()> {
+        if (uid, gid) == (0, 0) {
+            return Ok(());
+        }
+        let tried = || format!("giving the streams of a process to user {uid} and group {gid}");
+        if [uid, gid].contains(&u32::MAX) {
+            return Err(Error::new(Outcome::BadInput, tried()).because(format!("there is no number {}", u32::MAX)));
+        }
+        for end in [&self.ends.stdin, &self.ends.stdout, &self.ends.stderr].into_iter().flatten() {
+            let stat = fstat(end).map_err(|cause| Error::sys(tried(), cause))?;
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Fifo {
+                fchown(end, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).map_err(|cause| Error::sys(tried(), cause))?;
+            }
+        }
+        Ok(())
     }
 
     /// The console socket, if the process has a terminal.

@@ -176,6 +176,7 @@ impl Tasks {
         let spec = container.state().init.spec.clone();
         let owner = Owner { namespace: &self.environment.namespace, id: &container.id };
         let mut prepared = Prepared::open(&spec, Role::Container, owner, &self.console())?;
+        prepared.give(container.options.io_uid, container.options.io_gid)?;
         let file = container.file(PID_FILE);
         let stdio = prepared.ends();
         make(client::Options {

@@ -114,6 +114,7 @@ impl Tasks {
         let owner = Owner { namespace: &self.environment.namespace, id: &container.id };
         let window = self.environment.reaper.window();
         let made = Prepared::open(&spec, Role::Exec, owner, &self.console()).map_err(Failure::from).and_then(|mut prepared| {
+            prepared.give(container.options.io_uid, container.options.io_gid)?;
             let (stdio, console_socket) = (prepared.ends(), prepared.console());
             let options = client::Options { pid_file: Some(&pid_file), console_socket, stdio, ..client::Options::default() };
             let made = container.runtime.exec_detached(&container.id, &file, options);

@@ -4,6 +4,9 @@
 
 #![allow(clippy::print_stdout, reason = "tests talk to the person who runs them")]
 
+mod checkpoint;
+mod killed;
+mod options;
 mod pod;
 
 use containerd_shim_protos::api::{

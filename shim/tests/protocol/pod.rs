@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use containerd_shim_protos::events::task::TaskExit;
 use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim::events::ForwardRequest;
+use containerd_shim_protos::shim::oci::Options;
 use containerd_shim_protos::types::empty::Empty;
 use serde_json::json;
 use tempfile::TempDir;
@@ -64,6 +66,13 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 impl Pod {
     /// Starts a shim for a container that runs `script`; `None`, after saying so, where it cannot be.
     pub fn start(test: &str, dialect: Dialect, script: &str) -> Option<Self> {
+        let mut pod = Self::prepare(test, script)?;
+        pod.launch(dialect);
+        Some(pod)
+    }
+
+    /// A pod whose shim is not started yet.
+    pub fn prepare(test: &str, script: &str) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             println!("SKIP {test}: needs root");
             return None;
@@ -79,15 +88,46 @@ impl Pod {
         let listener = UnixListener::bind(dir.path().join("c.sock.ttrpc")).expect("listen");
         let service: Arc<dyn Service> = Arc::clone(&events) as Arc<dyn Service>;
         std::thread::spawn(move || server::serve(&listener, &service));
-        let mut pod = Self { dir, id, socket: PathBuf::new(), events };
-        let address = pod.launch(dialect);
-        pod.socket = address.strip_prefix("unix://").expect("a unix socket").into();
-        Some(pod)
+        Some(Self { dir, id, socket: PathBuf::new(), events })
     }
 
-    fn launch(&self, dialect: Dialect) -> String {
+    fn launch(&mut self, dialect: Dialect) {
+        let address = self.address(dialect);
+        self.socket = address.strip_prefix("unix://").expect("a unix socket").into();
+    }
+
+    /// `start` with the runtime's options, as containerd 1.6 does it.
+    pub fn try_launch(&mut self, options: &Options) -> Result<(), String> {
+        let value = options.write_to_bytes().expect("encode");
+        let any = Any { type_url: "containerd.runc.v1.Options".to_owned(), value, ..Any::default() };
+        let mut command = self.start_command();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("start the shim");
+        child.stdin.take().expect("its input").write_all(&any.write_to_bytes().expect("encode")).expect("write to the shim");
+        let output = child.wait_with_output().expect("wait for start");
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+        let address = String::from_utf8(output.stdout).expect("an address");
+        self.socket = address.strip_prefix("unix://").expect("a unix socket").into();
+        Ok(())
+    }
+
+    /// `start`, in the oldest dialect.
+    pub fn start_command(&self) -> Command {
         let mut command = self.command();
-        command.arg("start").env_remove("MAX_SHIM_VERSION").stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.arg("start").env_remove("MAX_SHIM_VERSION");
+        command
+    }
+
+    /// The shim's pid.
+    pub fn shim_pid(&self) -> i32 {
+        fs::read_to_string(self.bundle().join("shim.pid")).expect("the shim's pid").trim().parse().expect("a pid")
+    }
+
+    fn address(&self, dialect: Dialect) -> String {
+        let mut command = self.start_command();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut input = vec![];
         match dialect {
             Dialect::Flags => {}
@@ -153,6 +193,23 @@ impl Pod {
         fs::read_to_string(self.output()).expect("read the output")
     }
 
+    /// Waits until that is all there is in it.
+    pub fn wait_text(&self, wanted: &str) {
+        let end = Instant::now() + PATIENCE;
+        while self.text() != wanted {
+            assert!(Instant::now() < end, "{:?}, not {wanted:?}", self.text());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Changes the configuration of the container, before it is made.
+    pub fn edit_config(&self, edit: impl FnOnce(&mut serde_json::Value)) {
+        let path = self.bundle().join("config.json");
+        let mut config = serde_json::from_slice(&fs::read(&path).expect("read config.json")).expect("JSON");
+        edit(&mut config);
+        fs::write(path, config.to_string()).expect("write config.json");
+    }
+
     /// A connection to the shim.
     pub fn client(&self) -> Client {
         Client::connect(&self.socket, PATIENCE).expect("connect to the shim")
@@ -206,7 +263,7 @@ fn make_bundle(bundle: &Path, script: &str) {
         fs::create_dir_all(root.join(folder)).expect("make the root");
     }
     fs::copy("/bin/busybox", root.join("bin/busybox")).expect("copy the statically linked busybox");
-    for applet in ["sh", "sleep", "echo"] {
+    for applet in ["sh", "sleep", "echo", "stat"] {
         symlink("busybox", root.join("bin").join(applet)).expect("link an applet");
     }
     let namespaces: Vec<_> = ["pid", "ipc", "uts", "mount"].iter().map(|kind| json!({ "type": kind })).collect();
