@@ -83,8 +83,10 @@ pub trait Source: Send + Sync {
         self.open(blob, range)
     }
 
-    /// Says that what was last read of a blob was damaged: a source with several places asks another one from now on.
-    fn distrust(&self, _blob: &Digest) {}
+    /// Says that what was last read of a blob was damaged: a source with several places asks another one from now on. Whether there is one.
+    fn distrust(&self, _blob: &Digest) -> bool {
+        false
+    }
 
     /// What refers to the manifest `subject` (image-spec, "subject"), such as indexes and signatures; `artifact_type` leaves out all
     /// others. Most sources have nothing of the kind.

@@ -139,6 +139,25 @@ impl Source for Lowest {
         Box::pin(std::future::ready(Ok(Box::pin(futures_util::stream::iter([Ok(piece)])) as ByteStream)))
     }
 
+    fn open_urgently(&self, blob: Digest, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream>> {
+        match Digest::of(&self.documents.config) == blob {
+            true => self.open(blob, range),
+            false => self.origin.open_urgently(blob, range),
+        }
+    }
+
+    fn origin(&self, blob: &Digest) -> String {
+        self.origin.origin(blob)
+    }
+
+    fn distrust(&self, blob: &Digest) -> bool {
+        self.origin.distrust(blob)
+    }
+
+    fn host_of(&self, blob: &Digest) -> Option<String> {
+        self.origin.host_of(blob)
+    }
+
     fn repository(&self) -> Option<(&str, &str)> {
         self.origin.repository()
     }

@@ -219,18 +219,15 @@ async fn index(
 
 async fn from_toc(source: &dyn Source, layer: &Digest, location: &TocLocation) -> Result<(LayerIndex, u64)> {
     let length = location.range.end - location.range.start;
-    let mut attempt = 0;
+    let mut attempt = 1;
     loop {
-        attempt += 1;
         let compressed = read_range(source, layer, location.range.clone()).await?;
         tracing::debug!("parsing {length} bytes of the table of contents of {layer}");
         // On a thread of its own: the layers' tables are parsed side by side, and others go on arriving.
         let (digest, place) = (*layer, location.clone());
         let parsed = blocking("reading a table of contents", move || zstd_chunked::parse(&digest, &place, &compressed)).await;
         match parsed {
-            Err(error) if error.outcome() == Outcome::Integrity && attempt < ATTEMPTS => {
-                tracing::warn!("asking again: {}", error.one_line());
-            }
+            Err(error) if may_be_right(source, layer, &error, true, &mut attempt) => {}
             Err(error) => return Err(at_offset(error, source, layer, location.range.start)),
             Ok(index) => return Ok((index, length)),
         }
@@ -243,9 +240,8 @@ const TAIL: u64 = 128 << 10;
 /// The table of contents of an eStargz layer, and how many bytes came for it.
 async fn from_table(source: &dyn Source, plan: &Plan, digest: &Digest) -> Result<(estargz::Table, u64)> {
     let (layer, size) = (plan.digest, plan.size);
-    let mut attempt = 0;
+    let mut attempt = 1;
     loop {
-        attempt += 1;
         let start = size.saturating_sub(TAIL);
         let mut tail = read_range(source, &layer, start..size).await?;
         let Some(offset) = estargz::table_offset(&tail, size) else {
@@ -263,9 +259,7 @@ async fn from_table(source: &dyn Source, plan: &Plan, digest: &Digest) -> Result
         let digest = *digest;
         let parsed = blocking("reading a table of contents", move || estargz::parse(&layer, &digest, size, offset, &tail)).await;
         match parsed {
-            Err(error) if error.outcome() == Outcome::Integrity && attempt < ATTEMPTS => {
-                tracing::warn!("asking again: {}", error.one_line());
-            }
+            Err(error) if may_be_right(source, &layer, &error, true, &mut attempt) => {}
             Err(error) => return Err(at_offset(error, source, &layer, offset)),
             Ok(table) => return Ok((table, bytes)),
         }
@@ -290,11 +284,40 @@ async fn from_referrer(source: &Arc<dyn Source>, plan: &Plan, ways: Ways<'_>) ->
     }
 }
 
+/// Whether it is worth asking again for content that was not right: of somebody else, where a mirror sent it and others are left; of the same
+/// host only where that is `cheap`.
+fn may_be_right(source: &dyn Source, blob: &Digest, error: &Error, cheap: bool, attempt: &mut u32) -> bool {
+    // What is damaged may also be no archive at all any more.
+    let is_damage = error.outcome() == Outcome::Integrity || (error.outcome() == Outcome::BadInput && !cheap);
+    let again = is_damage && (source.distrust(blob) | cheap) && *attempt < ATTEMPTS;
+    if again {
+        *attempt += 1;
+        tracing::warn!("asking again: {}", error.one_line());
+    }
+    again
+}
+
 fn at_offset(error: Error, source: &dyn Source, layer: &Digest, offset: u64) -> Error {
     error.during(format!("reading layer {layer} of {} at offset {offset}", source.name()))
 }
 
 async fn stream_past(
+    daemon: &Arc<Daemon>,
+    source: &Arc<dyn Source>,
+    plan: &Plan,
+    position: usize,
+    events: &Events,
+) -> Result<crate::layer::stream::Ingested> {
+    let mut attempt = 1;
+    loop {
+        match stream_once(daemon, source, plan, position, events).await {
+            Err(error) if may_be_right(source.as_ref(), &plan.digest, &error, false, &mut attempt) => {}
+            done => return done,
+        }
+    }
+}
+
+async fn stream_once(
     daemon: &Arc<Daemon>,
     source: &Arc<dyn Source>,
     plan: &Plan,
@@ -347,14 +370,20 @@ pub async fn read_blob(source: &dyn Source, blob: &Descriptor, limit: u64) -> Re
     if blob.size > limit {
         return Err(Error::new(Outcome::BadInput, tried()).because(format!("it has {} bytes, the limit is {limit}", blob.size)));
     }
-    let bytes = read_range(source, &blob.digest, 0..blob.size).await?;
-    let digest = Digest::of(&bytes);
-    if digest != blob.digest {
-        return Err(Error::new(Outcome::Integrity, tried())
+    let mut attempt = 1;
+    loop {
+        let bytes = read_range(source, &blob.digest, 0..blob.size).await?;
+        let digest = Digest::of(&bytes);
+        if digest == blob.digest {
+            return Ok(bytes);
+        }
+        let error = Error::new(Outcome::Integrity, tried())
             .because(format!("its bytes 0 to {} have digest {digest}", blob.size))
-            .advise("the registry's copy is damaged: push the image again"));
+            .advise("the registry's copy is damaged: push the image again");
+        if !may_be_right(source, &blob.digest, &error, false, &mut attempt) {
+            return Err(error);
+        }
     }
-    Ok(bytes)
 }
 
 /// Bytes `range` of a blob, asked for again where that may help. Not verified.

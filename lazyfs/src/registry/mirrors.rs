@@ -241,8 +241,8 @@ impl Source for Mirrors {
         }
     }
 
-    fn distrust(&self, blob: &Digest) {
-        let Some(n) = self.last_read(blob) else { return };
+    fn distrust(&self, blob: &Digest) -> bool {
+        let Some(n) = self.last_read(blob) else { return false };
         if self.members.len() > 1 {
             tracing::warn!("{} has sent damaged content of {blob}; others are asked for it", self.members[n].endpoint());
         }
@@ -250,6 +250,8 @@ impl Source for Mirrors {
         if distrusted.len() < MAX_DISTRUSTED {
             distrusted.insert((n, *blob));
         }
+        let is_trusted = |n| !distrusted.contains(&(n, *blob)) && self.members[n].endpoint().serves.digests;
+        (0..self.members.len()).any(is_trusted)
     }
 
     /// Those that the registry itself knows, and where it does not answer, a mirror.

@@ -99,8 +99,9 @@ impl Fake {
 pub(super) struct Shared(pub(super) Arc<Fake>);
 
 impl Source for Shared {
-    fn distrust(&self, _: &Digest) {
+    fn distrust(&self, _: &Digest) -> bool {
         self.0.distrusted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        false
     }
 
     fn name(&self) -> String {
