@@ -23,6 +23,7 @@ pub mod faulty;
 pub mod grpc;
 pub mod images;
 pub mod link;
+pub mod mirror;
 pub mod process;
 pub mod registry;
 pub mod towline;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use towline_integration::bundle::root_or_skip;
@@ -51,8 +52,8 @@ pub struct Node {
     setup: Setup,
     pub cri: Cri,
     pub towline: Towline,
-    pub link: Link,
-    pub registry: Registry,
+    pub link: Arc<Link>,
+    pub registry: Arc<Registry>,
 }
 
 impl Node {
@@ -70,17 +71,36 @@ impl Node {
             None => Link::start(registry.address(), Quality::LOOPBACK),
             Some(address) => Link::listen(address, registry.address(), Quality::LOOPBACK),
         };
+        let link = link.expect("listen before the registry");
+        Some(Self::beside(setup, Arc::new(link), Arc::new(registry)))
+    }
+
+    /// Another machine that reaches the same registry the same way.
+    pub fn neighbour(&self) -> Self {
+        Self::beside(self.setup, Arc::clone(&self.link), Arc::clone(&self.registry))
+    }
+
+    fn beside(setup: Setup, link: Arc<Link>, registry: Arc<Registry>) -> Self {
         let mut towline = Towline::new();
         if setup.demand_only {
             towline = towline.demand_only();
         }
-        let link = link.expect("listen before the registry");
+        let hosts = towline.dir().join("certs.d").display().to_string();
+        let towline = towline.with_env("TOWLINE_REGISTRY_CONFIG", &hosts);
         let cri = Cri::new(&towline.state().join("containerd.sock"));
         let mut node = Self { containerd: None, daemon: None, setup, cri, towline, link, registry };
         node.configure();
         node.start_daemon();
         node.start_containerd();
-        Some(node)
+        node
+    }
+
+    /// Says in the file that containerd and towlined read which hosts stand in for the registry.
+    pub fn write_hosts(&self, text: &str) {
+        let address = self.link.address();
+        let dir = self.towline.dir().join(format!("certs.d/{}_{}_", address.ip(), address.port()));
+        fs::create_dir_all(&dir).expect("make the directory of a registry");
+        fs::write(dir.join("hosts.toml"), text).expect("write hosts.toml");
     }
 
     fn configure(&self) {
@@ -95,6 +115,7 @@ impl Node {
              [plugins.\"io.containerd.grpc.v1.cri\"]\nstream_server_port = \"0\"\n\
              [plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"towline\"\n\
              disable_snapshot_annotations = {annotations}\n\
+             [plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"{dir}/certs.d\"\n\
              [plugins.\"io.containerd.grpc.v1.cri\".cni]\nconf_dir = \"{dir}/cni\"\n"
         );
         fs::write(self.towline.dir().join("config.toml"), config).expect("write config.toml");
@@ -113,7 +134,8 @@ impl Node {
         let state = self.towline.state();
         let mut command = self.program(bin_dir().join("towlined"));
         command.args(["serve", "--replace", "--snapshotter"]).arg(state.join("snapshotter.sock"));
-        command.arg("--containerd").arg(state.join("containerd.sock")).args(self.setup.daemon);
+        command.arg("--containerd").arg(state.join("containerd.sock"));
+        command.args(self.setup.daemon);
         let mut job = Job::start(command);
         job.wait_for_output("welcome", PATIENCE);
         self.daemon = Some(job);
@@ -189,8 +211,11 @@ impl Node {
     pub fn start(&self, options: &[&str], image: &str, id: &str, program: &[&str]) -> Command {
         let (runtime, root) = (bin_dir().join("towline-oci"), self.towline.state().join("oci"));
         let (runtime, root) = (runtime.display().to_string(), root.display().to_string());
-        let fixed = ["run", "--snapshotter", "towline", "--runc-binary", &runtime, "--runc-root", &root, "--env", "PATH=/bin"];
-        self.command(&[&fixed, options, &[image, id], program].concat())
+        // Names of containers are those of another test, too, that runs now.
+        let cgroup = format!("/{NAMESPACE}/{id}-{}", std::process::id());
+        let fixed = ["run", "--snapshotter", "towline", "--runc-binary", &runtime, "--runc-root", &root, "--cgroup", &cgroup];
+        let fixed = [&fixed[..], &["--env", "PATH=/bin"]].concat();
+        self.command(&[&fixed[..], options, &[image, id], program].concat())
     }
 
     /// The same to its end; it must succeed. What it printed.

@@ -169,7 +169,7 @@ impl Mirrors {
                     (Some(Err(error)), _) => error,
                     (_, Some(why)) => Error::new(Outcome::Unavailable, tried).because(why),
                 };
-                tracing::debug!("another host is asked first for {LAME:?}: {}", failed.one_line());
+                tracing::info!("another host is asked first for {LAME:?}: {}", failed.one_line());
                 lame.lock().expect("no holder of this lock panics").insert(n, Instant::now() + LAME);
                 Err(failed)
             }
