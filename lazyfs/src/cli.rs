@@ -60,6 +60,9 @@ pub struct Snapshotter {
     /// containerd's own socket: it is asked which image a layer is of, where the client does not say it
     #[arg(long, env = "TOWLINE_CONTAINERD", value_name = "SOCKET", default_value = "/run/containerd/containerd.sock")]
     containerd: PathBuf,
+    /// Serves the kubelet's image service on this socket, handed on to containerd: with `--image-service-endpoint` there, what it has for credentials is used for lazy pulls
+    #[arg(long, env = "TOWLINE_CRI", value_name = "SOCKET", requires = "socket")]
+    cri: Option<PathBuf>,
     /// Lets containerd pull and unpack images that cannot be pulled lazily; without it such a pull fails
     #[arg(long)]
     snapshotter_fallback: bool,
@@ -75,6 +78,7 @@ impl Snapshotter {
         Some(Options {
             socket: self.socket?,
             containerd: self.containerd,
+            cri: self.cri,
             fallback: self.snapshotter_fallback,
             signature_policy: self.signature_policy.or_else(|| system.symlink_metadata().is_ok().then_some(system)),
         })

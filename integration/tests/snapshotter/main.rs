@@ -10,6 +10,8 @@ mod commands;
 #[cfg(test)]
 mod crash;
 #[cfg(test)]
+mod kubelet;
+#[cfg(test)]
 mod mirror;
 #[cfg(test)]
 mod node;

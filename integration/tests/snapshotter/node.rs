@@ -103,6 +103,11 @@ impl Node {
         fs::write(dir.join("hosts.toml"), text).expect("write hosts.toml");
     }
 
+    /// Where the kubelet would ask for images.
+    pub fn kubelet_socket(&self) -> PathBuf {
+        self.towline.state().join("cri.sock")
+    }
+
     fn configure(&self) {
         let (dir, state) = (self.towline.dir().display(), self.towline.state().display().to_string());
         let annotations = !self.setup.annotations;
@@ -135,7 +140,7 @@ impl Node {
         let mut command = self.program(bin_dir().join("towlined"));
         command.args(["serve", "--replace", "--snapshotter"]).arg(state.join("snapshotter.sock"));
         command.arg("--containerd").arg(state.join("containerd.sock"));
-        command.args(self.setup.daemon);
+        command.arg("--cri").arg(self.kubelet_socket()).args(self.setup.daemon);
         let mut job = Job::start(command);
         job.wait_for_output("welcome", PATIENCE);
         self.daemon = Some(job);

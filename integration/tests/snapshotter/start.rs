@@ -45,7 +45,7 @@ fn images_of_every_form_are_pulled_by_their_metadata_and_read_as_they_are() {
 #[test]
 fn what_cannot_be_lazy_is_refused_or_left_to_containerd_when_that_was_asked_for() {
     const TEST: &str = "start::what_cannot_be_lazy_is_refused_or_left_to_containerd_when_that_was_asked_for";
-    // Only the kubelet has credentials.
+    // Only the kubelet has credentials, and it speaks to containerd itself.
     let user = Some(("towline", "towline"));
     let setup = Setup { access: Access::Basic, ..Setup::default() };
     let Some(node) = Node::new(TEST, setup) else { return };

@@ -15,7 +15,7 @@ use crate::sink::Sink;
 use crate::source::Source;
 
 /// User name that says that the secret is an identity token (containers-auth.json(5), docker login).
-const TOKEN_USER: &str = "<token>";
+pub(crate) const TOKEN_USER: &str = "<token>";
 
 /// How sources are reached: what the command line of the daemon says.
 #[derive(Clone, Debug, Default)]

@@ -25,7 +25,7 @@ pub async fn find(
     chain_id: &Digest,
     labels: &std::collections::BTreeMap<String, String>,
 ) -> Result<Option<Origin>, Status> {
-    let mut channel = Channel::connect(socket).await?;
+    let channel = Channel::connect(socket).await?;
     let answers: Vec<ListContentResponse> = channel.call(LIST, namespace, &ListContentRequest::default()).await?;
     let mut contents: Vec<ContentInfo> = answers.into_iter().flat_map(|answer| answer.info).collect();
     contents.retain(|content| {
@@ -43,14 +43,14 @@ pub async fn find(
             None => Origin::of_content(&content.labels, manifest),
         };
         let Some(origin) = known else { continue };
-        if has_chain(&mut channel, namespace, &manifest, chain_id).await? {
+        if has_chain(&channel, namespace, &manifest, chain_id).await? {
             return Ok(Some(origin));
         }
     }
     Ok(None)
 }
 
-async fn has_chain(channel: &mut Channel, namespace: &str, manifest: &Digest, chain_id: &Digest) -> Result<bool, Status> {
+async fn has_chain(channel: &Channel, namespace: &str, manifest: &Digest, chain_id: &Digest) -> Result<bool, Status> {
     let Some(bytes) = read(channel, namespace, manifest, MAX_MANIFEST).await? else { return Ok(false) };
     let raw = RawManifest { digest: *manifest, bytes: bytes.into(), media_type: String::new() };
     // An index, an artifact, or nothing that we know.
@@ -61,7 +61,7 @@ async fn has_chain(channel: &mut Channel, namespace: &str, manifest: &Digest, ch
 }
 
 /// A content, where containerd has it and it is what its name says.
-async fn read(channel: &mut Channel, namespace: &str, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>, Status> {
+async fn read(channel: &Channel, namespace: &str, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>, Status> {
     let size = i64::try_from(limit).expect("a few megabytes");
     let request = ReadContentRequest { digest: digest.to_string(), offset: 0, size: 0 };
     let pieces: Vec<ReadContentResponse> = match channel.call(READ, namespace, &request).await {

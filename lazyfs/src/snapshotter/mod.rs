@@ -33,6 +33,7 @@
 //! | `base` | what is mounted |
 //! | `usage` | how much is local |
 //! | [`collect`] | what goes when snapshots go |
+//! | [`cri`] | the kubelet's image service, for its credentials |
 //!
 //! Locks: `images` (shared while an image is pulled and not yet pinned, alone while images are removed) before those of the daemon; the database
 //! of snapshots is locked for one statement's time, never while something is waited for.
@@ -41,6 +42,7 @@ mod base;
 pub mod chain;
 mod collect;
 pub mod content;
+pub mod cri;
 pub mod filter;
 pub mod grpc;
 #[allow(missing_docs, reason = "fields are called as containerd calls them")]
@@ -64,6 +66,7 @@ use crate::error::{Error, Outcome, Result};
 use crate::rootfs::shared::SharedTree;
 use crate::store::create_private_dir;
 use crate::task::blocking;
+use cri::logins::Logins;
 use records::Records;
 
 /// The label by which containerd asks whether a layer is there: its chain id.
@@ -79,6 +82,8 @@ pub struct Options {
     pub socket: PathBuf,
     /// containerd's own socket.
     pub containerd: PathBuf,
+    /// The socket that the kubelet's image service is served on, where it is.
+    pub cri: Option<PathBuf>,
     /// Lets containerd pull and unpack an image that cannot be pulled lazily.
     pub fallback: bool,
     /// The signature policy.
@@ -100,6 +105,7 @@ pub struct Snapshotter {
     has_garbage: AtomicBool,
     is_collecting: AtomicBool,
     fallbacks: AtomicU64,
+    logins: Arc<Logins>,
     /// The daemon stays while containerd may ask.
     _stay: Stay,
 }
@@ -129,11 +135,15 @@ impl Snapshotter {
             has_garbage: AtomicBool::new(true),
             is_collecting: AtomicBool::new(false),
             fallbacks: AtomicU64::new(0),
+            logins: Arc::default(),
             _stay: stay,
         });
         snapshotter.tidy().await?;
         snapshotter.settle_pins().await?;
         tokio::spawn(grpc::server::serve(listener, snapshotter.clone()));
+        if let Some(socket) = &snapshotter.options.cri {
+            cri::start(daemon, socket, snapshotter.options.containerd.clone(), snapshotter.logins.clone())?;
+        }
         Ok(snapshotter)
     }
 

@@ -88,7 +88,7 @@ impl Snapshotter {
             policy: PullPolicy::Missing,
             platform: None,
             manifest: (!is_pinned).then_some(manifest),
-            credentials: Vec::new(),
+            credentials: self.logins.get(&origin.reference).into_iter().collect(),
             settings: ClientSettings { signature_policy: self.options.signature_policy.clone(), ..ClientSettings::default() },
             plain_http: false,
             trace: None,

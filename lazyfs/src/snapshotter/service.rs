@@ -36,7 +36,7 @@ impl Service for Snapshotter {
 
 impl Snapshotter {
     async fn answer(self: Arc<Self>, call: Call) -> Result<Vec<Vec<u8>>, Status> {
-        let Call { method, namespace, message } = call;
+        let Call { method, namespace, message, .. } = call;
         match method.strip_prefix(SERVICE) {
             Some("Prepare") => {
                 let request: PrepareRequest = decode(&message)?;

@@ -9,7 +9,7 @@ use http::{HeaderMap, Request};
 use prost::Message;
 use tokio::net::UnixStream;
 
-use super::{Code, NAMESPACE, Status, framed, messages, read};
+use super::{Code, NAMESPACE, Status, framed, messages, read, unescaped};
 use crate::error::{Error, Outcome, Result};
 
 /// How long a call may take.
@@ -44,30 +44,46 @@ impl Channel {
 
     /// Calls a method; the messages of its answer.
     pub async fn call<A: Message + Default>(
-        &mut self,
+        &self,
         method: &str,
         namespace: &str,
         message: &impl Message,
     ) -> Result<Vec<A>, Status> {
-        let body = framed(&message.encode_to_vec());
-        let answered = tokio::time::timeout(DEADLINE, self.exchange(method, namespace, body)).await;
-        let late = || Status::new(Code::DeadlineExceeded, format!("{} has not answered {method} for {DEADLINE:?}", self.peer));
-        let answers = answered.map_err(|_| late())??;
+        let body = message.encode_to_vec();
+        let answers = self.in_time(DEADLINE, method, self.exchange(method, Some(namespace), &body)).await?;
         let bad = |e| Status::new(Code::Internal, format!("reading the answer to {method} of {}: {e}", self.peer));
         answers.into_iter().map(|answer| A::decode(answer).map_err(bad)).collect()
     }
 
-    async fn exchange(&mut self, method: &str, namespace: &str, body: Bytes) -> Result<Vec<Bytes>, Status> {
+    /// Hands on a call of somebody else; the messages of its answer as they are.
+    pub async fn hand_on(&self, method: &str, message: &[u8], deadline: Duration) -> Result<Vec<Bytes>, Status> {
+        self.in_time(deadline, method, self.exchange(method, None, message)).await
+    }
+
+    async fn in_time<T>(
+        &self,
+        deadline: Duration,
+        method: &str,
+        answer: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Status> {
+        let late = || Status::new(Code::DeadlineExceeded, format!("{} has not answered {method} for {deadline:?}", self.peer));
+        tokio::time::timeout(deadline, answer).await.map_err(|_| late())?
+    }
+
+    async fn exchange(&self, method: &str, namespace: Option<&str>, message: &[u8]) -> Result<Vec<Bytes>, Status> {
         let failed = |e: h2::Error| Status::new(Code::Unavailable, format!("calling {method}: {e}"));
-        let request = Request::post(format!("http://localhost{method}"))
+        let mut request = Request::post(format!("http://localhost{method}"))
             .header("content-type", "application/grpc")
-            .header("te", "trailers")
-            .header(NAMESPACE, namespace)
+            .header("te", "trailers");
+        if let Some(namespace) = namespace {
+            request = request.header(NAMESPACE, namespace);
+        }
+        let request = request
             .body(())
             .map_err(|e| Status::new(Code::InvalidArgument, format!("calling {method} in namespace {namespace:?}: {e}")))?;
         let mut sender = self.sender.clone().ready().await.map_err(failed)?;
         let (response, mut stream) = sender.send_request(request, false).map_err(failed)?;
-        stream.send_data(body, true).map_err(failed)?;
+        stream.send_data(framed(message), true).map_err(failed)?;
         let (head, mut body) = response.await.map_err(failed)?.into_parts();
         if head.headers.contains_key("grpc-status") {
             return check(&head.headers).map(|()| Vec::new());
@@ -84,15 +100,8 @@ fn check(headers: &HeaderMap) -> Result<(), Status> {
     let Some(code) = text("grpc-status").and_then(|text| text.parse::<u32>().ok()) else {
         return Err(Status::new(Code::Unknown, "the answer has no status"));
     };
-    let code = match code {
-        0 => return Ok(()),
-        3 => Code::InvalidArgument,
-        5 => Code::NotFound,
-        6 => Code::AlreadyExists,
-        9 => Code::FailedPrecondition,
-        12 => Code::Unimplemented,
-        14 => Code::Unavailable,
-        _ => Code::Unknown,
-    };
-    Err(Status::new(code, text("grpc-message").unwrap_or_default()))
+    match code {
+        0 => Ok(()),
+        code => Err(Status::new(Code::of(code), unescaped(text("grpc-message").unwrap_or_default()))),
+    }
 }

@@ -1,14 +1,14 @@
 //! The server's side.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::{Code, MAX_MESSAGE, NAMESPACE, Status, framed, messages, read};
+use super::{Code, MAX_MESSAGE, NAMESPACE, Status, escaped, framed, messages, read, timeout};
 use crate::source::BoxFuture;
 
 /// Calls of one client that are worked on side by side.
@@ -21,12 +21,17 @@ pub struct Call {
     pub method: String,
     /// containerd's namespace, where one was named.
     pub namespace: Option<String>,
+    /// How long the caller waits, where it says so.
+    pub timeout: Option<Duration>,
     /// The request.
     pub message: Bytes,
 }
 
 /// Whoever answers calls.
 pub trait Service: Send + Sync + 'static {
+    /// Whether a call is given up when its caller is gone, wherever it stands. Otherwise what was begun is done.
+    const ENDS_WITH_CALLER: bool = false;
+
     /// The messages of the answer.
     fn call(self: Arc<Self>, call: Call) -> BoxFuture<'static, Result<Vec<Vec<u8>>, Status>>;
 }
@@ -58,12 +63,20 @@ async fn connection(stream: UnixStream, service: Arc<impl Service>) {
     }
 }
 
-async fn answer(request: Request<h2::RecvStream>, mut respond: SendResponse<Bytes>, service: Arc<impl Service>) {
+async fn answer<S: Service>(request: Request<h2::RecvStream>, mut respond: SendResponse<Bytes>, service: Arc<S>) {
     let (head, mut body) = request.into_parts();
     let method = head.uri.path().to_owned();
-    let namespace = head.headers.get(NAMESPACE).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let header = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
+    let (namespace, timeout) = (header(NAMESPACE).map(str::to_owned), header("grpc-timeout").and_then(timeout));
     let result = match one(&mut body).await {
-        Ok(message) => service.call(Call { method: method.clone(), namespace, message }).await,
+        Ok(message) => {
+            let working = service.call(Call { method: method.clone(), namespace, timeout, message });
+            let Some(result) = unless_gone(working, &mut respond, S::ENDS_WITH_CALLER).await else {
+                tracing::debug!("{method}: given up with its caller");
+                return;
+            };
+            result
+        }
         Err(status) => Err(status),
     };
     let (answers, status) = match result {
@@ -79,6 +92,14 @@ async fn answer(request: Request<h2::RecvStream>, mut respond: SendResponse<Byte
     if let Err(error) = sent {
         // It has gone; what was done for it stays done.
         tracing::debug!("answering {method}: {error}");
+    }
+}
+
+/// `None` where the caller has gone before the end, if that counts.
+async fn unless_gone<T>(working: impl Future<Output = T>, respond: &mut SendResponse<Bytes>, counts: bool) -> Option<T> {
+    tokio::select! {
+        result = working => Some(result),
+        _ = std::future::poll_fn(|context| respond.poll_reset(context)), if counts => None,
     }
 }
 
@@ -99,15 +120,4 @@ fn trailers(status: Option<&Status>) -> HeaderMap {
         trailers.insert("grpc-message", text);
     }
     trailers
-}
-
-/// Percent-encoded (gRPC over HTTP/2, "Status-Message").
-fn escaped(text: &str) -> String {
-    text.bytes().fold(String::new(), |mut out, byte| {
-        match byte {
-            b'%' | 0..=0x1f | 0x7f.. => write!(out, "%{byte:02X}").expect("writing into a string does not fail"),
-            _ => out.push(char::from(byte)),
-        }
-        out
-    })
 }
