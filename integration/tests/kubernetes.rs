@@ -34,6 +34,8 @@ fn manifests_and_chart_are_well_formed_and_agree() {
         let found = [&class["apiVersion"], &class["kind"], &class["metadata"]["name"], &class["handler"]];
         assert_eq!(found, ["node.k8s.io/v1", "RuntimeClass", "towline", "towline"], "{file}");
     }
+    let hosts = &all["chart/templates/hosts.yaml"];
+    assert_eq!((&hosts["kind"], &hosts["data"]), (&"ConfigMap".into(), &serde_json::json!({})));
     let (plain, chart) = (&all["daemonset.yaml"], &all["chart/templates/daemonset.yaml"]);
     for set in [plain, chart] {
         assert_eq!((&set["apiVersion"], &set["kind"]), (&"apps/v1".into(), &"DaemonSet".into()));
@@ -43,6 +45,7 @@ fn manifests_and_chart_are_well_formed_and_agree() {
         let mounts = &pod["containers"][0]["volumeMounts"][0];
         assert_eq!((&mounts["name"], &mounts["mountPath"]), (&pod["volumes"][0]["name"], &"/host".into()));
         assert_eq!(pod["containers"][0]["command"][0], "/installer/install.sh");
+        assert_eq!(pod["volumes"][1]["configMap"]["name"], hosts["metadata"]["name"]);
     }
     let mut pod = chart["spec"]["template"]["spec"].clone();
     pod["containers"][0].as_object_mut().expect("a container").remove("imagePullPolicy").expect("only the chart has it");
@@ -98,7 +101,7 @@ impl Node {
         let mut command = Command::new("sh");
         command.arg(folder().join("installer/install.sh")).arg("once").env("PATH", path).env("TOWLINE_MODE", mode);
         command.env("TOWLINE_SOURCE", self.path("image")).env("TOWLINE_HOST", self.path("host"));
-        command.env("TOWLINE_READY", self.path("ready"));
+        command.env("TOWLINE_READY", self.path("ready")).env("TOWLINE_HOSTS", self.path("hosts"));
         let done = run(command, PATIENCE);
         let calls = fs::read_to_string(self.path("log")).unwrap_or_default();
         fs::write(self.path("log"), "").expect("empty the log");
@@ -137,6 +140,32 @@ fn the_installer_installs_once_follows_changes_and_takes_all_away() {
     let (done, calls) = node.install("uninstall");
     done.success();
     assert_eq!(calls, "");
+}
+
+#[test]
+fn the_installer_writes_mirrors_follows_them_and_leaves_the_nodes_own() {
+    let node = Node::new();
+    let certs = |name: &str| node.path(&format!("host/etc/containerd/certs.d/{name}"));
+    fs::create_dir_all(node.path("hosts")).expect("make a directory");
+    fs::create_dir_all(certs("own.example")).expect("make a directory");
+    fs::write(certs("own.example/hosts.toml"), "own").expect("write");
+    for name in ["docker.io", "a.example_5000_", "own.example"] {
+        fs::write(node.path("hosts").join(name), name).expect("write");
+    }
+    let (done, _) = node.install("install");
+    assert!(done.code() == Some(0) && done.stderr.contains("own.example/hosts.toml is the node's own"), "{done:?}");
+    let text = |name: &str| fs::read_to_string(certs(name).join("hosts.toml")).ok();
+    let found = ["docker.io", "a.example_5000_", "own.example"].map(text);
+    assert_eq!(found, [Some("docker.io".into()), Some("a.example_5000_".into()), Some("own".into())]);
+    // One is taken out and one has changed; a certificate beside it is the node's.
+    fs::remove_file(node.path("hosts/docker.io")).expect("remove");
+    fs::write(node.path("hosts/a.example_5000_"), "changed").expect("write");
+    fs::write(certs("a.example_5000_/ca.crt"), "").expect("write");
+    node.install("install").0.success();
+    assert_eq!((text("docker.io"), text("a.example_5000_")), (None, Some("changed".into())));
+    node.install("uninstall").0.success();
+    assert_eq!((text("a.example_5000_"), text("own.example")), (None, Some("own".into())));
+    assert!(certs("a.example_5000_/ca.crt").exists() && !certs("docker.io").exists());
 }
 
 #[test]

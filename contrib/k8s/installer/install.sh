@@ -9,6 +9,10 @@ mode=${TOWLINE_MODE:-install}
 bin=/usr/local/bin
 record=/var/lib/towline/installed-containerd.json
 ready=${TOWLINE_READY:-/tmp/done}
+# Files of hosts.toml by registry (HOST or HOST_PORT_), where the chart has some.
+hosts=${TOWLINE_HOSTS:-/installer/hosts}
+certs=$host/etc/containerd/certs.d
+listed=$host/var/lib/towline/installed-hosts
 
 # In the node's own namespaces, by its first process.
 on_node() { nsenter --target 1 --mount --uts --ipc --net --pid -- "$@"; }
@@ -18,6 +22,34 @@ state() {
     for file in "$host"/etc/containerd/config.toml "$host"/etc/containerd/conf.d/towline.toml \
         "$host"/etc/systemd/system/towlined.service "$host$bin"/towlined; do
         [ ! -e "$file" ] || sha256sum "$file"
+    done
+}
+
+remove_hosts() {
+    [ -e "$listed" ] || return 0
+    while read -r name; do
+        rm -f "$certs/$name/hosts.toml"
+        # Certificates of the node's own may be beside it.
+        rmdir "$certs/$name" 2>/dev/null || :
+    done < "$listed"
+    rm "$listed"
+}
+
+# containerd and towlined read them anew for each pull. What the node has already is its own.
+write_hosts() {
+    remove_hosts
+    mkdir -p "${listed%/*}"
+    for file in "$hosts"/*; do
+        [ -f "$file" ] || continue
+        name=${file##*/}
+        if [ -e "$certs/$name/hosts.toml" ]; then
+            echo "towline: /etc/containerd/certs.d/$name/hosts.toml is the node's own and stays" >&2
+            continue
+        fi
+        echo "$name" >> "$listed"
+        mkdir -p "$certs/$name"
+        cp "$file" "$certs/$name/.hosts.toml.new"
+        mv "$certs/$name/.hosts.toml.new" "$certs/$name/hosts.toml"
     done
 }
 
@@ -34,9 +66,11 @@ install() {
     # The configuration follows what config.toml has by now.
     [ ! -e "$host$record" ] || on_node "$bin/towline" system install containerd --undo
     on_node "$bin/towline" system install containerd
+    write_hosts
 }
 
 uninstall() {
+    remove_hosts
     [ ! -e "$host$record" ] || on_node "$bin/towline" system install containerd --undo
 }
 

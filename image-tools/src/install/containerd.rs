@@ -11,6 +11,11 @@ use towline_lazyfs::error::{Error, Outcome, Result};
 use super::record::Change;
 use super::tables::render;
 
+/// CRI's section about registries.
+const REGISTRY: &str = "registry";
+/// Where containerd's documentation has `hosts.toml`, and where towlined looks for it.
+const CERTS: &str = "/etc/containerd/certs.d";
+
 /// Which configuration containerd reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -76,6 +81,10 @@ impl Machine {
         if let (Some(own), Some(Value::Table(plugins))) = (own, added.get_mut("plugins")) {
             for (name, ours) in plugins.iter_mut() {
                 if let (Some(Value::Table(theirs)), Value::Table(ours)) = (own.get(name), ours) {
+                    // Its own word, in whatever form: `config_path` beside others is an error to containerd.
+                    if theirs.contains_key(REGISTRY) {
+                        ours.remove(REGISTRY);
+                    }
                     let mut both = theirs.clone();
                     merge(&mut both, ours);
                     *ours = both;
@@ -140,6 +149,7 @@ impl Machine {
         };
         let runtimes = table(vec![("towline", runtime)]);
         let pulls = [("snapshotter", string("towline")), ("disable_snapshot_annotations", Value::Boolean(false))];
+        let registry = (REGISTRY, table(vec![("config_path", string(CERTS))]));
         let mut plugins = Vec::new();
         if self.format == Format::Three {
             let unpack = |snapshotter| table(vec![("platform", string("linux")), ("snapshotter", string(snapshotter))]);
@@ -150,12 +160,14 @@ impl Machine {
             Format::Two => {
                 let mut containerd = vec![("runtimes", runtimes)];
                 containerd.extend(self.cri.then_some(pulls).into_iter().flatten());
-                plugins.push(("io.containerd.grpc.v1.cri", table(vec![("containerd", table(containerd))])));
+                let mut cri = vec![("containerd", table(containerd))];
+                cri.extend(self.cri.then_some(registry));
+                plugins.push(("io.containerd.grpc.v1.cri", table(cri)));
             }
             Format::Three => {
                 plugins.push(("io.containerd.cri.v1.runtime", table(vec![("containerd", table(vec![("runtimes", runtimes)]))])));
                 if self.cri {
-                    plugins.push(("io.containerd.cri.v1.images", table(pulls.into())));
+                    plugins.push(("io.containerd.cri.v1.images", table(pulls.into_iter().chain([registry]).collect())));
                 }
             }
         }
@@ -171,13 +183,14 @@ impl Machine {
         format!(
             "# Written by `towline system install containerd`; `--undo` takes it away.\n\
              [Unit]\nDescription=towlined: lazily pulled images for containerd\nBefore=containerd.service\nAfter=local-fs.target\n\n\
-             [Service]\nType=exec\nExecStart={} --root {} --state {} serve --replace --snapshotter {}\n\
+             [Service]\nType=exec\nExecStart={} --root {} --state {} serve --replace --snapshotter {} --cri {}\n\
              Restart=always\nRestartSec=200ms\nKillMode=process\nFileDescriptorStoreMax=8\nOOMScoreAdjust=-999\nLimitNOFILE=65536\n\n\
              [Install]\nWantedBy=multi-user.target\n",
             towlined.display(),
             root.display(),
             state.display(),
-            socket.display()
+            socket.display(),
+            state.join("cri.sock").display()
         )
     }
 }
@@ -247,6 +260,7 @@ mod tests {
             (&["plugins", CRI, "containerd", "snapshotter"], Some("towline")),
             (&["plugins", CRI, "containerd", "runtimes", "runc", "runtime_type"], Some("x")),
             (&["plugins", CRI, "containerd", "runtimes", "towline", "options", "BinaryName"], Some("/usr/local/bin/towline-oci")),
+            (&["plugins", CRI, "registry", "config_path"], Some("/etc/containerd/certs.d")),
             (&["plugins", "io.containerd.internal.v1.opt", "path"], None),
         ] {
             assert_eq!(at(&table, path).and_then(Value::as_str), wanted, "{path:?}");
@@ -267,6 +281,15 @@ mod tests {
             at(&three, &["plugins", "io.containerd.transfer.v1.local", "unpack_config"]).unwrap().as_array().unwrap().len(),
             2
         );
+        assert_eq!(
+            at(&three, &["plugins", "io.containerd.cri.v1.images", "registry", "config_path"]).and_then(Value::as_str),
+            Some("/etc/containerd/certs.d")
+        );
+        // Whoever has a word about registries keeps it.
+        let own = format!("{main}[plugins.\"{CRI}\".registry.mirrors.\"docker.io\"]\nendpoint = [\"http://m\"]\n");
+        let own: Table = machine(Format::Two, true).drop_in_text(&own).unwrap().parse().unwrap();
+        assert!(at(&own, &["plugins", CRI, "registry", "mirrors", "docker.io", "endpoint"]).is_some());
+        assert_eq!(at(&own, &["plugins", CRI, "registry", "config_path"]), None);
         // An old file under a new containerd: old names, and what is new beside them.
         let old: Table = machine(Format::Three, true).drop_in_text(main).unwrap().parse().unwrap();
         assert_eq!(at(&old, &["plugins", CRI, "sandbox_image"]).and_then(Value::as_str), Some("pause"));
