@@ -23,7 +23,7 @@ $(if $(COMMIT),$(eval export TOWLINE_COMMIT := $(COMMIT)))
 
 RUNS ?= 5
 
-.PHONY: help demo test fuzz bench bench-runtime bench-shim bench-podman bench-images bench-large bench-lazy build man install deps images testbed lint clean
+.PHONY: help demo test fuzz bench bench-runtime bench-shim bench-podman bench-containerd bench-images bench-large bench-lazy build man install deps images testbed lint clean
 
 help:
 	@echo "make demo                 build, make a local registry with a real image, and show a lazy start beside a full pull"
@@ -34,6 +34,7 @@ help:
 	@echo "make bench-runtime RUNS=40  start, exec and memory of towline-oci beside runc, crun, youki and the floor"
 	@echo "make fuzz                 libFuzzer on the runtime's parsers, SECONDS_EACH=10 for each target"
 	@echo "make bench-podman IMAGES='redis python' RUNS=5   podman with the layer store beside towline run and podman as ever"
+	@echo "make bench-containerd IMAGES='redis python' RUNS=5   containerd with towlined's snapshotter and our shim beside towline run"
 	@echo "make bench-shim RUNS=40   ctr run through our shim beside containerd's own with runc, and the memory of both"
 	@echo "make build                release binaries: $(RELEASE)/{towline,towlined}, $(RELEASE_OCI), $(RELEASE_SHIM)"
 	@echo "make man                  man pages and shell completions: $(RELEASE)/share"
@@ -88,6 +89,11 @@ bench-lazy: build
 bench-podman: IMAGES = redis python
 bench-podman: build
 	@RATE='$(RATE)' RTT='$(RTT)' RUNS='$(RUNS)' bash integration/bench/podman/bench.sh '$(RELEASE)' '$(RELEASE_OCI)' $(IMAGES)
+
+# The same for containerd; also needs busybox. The report is $(TOWLINE_WORK)/bench/reports/containerd-$(RATE).txt.
+bench-containerd: IMAGES = $(BENCH_IMAGES)
+bench-containerd: build
+	@RATE='$(RATE)' RTT='$(RTT)' RUNS='$(RUNS)' bash integration/bench/containerd/bench.sh '$(RELEASE)' '$(RELEASE_OCI)' $(IMAGES)
 
 build:
 	$(CARGO) build --release -p towline-lazyfs -p towline-image-tools -p towline-integration --bins

@@ -17,50 +17,20 @@
 # - A row that cannot be measured says why. Nothing is asserted: this reports.
 set -uo pipefail
 
-[ "$(id -u)" = 0 ] || { echo "towline: the bench mounts and starts containers: run it as root" >&2; exit 1; }
-if [ $$ != 1 ]; then
-    exec unshare --mount --pid --fork --mount-proc --propagation private --kill-child bash "$0" "$@"
-fi
+# shellcheck source=integration/bench/common.sh
+source "$(dirname "$(realpath "$0")")/../common.sh"
+begin_bench "$0" "$@"
+
 bin=$1 oci=$2 here=$(dirname "$(realpath "$0")")
 shift 2
 images=("$@")
 RATE=${RATE:-100} RTT=${RTT:-10} RUNS=${RUNS:-3} CROWD=${CROWD:-50}
-work=${TOWLINE_WORK:-/var/tmp/towline-demo}/bench
-bench=$work/run
-exec 9> "$work/bench.lock"
-flock -n 9 || { echo "towline: another bench runs in $work" >&2; exit 1; }
-umask 022
-rm -rf "$bench"
-mkdir -p "$bench/bin" "$bench/stores" "$work/profiles" "$work/reports"
+mkdir -p "$work/profiles"
 cp "$bin"/{towline,towlined,link-proxy} "$oci" "$bench/bin/"
 export PATH=$bench/bin:$PATH TOWLINE_LOG=${TOWLINE_LOG:-info}
 report=$work/reports/lazy-$RATE.txt
 
-use_store() { # NAME: empty
-    export TOWLINE_ROOT=$bench/stores/$1/root TOWLINE_STATE=$bench/stores/$1/state
-    mkdir -p "$TOWLINE_ROOT" "$TOWLINE_STATE"
-}
-
-file_system() { # NAME [READAHEAD]: a new one in a file, mounted at $bench/stores/NAME
-    local file=$bench/$1.ext4 device
-    rm -f "$file"
-    truncate -s 16G "$file"
-    mkfs.ext4 -q -F -E lazy_itable_init=1,lazy_journal_init=1 "$file"
-    device=$(losetup --find --show --direct-io=on "$file")
-    [ -z "${2:-}" ] || blockdev --setra "$2" "$device"
-    mkdir -p "$bench/stores/$1"
-    mount "$device" "$bench/stores/$1"
-    losetup -d "$device" # when it is unmounted
-}
-
-no_file_system() { # NAME
-    local mount
-    while read -r mount; do umount -l "$mount"; done < <(findmnt -rno TARGET | grep -F "$bench/stores/$1" | tac)
-    rm -f "$bench/$1.ext4"
-}
-
-clean_up() {
-    trap '' INT TERM
+leave() {
     local id store
     for store in "$bench"/stores/*/root; do
         use_store "$(basename "$(dirname "$store")")"
@@ -68,65 +38,11 @@ clean_up() {
             timeout 20 towline rm -f "$id" > "$bench/rm.log" 2>&1
         done
     done
-    disown -a
-    [ $$ != 1 ] || kill -KILL -1 2> "$bench/kill.log"
-    while read -r mount; do umount -l "$mount"; done < <(findmnt -rno TARGET | grep -F "$bench/" | tac)
-    rm -rf "$bench"
-}
-trap clean_up EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-
-die() { echo "towline: bench: $*" >&2; exit 1; }
-now() { echo "${EPOCHREALTIME/,/.}"; }
-calc() { awk "BEGIN { printf \"%.${2:-2}f\", $1 }"; }
-median() { sort -n | awk '{ v[NR] = $1 } END { if (NR) print v[int((NR + 1) / 2)] }'; }
-mb() { calc "$1 / 1e6" 1; }
-
-# --- registry and link
-
-start_registry() {
-    printf '%s\n' 'version: 0.1' 'log: {level: info, accesslog: {disabled: true}}' \
-        "storage: {filesystem: {rootdirectory: $work/registry}}" 'http: {addr: "127.0.0.1:0"}' > "$bench/registry.yml"
-    docker-registry serve "$bench/registry.yml" > "$bench/registry.log" 2>&1 &
-    for _ in $(seq 200); do
-        registry=$(grep -oE 'listening on 127.0.0.1:[0-9]+' "$bench/registry.log" | grep -oE '[0-9.]+:[0-9]+')
-        [ -z "$registry" ] || return 0
-        sleep 0.05
-    done
-    die "docker-registry did not start: $(tail -n 5 "$bench/registry.log")"
-}
-
-start_link() { # RATE RTT: $link is its address
-    [ -z "${link_pid:-}" ] || { kill "$link_pid"; wait "$link_pid" 2> "$bench/kill.log"; exec 6>&- 5<&-; }
-    rm -f "$bench"/link.{in,out}
-    mkfifo "$bench/link.in" "$bench/link.out"
-    link-proxy 127.0.0.1:0 "$registry" "$1" "$2" < "$bench/link.in" > "$bench/link.out" &
-    link_pid=$!
-    exec 6> "$bench/link.in" 5< "$bench/link.out"
-    read -r -t 10 link <&5 || die "link-proxy did not start"
-}
-received() { echo >&6; read -r -t 10 bytes <&5 && echo "$bytes"; }
-
-# --- one start: seconds to READY and bytes by then
-
-measure() { # COMMAND...: sets seconds, got; fails where READY did not come
-    local begin before line
-    sync
-    before=$(received) begin=$(now) seconds=
-    while IFS= read -r -t 300 line; do
-        case $line in READY*) [ -n "$seconds" ] || { seconds=$(calc "$(now) - $begin"); got=$(($(received) - before)); } ;; esac
-    done < <(timeout 300 "$@" 2> "$bench/stderr")
-    [ -n "$seconds" ] || { why=$(tail -n 1 "$bench/stderr" | cut -c1-160); return 1; }
 }
 
 drop_store() { # NAME: ends what uses it, and makes another
-    local pid
     use_store "$1"
-    for pid in $(grep -lz "TOWLINE_ROOT=$TOWLINE_ROOT" /proc/[0-9]*/environ 2> "$bench/grep.log" | cut -d/ -f3); do
-        [ "$pid" = $$ ] || case $(cat "/proc/$pid/comm" 2> "$bench/comm.log") in towline*) kill -KILL "$pid" ;; esac
-    done
-    sleep 0.2
+    end_programs
     no_file_system "$1"
     file_system "$1"
     use_store "$1"
@@ -180,14 +96,10 @@ podman_start() {
 
 # --- preparation, once for each image
 
-has_tag() { # TAG [REPOSITORY]
-    curl -sSf -o "$bench/tag" -H 'Accept: application/vnd.oci.image.manifest.v1+json' "http://$registry/v2/${2:-$image}/manifests/$1" 2> "$bench/curl.log"
-}
-
 # Forms that are made here: named after what they are made of, so that an image that was built anew gets new ones.
 prepare() {
     local built profile
-    has_tag zstd || return 1
+    has_tag zstd "$image" || return 1
     built=$(sha256sum < "$bench/tag" | cut -c1-12)
     profile=$work/profiles/$image.$built.json opt=packed1-$built esgz=esgz-$built
     if [ ! -s "$profile" ]; then
@@ -197,9 +109,9 @@ prepare() {
     fi
     ln -sfn "$profile" "$work/profiles/$image.json"
     drop_store prepare
-    has_tag "$opt" || towline images optimize --plain-http --profile "$profile" "$registry/$image:zstd" "$registry/$image:$opt" > "$bench/optimize.log" 2>&1 ||
+    has_tag "$opt" "$image" || towline images optimize --plain-http --profile "$profile" "$registry/$image:zstd" "$registry/$image:$opt" > "$bench/optimize.log" 2>&1 ||
         tail -n 3 "$bench/optimize.log" >&2
-    has_tag "$esgz" || towline images optimize --plain-http --compression estargz --profile "$profile" "$registry/$image:gzip" "$registry/$image:$esgz" > "$bench/estargz.log" 2>&1 ||
+    has_tag "$esgz" "$image" || towline images optimize --plain-http --compression estargz --profile "$profile" "$registry/$image:gzip" "$registry/$image:$esgz" > "$bench/estargz.log" 2>&1 ||
         tail -n 3 "$bench/estargz.log" >&2
     # The seek index of the gzip image is pushed as a referrer; `gzip` itself stays what nobody has seen.
     indexed=indexed2-$built # the version of the index
@@ -413,7 +325,7 @@ peers() {
 line() { # what a plain download gets of the rate
     local begin digest
     image=${images[0]}
-    has_tag gzip || die "image $image is not in $work/registry: make bench-images-$image"
+    has_tag gzip "$image" || die "image $image is not in $work/registry: make bench-images-$image"
     digest=$(jq -r '.layers | max_by(.size).digest' "$bench/tag")
     begin=$(now)
     local size
@@ -422,8 +334,6 @@ line() { # what a plain download gets of the rate
     rm -f "$bench/blob"
 }
 
-mkdir -p /var/lib/containers
-mount -t tmpfs containers /var/lib/containers # the peers' memory of registries is not for these
 start_registry
 start_link "$RATE" "$RTT"
 {
