@@ -1,15 +1,17 @@
 //! A machine: registry behind a link, `towlined` with its snapshotter, containerd.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prost::Message;
 use towline_integration::bundle::root_or_skip;
 use towline_integration::cri::Cri;
 use towline_integration::cri::messages::{Empty, StatusResponse};
-use towline_integration::grpc::Status;
+use towline_integration::grpc::{self, Status};
 use towline_integration::images;
 use towline_integration::link::{Link, Quality};
 use towline_integration::process::{Finished, Job, run, wait_until};
@@ -43,6 +45,19 @@ impl Default for Setup {
     fn default() -> Self {
         Self { annotations: true, daemon: &[], demand_only: true, writable: false, access: Access::Anonymous, address: None }
     }
+}
+
+/// `PrepareSnapshotRequest` and `ViewSnapshotRequest` of containerd's snapshot service.
+#[derive(Clone, PartialEq, Message)]
+struct SnapshotRequest {
+    #[prost(string, tag = "1")]
+    snapshotter: String,
+    #[prost(string, tag = "2")]
+    key: String,
+    #[prost(string, tag = "3")]
+    parent: String,
+    #[prost(map = "string, string", tag = "4")]
+    labels: HashMap<String, String>,
 }
 
 /// Dropped in this order: containers, daemons, registry.
@@ -210,6 +225,25 @@ impl Node {
     #[track_caller]
     pub fn snapshots(&self, args: &[&str]) -> String {
         self.ok(&[&["snapshots", "--snapshotter", "towline"], args].concat())
+    }
+
+    /// Calls `Prepare` or `View` of containerd's snapshot service.
+    pub fn make_snapshot(
+        &self,
+        method: &str,
+        namespace: &str,
+        key: &str,
+        parent: &str,
+        labels: &[(&str, &str)],
+    ) -> Result<(), Status> {
+        let request = SnapshotRequest {
+            snapshotter: "towline".to_owned(),
+            key: key.to_owned(),
+            parent: parent.to_owned(),
+            labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+        };
+        let method = format!("/containerd.services.snapshots.v1.Snapshots/{method}");
+        grpc::call::<Empty>(&self.towline.state().join("containerd.sock"), Some(namespace), &method, &request).map(drop)
     }
 
     /// `ctr run`.

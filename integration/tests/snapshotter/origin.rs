@@ -1,30 +1,13 @@
 //! How it is found out which image a layer is of, and who shares it.
 
-use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 
-use prost::Message;
-use towline_integration::cri::messages::Empty;
-use towline_integration::grpc;
 use towline_integration::process::wait_until;
 
 use super::node::{Node, PATIENCE, Setup};
 
 /// gRPC's code.
 const ALREADY_EXISTS: u32 = 6;
-
-/// `PrepareSnapshotRequest` of containerd's snapshot service.
-#[derive(Clone, PartialEq, Message)]
-struct PrepareRequest {
-    #[prost(string, tag = "1")]
-    snapshotter: String,
-    #[prost(string, tag = "2")]
-    key: String,
-    #[prost(string, tag = "3")]
-    parent: String,
-    #[prost(map = "string, string", tag = "4")]
-    labels: HashMap<String, String>,
-}
 
 /// An address of this process's own, with the port that references leave out.
 fn own_address() -> SocketAddr {
@@ -65,19 +48,11 @@ fn namespaces_share_what_is_remote_until_the_last_has_let_go() {
     for (target, parent) in [(low.as_str(), ""), (top, low)] {
         let labels = [
             ("containerd.io/snapshot.ref", target),
-            ("containerd.io/snapshot/cri.image-ref", &image),
-            ("containerd.io/snapshot/cri.manifest-digest", &manifest),
+            ("containerd.io/snapshot/cri.image-ref", image.as_str()),
+            ("containerd.io/snapshot/cri.manifest-digest", manifest.as_str()),
             ("containerd.io/gc.root", "now"),
         ];
-        let request = PrepareRequest {
-            snapshotter: "towline".to_owned(),
-            key: format!("extract-1 {target}"),
-            parent: parent.to_owned(),
-            labels: labels.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
-        };
-        let (socket, method) =
-            (node.towline.state().join("containerd.sock"), "/containerd.services.snapshots.v1.Snapshots/Prepare");
-        let status = grpc::call::<Empty>(&socket, Some("other"), method, &request).unwrap_err();
+        let status = node.make_snapshot("Prepare", "other", &format!("extract-1 {target}"), parent, &labels).unwrap_err();
         assert_eq!(status.code, ALREADY_EXISTS, "{status:?}");
     }
     let other = |args: &[&str]| {

@@ -84,6 +84,14 @@ impl Ahead {
         Ok(())
     }
 
+    /// Somebody is about to read these files of `image`. Returns at once.
+    pub fn files(self: &Arc<Self>, image: Digest, paths: &[&str]) -> Result<()> {
+        let tree = StoredTree::open(&self.store.image(&image).tree())?;
+        let found = paths.iter().filter_map(|path| tree.file(path.as_bytes())).collect();
+        tokio::spawn(self.clone().bring_all(Arc::new(Case { store: self.store.clone(), tree, command: None }), found));
+        Ok(())
+    }
+
     /// A file that a program waited for is in the store now: the libraries that it needs are what the program opens next.
     pub fn arrived(self: &Arc<Self>, file: Digest) {
         let this = self.clone();

@@ -400,7 +400,8 @@ impl Daemon {
         })
     }
 
-    async fn mount_trigger(&self) -> Result<()> {
+    /// Mounts the FUSE trigger, where it is not mounted.
+    pub(crate) async fn mount_trigger(&self) -> Result<()> {
         self.custody.mount(|| self.resolver()).await
     }
 

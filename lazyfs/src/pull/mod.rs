@@ -17,6 +17,7 @@ mod locks;
 mod packs;
 pub mod profiles;
 pub mod referrers;
+mod resolved;
 pub mod sources;
 
 use std::sync::Arc;
@@ -32,7 +33,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::fetch::{Fetcher, ImageContent, Pack, UseReferrers};
 use crate::layer::LayerKind;
-use crate::manifest::{self, Config, Document, Manifest, Platform};
+use crate::manifest::{self, Config, Manifest, Platform};
 use crate::observe::spans::Kind;
 use crate::profile::Profile;
 use crate::reference::Reference;
@@ -51,19 +52,31 @@ pub(crate) use cut::cut;
 use gate::Gate;
 pub use layers::{lazy, read_blob, read_range};
 pub use locks::Locks;
+use resolved::at_hand;
+pub use resolved::{Resolved, resolve, resolve_all};
 pub use sources::Sources;
 
 /// The events of one pull. Nobody listening is no reason to stop.
 type Events = UnboundedSender<Event>;
 
 /// Serves [`crate::daemon::protocol::Request::Pull`].
-pub async fn pull(daemon: &Arc<Daemon>, mut request: PullRequest, events: Events) -> Result<Reply> {
+pub async fn pull(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Result<Reply> {
+    pull_known(daemon, request, None, events).await
+}
+
+/// The same where the manifest that the request names may be at hand already.
+pub async fn pull_known(
+    daemon: &Arc<Daemon>,
+    mut request: PullRequest,
+    manifest: Option<RawManifest>,
+    events: Events,
+) -> Result<Reply> {
     let tried = format!("pulling {}", request.reference);
     let mut span = daemon.fetcher.observer().tracer().begin("pull", Kind::Internal, request.trace);
     span.note("towline.image.name", || request.reference.as_str());
     // What follows is a part of this span.
     request.trace = span.context();
-    let result = serve(daemon, request, events).await;
+    let result = serve(daemon, request, manifest, events).await;
     if let Ok(Reply::Pulled { image, .. }) = &result {
         span.note("towline.image", || image.to_string());
     }
@@ -91,7 +104,7 @@ fn advised(error: Error) -> Error {
     }
 }
 
-async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Result<Reply> {
+async fn serve(daemon: &Arc<Daemon>, request: PullRequest, manifest: Option<RawManifest>, events: Events) -> Result<Reply> {
     let reference: Reference = request.reference.parse().map_err(|e| {
         Error::new(Outcome::BadInput, "reading the reference")
             .because(e)
@@ -131,8 +144,13 @@ async fn serve(daemon: &Arc<Daemon>, request: PullRequest, events: Events) -> Re
     };
     let resolved = async {
         let mut span = daemon.span("manifest", request.trace);
-        let selector = request.manifest.map_or_else(|| reference.selector(), |manifest| manifest.to_string());
-        let resolved = resolve_all(source.as_ref(), &selector, &platform).await;
+        let resolved = match at_hand(manifest, request.manifest.or(reference.digest())) {
+            Some(resolved) => Ok(resolved),
+            None => {
+                let selector = request.manifest.map_or_else(|| reference.selector(), |manifest| manifest.to_string());
+                resolve_all(source.as_ref(), &selector, &platform).await
+            }
+        };
         span.result(&resolved);
         resolved
     };
@@ -221,56 +239,6 @@ async fn known(daemon: &Arc<Daemon>, name: &str) -> Result<Option<ImageRow>> {
     let name = name.to_owned();
     let row = daemon.database.with(move |db| db.resolve(&name)).await?;
     Ok(row.filter(|row| row.state != ImageState::Poisoned && daemon.store.image(&row.digest).exist()))
-}
-
-/// A manifest that was found.
-#[derive(Debug)]
-pub struct Resolved {
-    /// As it came.
-    pub raw: RawManifest,
-    /// Checked.
-    pub manifest: Manifest,
-    /// Its digest, and those of the indexes that led to it.
-    pub digests: Vec<Digest>,
-}
-
-/// Fetches a manifest, through an index where there is one.
-pub async fn resolve(source: &dyn Source, selector: &str, platform: &Platform) -> Result<(RawManifest, Manifest)> {
-    let Resolved { raw, manifest, .. } = resolve_all(source, selector, platform).await?;
-    Ok((raw, manifest))
-}
-
-/// The same with what led to it. A digest decides: what the source has for it must have that digest, at each step.
-pub async fn resolve_all(source: &dyn Source, selector: &str, platform: &Platform) -> Result<Resolved> {
-    let mut raw = verified(source, selector).await?;
-    let mut digests = vec![raw.digest];
-    // An index may name an index; more than one such step is nobody's image.
-    for _ in 0..3 {
-        match Document::parse(&raw)? {
-            Document::Image(manifest) => return Ok(Resolved { raw, manifest, digests }),
-            Document::Index(index) => {
-                let selected = index.select(platform)?;
-                raw = verified(source, &selected.digest.to_string()).await?;
-                digests.insert(0, raw.digest);
-            }
-        }
-    }
-    Err(Error::new(Outcome::BadInput, format!("resolving {} of {}", selector, source.name()))
-        .because("its indexes name indexes, three deep")
-        .advise("ask for the manifest by its digest"))
-}
-
-/// Sources compare digests themselves, since they can ask elsewhere; that none forgets it is not left to them.
-async fn verified(source: &dyn Source, selector: &str) -> Result<RawManifest> {
-    let raw = source.manifest(selector).await?;
-    let found = Digest::of(&raw.bytes);
-    let wanted = selector.parse::<Digest>().unwrap_or(raw.digest);
-    if found != wanted || raw.digest != found {
-        return Err(Error::new(Outcome::Integrity, format!("reading the manifest {selector} of {}", source.name()))
-            .because(format!("its digest is {found}, not {wanted}"))
-            .advise("the registry or something on the way to it changes content"));
-    }
-    Ok(raw)
 }
 
 /// How long a pull has to last: containers of an image that is trusted more than its repository do not start while what they read

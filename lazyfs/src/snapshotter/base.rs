@@ -27,6 +27,9 @@ const MAX_OPTIONS: usize = 4095;
 /// What is searched for programs where an image does not say it.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// What containerd reads of a container's root before it starts it.
+const USER_FILES: [&str; 2] = ["/etc/passwd", "/etc/group"];
+
 /// The layers that a snapshot stands on.
 struct Below {
     /// Unpacked ones, the highest first.
@@ -115,8 +118,8 @@ impl Snapshotter {
                 options.extend(layers.iter().map(|layer| format!("lowerdir+={}", layer.display())));
                 options.push(format!("lowerdir+={}", tree.path().display()));
                 options.extend(prepared.data.iter().map(|data| format!("datadir+={}", data.display())));
-                if record.kind == Kind::Active && remote.is_whole() && layers.is_empty() {
-                    self.guess(&prepared, &remote);
+                if record.kind == Kind::Active && remote.is_whole() && layers.is_empty() && prepared.lazy {
+                    self.guess(prepared.image, &prepared.config, &remote);
                 }
                 self.keep(&record.name, tree).await?;
             }
@@ -161,7 +164,7 @@ impl Snapshotter {
         if self.daemon.database.with(move |db| db.image(&digest)).await?.is_none() {
             tracing::warn!("{} is needed by a snapshot, but is not in the store: pulling it again", remote.reference);
             let (reference, manifest) = (remote.reference.clone(), digest);
-            self.pull(&super::chain::Origin { reference, manifest }).await?;
+            self.pull(&super::chain::Origin { reference, manifest }, None).await?;
         }
         Ok(digest)
     }
@@ -199,16 +202,15 @@ impl Snapshotter {
         });
     }
 
-    /// What the container will run is not known here, but most run what their image says.
-    fn guess(&self, prepared: &Prepared, remote: &Remote) {
-        if !prepared.lazy {
-            return;
-        }
-        let started = Config::parse(prepared.config.as_bytes(), remote.total as usize).and_then(|config| {
+    /// What a container of the image will need is fetched while containerd makes it. What it will run is not known here, but most run what
+    /// their image says; and containerd looks its user up first.
+    pub(super) fn guess(&self, image: Digest, config: &str, remote: &Remote) {
+        let started = Config::parse(config.as_bytes(), remote.total as usize).and_then(|config| {
+            self.daemon.ahead.files(image, &USER_FILES)?;
             let path = config.env.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or(PATH).to_owned();
             let cwd = if config.working_dir.is_empty() { "/".to_owned() } else { config.working_dir };
             let command = Command { args: [config.entrypoint, config.cmd].concat(), path, cwd };
-            if command.args.is_empty() { Ok(()) } else { self.daemon.ahead.command(prepared.image, command) }
+            if command.args.is_empty() { Ok(()) } else { self.daemon.ahead.command(image, command) }
         });
         if let Err(error) = started {
             tracing::debug!("{}", error.one_line());

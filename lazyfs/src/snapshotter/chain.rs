@@ -64,6 +64,12 @@ pub fn named(labels: &BTreeMap<String, String>) -> Option<&str> {
     IMAGE_REF.iter().find_map(|key| labels.get(*key)).map(String::as_str)
 }
 
+/// Those labels of a layer that say which image it is of, and so are those of its other layers, too.
+pub fn of_image(labels: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let is_of_image = |key: &str| IMAGE_REF.contains(&key) || key == MANIFEST;
+    labels.iter().filter(|(key, _)| is_of_image(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

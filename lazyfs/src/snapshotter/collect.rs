@@ -21,7 +21,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 impl Snapshotter {
     /// Collects in the background, as soon as nothing is pulled.
     pub(super) fn collect_soon(self: &Arc<Self>) {
-        if !self.has_garbage.load(Ordering::Relaxed) || self.is_collecting.swap(true, Ordering::Relaxed) {
+        if !self.has_garbage.load(Ordering::SeqCst) || self.is_collecting.swap(true, Ordering::SeqCst) {
             return;
         }
         let this = self.clone();
@@ -30,8 +30,8 @@ impl Snapshotter {
                 if let Err(error) = this.collect().await {
                     tracing::warn!("{}", error.one_line());
                 }
-                this.is_collecting.store(false, Ordering::Relaxed);
-                if !this.has_garbage.load(Ordering::Relaxed) || this.is_collecting.swap(true, Ordering::Relaxed) {
+                this.is_collecting.store(false, Ordering::SeqCst);
+                if !this.has_garbage.load(Ordering::SeqCst) || this.is_collecting.swap(true, Ordering::SeqCst) {
                     return;
                 }
                 tokio::time::sleep(AGAIN).await;
@@ -43,7 +43,7 @@ impl Snapshotter {
     /// a snapshot should wait for that.
     pub(super) async fn collect(self: &Arc<Self>) -> Result<()> {
         let Ok(_alone) = self.images.try_write() else { return Ok(()) };
-        if self.daemon.is_pulling() || !self.has_garbage.swap(false, Ordering::Relaxed) {
+        if self.daemon.is_pulling() || !self.has_garbage.swap(false, Ordering::SeqCst) {
             return Ok(());
         }
         self.give_on().await?;
@@ -57,7 +57,7 @@ impl Snapshotter {
                 Err(error) if error.outcome() == Outcome::NotFound => {}
                 Err(error) => {
                     // The next collection tries again.
-                    self.has_garbage.store(true, Ordering::Relaxed);
+                    self.has_garbage.store(true, Ordering::SeqCst);
                     return Err(error.during(format!("removing {name}, which containerd needs no longer")));
                 }
             }

@@ -50,6 +50,12 @@ pub async fn find(
     Ok(None)
 }
 
+/// The manifest of an image, where containerd has it; who cannot have it from there asks the registry.
+pub(super) async fn manifest(socket: &Path, namespace: &str, manifest: Digest) -> Result<Option<RawManifest>, Status> {
+    let bytes = read(&Channel::connect(socket).await?, namespace, &manifest, MAX_MANIFEST).await?;
+    Ok(bytes.map(|bytes| RawManifest { digest: manifest, bytes: bytes.into(), media_type: String::new() }))
+}
+
 async fn has_chain(channel: &Channel, namespace: &str, manifest: &Digest, chain_id: &Digest) -> Result<bool, Status> {
     let Some(bytes) = read(channel, namespace, manifest, MAX_MANIFEST).await? else { return Ok(false) };
     let raw = RawManifest { digest: *manifest, bytes: bytes.into(), media_type: String::new() };

@@ -96,8 +96,16 @@ impl Snapshotter {
 
     /// The mounts of a snapshot.
     pub(super) async fn mounts(self: &Arc<Self>, key: String) -> Result<Vec<Mount>, Status> {
-        let record = self.with(move |records| records.get(&key)).await?;
-        self.mounts_of(&record).await
+        let name = key.clone();
+        let record = self.with(move |records| records.get(&name)).await?;
+        let mounts = self.mounts_of(&record).await?;
+        let name = key.clone();
+        if let Err(status) = self.with(move |records| records.get(&name)).await {
+            // It was removed meanwhile, perhaps before it held what it holds now.
+            self.let_go(&key).await?;
+            return Err(status);
+        }
+        Ok(mounts)
     }
 
     /// Makes a committed snapshot of an active one.
@@ -132,21 +140,25 @@ impl Snapshotter {
     pub(super) async fn remove(self: &Arc<Self>, key: String) -> Result<(), Status> {
         let name = key.clone();
         let record = self.with(move |records| records.remove(&name)).await?;
-        self.let_go(&key).await?;
+        // Nobody asks again for what has no record: one step that fails must not keep the others from being done.
+        let let_go = self.let_go(&key).await;
         let dir = self.dir_of(record.id);
-        blocking("removing a layer", move || remove_layer(&dir)).await?;
-        self.has_garbage.store(true, Ordering::Relaxed);
-        Ok(())
+        let removed = blocking("removing a layer", move || remove_layer(&dir)).await;
+        let_go.and(removed).map_err(Status::from)
     }
 
     /// An active snapshot needs its image no longer: neither the tree nor the pins.
     async fn let_go(&self, name: &str) -> Result<()> {
         let tree = self.trees.lock().expect("no holder of this lock panics").remove(name);
-        if let Some(tree) = tree {
-            blocking("leaving a tree", move || tree.leave()).await?;
-        }
+        let left = match tree {
+            Some(tree) => blocking("leaving a tree", move || tree.leave()).await,
+            None => Ok(()),
+        };
         let pins = [Holder::Snapshot(name.to_owned()).pin(), base_pin(name)];
-        self.daemon.database.with(move |db| pins.iter().try_for_each(|pin| db.unpin(pin))).await
+        let unpinned = self.daemon.database.with(move |db| pins.iter().try_for_each(|pin| db.unpin(pin))).await;
+        // Only then: a collection that looks now sees what is left.
+        self.has_garbage.store(true, Ordering::SeqCst);
+        left.and(unpinned)
     }
 
     /// Changes labels; nothing else of a snapshot can be.

@@ -26,6 +26,8 @@ const SCHEMA_VERSION: i64 = 1;
 /// How long a statement waits for another process's transaction.
 const BUSY_DEADLINE: Duration = Duration::from_secs(10);
 
+const RECORDING: &str = "recording a snapshot";
+
 const SCHEMA: &str = "
 CREATE TABLE snapshot (
   id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, parent INTEGER REFERENCES snapshot(id), kind INTEGER NOT NULL,
@@ -182,26 +184,19 @@ impl Records {
 
     /// Adds a snapshot. `make` makes what its number names; nothing is recorded where that fails.
     pub fn add(&mut self, new: &New, make: impl FnOnce(i64) -> Result<()>) -> Result<Record, Status> {
-        let tried = "recording a snapshot";
-        let transaction = begin(&mut self.connection, tried)?;
-        let parent = match new.parent.as_str() {
-            "" => None,
-            parent => Some(committed(&transaction, parent)?),
-        };
-        if id_of(&transaction, &new.name)?.is_some() {
-            return Err(Status::new(Code::AlreadyExists, format!("snapshot {} exists", new.name)));
-        }
-        let labels = serde_json::to_string(&new.labels).expect("the keys are strings");
-        let query = "INSERT INTO snapshot (name, parent, kind, created, updated, labels, size, inodes) VALUES (?1, ?2, ?3, ?4, ?4, ?5, 0, 0)";
-        transaction.execute(query, params![new.name, parent, new.kind as i64, now(), labels]).map_err(|e| failed(tried, e))?;
-        let id = transaction.last_insert_rowid();
-        if let Some(Remote { image, layers, total, reference }) = &new.remote {
-            let values = params![id, image.as_bytes(), layers, total, reference];
-            transaction.execute("INSERT INTO remote VALUES (?1, ?2, ?3, ?4, ?5)", values).map_err(|e| failed(tried, e))?;
-        }
-        make(id)?;
-        transaction.commit().map_err(|e| failed(tried, e))?;
+        let transaction = begin(&mut self.connection, RECORDING)?;
+        make(insert(&transaction, new)?)?;
+        transaction.commit().map_err(|e| failed(RECORDING, e))?;
         self.get(&new.name)
+    }
+
+    /// Adds remote layers, each on the one before it: all or none, and the disk is waited for once.
+    pub fn add_layers(&mut self, layers: &[New]) -> Result<(), Status> {
+        let transaction = begin(&mut self.connection, RECORDING)?;
+        for layer in layers {
+            insert(&transaction, layer)?;
+        }
+        transaction.commit().map_err(|e| failed(RECORDING, e).into())
     }
 
     /// Makes a committed snapshot of an active one.
@@ -328,6 +323,27 @@ fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
     })
 }
 
+/// The number of a new snapshot.
+fn insert(transaction: &Connection, new: &New) -> Result<i64, Status> {
+    let parent = match new.parent.as_str() {
+        "" => None,
+        parent => Some(committed(transaction, parent)?),
+    };
+    if id_of(transaction, &new.name)?.is_some() {
+        return Err(Status::new(Code::AlreadyExists, format!("snapshot {} exists", new.name)));
+    }
+    let labels = serde_json::to_string(&new.labels).expect("the keys are strings");
+    let query =
+        "INSERT INTO snapshot (name, parent, kind, created, updated, labels, size, inodes) VALUES (?1, ?2, ?3, ?4, ?4, ?5, 0, 0)";
+    transaction.execute(query, params![new.name, parent, new.kind as i64, now(), labels]).map_err(|e| failed(RECORDING, e))?;
+    let id = transaction.last_insert_rowid();
+    if let Some(Remote { image, layers, total, reference }) = &new.remote {
+        let values = params![id, image.as_bytes(), layers, total, reference];
+        transaction.execute("INSERT INTO remote VALUES (?1, ?2, ?3, ?4, ?5)", values).map_err(|e| failed(RECORDING, e))?;
+    }
+    Ok(id)
+}
+
 fn begin<'a>(connection: &'a mut Connection, tried: &str) -> Result<rusqlite::Transaction<'a>> {
     connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(|e| failed(tried, e))
 }
@@ -414,6 +430,18 @@ mod tests {
         records.remove("c").unwrap();
         records.remove("base").unwrap();
         assert!(records.ids().unwrap().is_empty() && records.all().unwrap().is_empty());
+    }
+
+    #[test]
+    fn layers_of_an_image_are_added_together_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut records = Records::open(dir.path()).unwrap();
+        let layer = |name: &str, parent: &str| new(name, parent, Kind::Committed);
+        records.add_layers(&[layer("1", ""), layer("2", "1")]).unwrap();
+        let code = records.add_layers(&[layer("3", "2"), layer("4", "none")]).map_err(|status| status.code);
+        assert_eq!(code, Err(Code::NotFound));
+        let names: Vec<_> = records.all().unwrap().into_iter().map(|record| (record.name, record.parent)).collect();
+        assert_eq!(names, [("1".to_owned(), String::new()), ("2".to_owned(), "1".to_owned())]);
     }
 
     #[test]
