@@ -43,9 +43,10 @@ fn remove(engine: &Engine, wanted: &str, force: bool) -> Result<(), Failure> {
         Err(e) if !force => return Err(e.into()),
         loaded => loaded.ok().flatten(),
     };
-    if let Some(record) = &record {
+    // Nor must any other file of it: what a power cut leaves may be empty.
+    if let Some(record) = record.as_ref().filter(|_| !force) {
         let status = Status::of(&engine.paths, record)?;
-        if status.is_live() && !force {
+        if status.is_live() {
             return Err(Error::new(Kind::Busy, format!("removing container {wanted}"))
                 .because(format!("it is {}", status.word()))
                 .advise(format!("end it with `towline stop {wanted}`, or add -f"))

@@ -131,3 +131,22 @@ fn what_has_ended_runs_again_with_what_it_wrote() {
     towline.run(&["start", "v"]).success();
     assert_eq!(towline.run(&["wait", "v"]).success().stdout, "0\n");
 }
+
+/// A power cut may leave a file with its name and without its bytes.
+#[test]
+fn a_container_whose_files_are_empty_can_be_removed() {
+    const TEST: &str = "commands::a_container_whose_files_are_empty_can_be_removed";
+    if !images::available(TEST) {
+        return;
+    }
+    let (towline, image) = store();
+    for file in ["container.json", "exit"] {
+        towline.run(&["run", "--name", "c", &image, "true"]).success();
+        let home = towline.root().join("containers/by-name/c");
+        std::fs::write(home.join(file), "").unwrap();
+        let refused = towline.run(&["rm", "c"]);
+        assert!(refused.code() == Some(125) && refused.stderr.contains("towline rm -f"), "{refused:?}");
+        towline.run(&["ps", "-a"]).success();
+        towline.run(&["rm", "-f", "c"]).success();
+    }
+}
