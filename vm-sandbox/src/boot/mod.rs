@@ -1,0 +1,4 @@
+//! Kernel, initrd, and what the kernel is told.
+
+pub mod acpi;
+pub mod pvh;
