@@ -4,6 +4,7 @@
 //! changed. Undoing removes what is still as it was written, and says what somebody has changed since.
 
 pub mod containerd;
+pub mod file;
 mod record;
 mod tables;
 

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use towline_lazyfs::digest::Digest;
 use towline_lazyfs::error::{Error, Outcome, Result};
 
+use super::file;
+
 /// Version of the record; one with another version is refused.
 const VERSION: u32 = 1;
 
@@ -104,11 +106,11 @@ impl Record {
         let written = files.iter().map(|(path, text)| Written { path: path.clone(), digest: Digest::of(text.as_bytes()) });
         let made = Self { version: VERSION, files: written.collect(), changes: changes.to_vec() };
         let text = serde_json::to_string_pretty(&made).expect("it has only string keys");
-        write(record, &text)?;
-        files.iter().try_for_each(|(path, text)| write(path, text))?;
+        file::write(record, &text)?;
+        files.iter().try_for_each(|(path, text)| file::write(path, text))?;
         changes.iter().try_for_each(|change| {
             let text = std::fs::read_to_string(&change.path).map_err(|e| Error::io("reading", &change.path, e))?;
-            write(&change.path, &change.apply(&text))
+            file::write(&change.path, &change.apply(&text))
         })
     }
 
@@ -132,7 +134,7 @@ impl Record {
         for Written { path, digest } in &made.files {
             match std::fs::read(path) {
                 Ok(bytes) if Digest::of(&bytes) == *digest => {
-                    std::fs::remove_file(path).map_err(|e| Error::io("removing", path, e))?;
+                    file::remove(path)?;
                     done.undone.push(path.clone());
                 }
                 Ok(_) => done.left.push(format!("{} was changed since: it stays", path.display())),
@@ -143,7 +145,7 @@ impl Record {
         for change in &made.changes {
             match std::fs::read_to_string(&change.path).map(|text| change.revert(&text)) {
                 Ok(Some(text)) => {
-                    write(&change.path, &text)?;
+                    file::write(&change.path, &text)?;
                     done.undone.push(change.path.clone());
                 }
                 Ok(None) => {
@@ -153,23 +155,9 @@ impl Record {
                 Err(e) => return Err(Error::io("reading", &change.path, e)),
             }
         }
-        std::fs::remove_file(record).map_err(|e| Error::io("removing", record, e))?;
+        file::remove(record)?;
         Ok(done)
     }
-}
-
-/// Replaces a file as a whole, with the mode that it had.
-fn write(path: &Path, text: &str) -> Result<()> {
-    use std::io::Write as _;
-    use std::os::unix::fs::PermissionsExt as _;
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(dir).map_err(|e| Error::io("creating", dir, e))?;
-    let mode = std::fs::metadata(path).map_or(0o644, |meta| meta.permissions().mode());
-    let mut new = tempfile::NamedTempFile::new_in(dir).map_err(|e| Error::io("creating a file in", dir, e))?;
-    let permitted = std::fs::Permissions::from_mode(mode);
-    let written = new.write_all(text.as_bytes()).and_then(|()| new.as_file().set_permissions(permitted));
-    written.and_then(|()| new.as_file().sync_all()).map_err(|e| Error::io("writing", path, e))?;
-    new.persist(path).map(drop).map_err(|e| Error::io("naming", path, e.error))
 }
 
 #[cfg(test)]

@@ -8,8 +8,8 @@ use towline_lazyfs::error::{Error, Outcome as Kind};
 use crate::cli::{absolute, print, warn};
 use crate::engine::Engine;
 use crate::failure::{Failure, Outcome};
-use crate::install::Record;
 use crate::install::containerd::{Format, Machine};
+use crate::install::{Record, file};
 
 /// Flags of `system install containerd`.
 #[derive(Debug, clap::Args)]
@@ -45,10 +45,7 @@ pub fn run(engine: &Engine, args: &Args) -> Outcome {
         return Ok(u8::from(!done.left.is_empty()));
     }
     let machine = machine(engine, args)?;
-    let main = match std::fs::read_to_string(&machine.config) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
-        text => Some(text.map_err(|e| Error::io("reading", &machine.config, e))?),
-    };
+    let main = file::read(&machine.config)?;
     let mut files = vec![
         (machine.drop_in(), machine.drop_in_text(main.as_deref().unwrap_or_default())?),
         (absolute(args.unit.clone())?, machine.unit_text()),

@@ -1,6 +1,5 @@
 //! `towline system install podman`
 
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -9,6 +8,7 @@ use towline_lazyfs::store::create_private_dir;
 
 use crate::engine::Engine;
 use crate::failure::{Failure, Outcome};
+use crate::install::file;
 use crate::layers::{default_dir, keeper};
 use crate::podman::storage::{self, Now};
 use crate::podman::{WRITTEN, drop_in, unit};
@@ -83,7 +83,7 @@ pub fn run(engine: &Engine, args: &Args) -> Outcome {
                 Error::new(Kind::Busy, format!("writing {}", path.display())).because("it is there, and not from this command");
             return Err(error.advise("move it away, or see with --print what would be in it").into());
         }
-        write(path, text)?;
+        file::write(path, text)?;
         crate::cli::print(&format!("{}: written\n", path.display()))?;
     }
     if args.print || args.no_start {
@@ -118,10 +118,10 @@ impl Files {
 
     /// `storage.conf` with the layer store; `None` where it has it.
     fn storage_with(&self, dir: &Path) -> Result<Option<String>, Failure> {
-        let text = match read(&self.storage)? {
+        let text = match file::read(&self.storage)? {
             Some(text) => text,
             // What podman would read without an own file goes on to count.
-            None => match read(Path::new(VENDOR))?.filter(|_| self.is_root) {
+            None => match file::read(Path::new(VENDOR))?.filter(|_| self.is_root) {
                 Some(vendor) => format!("{WRITTEN}{vendor}"),
                 None => storage::new(&now()?),
             },
@@ -156,16 +156,16 @@ fn undo(files: &Files, args: &Args) -> Outcome {
         systemctl(files.is_root, &["disable", "--now", unit::NAME])?;
     }
     // First: podman must not look for a layer store that has gone.
-    if let Some(text) = read(&files.storage)? {
+    if let Some(text) = file::read(&files.storage)? {
         match storage::remove(&text) {
             Some(rest) if rest == text => {}
-            Some(rest) => write(&files.storage, &rest)?,
-            None => remove(&files.storage)?,
+            Some(rest) => file::write(&files.storage, &rest)?,
+            None => file::remove(&files.storage)?,
         }
     }
     for path in [&files.drop_in, &files.unit] {
         match (is_there(path)?, is_ours(path)?) {
-            (true, true) => remove(path)?,
+            (true, true) => file::remove(path)?,
             (true, false) => crate::cli::warn(&format!("{} is not from this command and stays", path.display())),
             (false, _) => {}
         }
@@ -199,38 +199,11 @@ fn systemctl(is_root: bool, args: &[&str]) -> Result<(), Failure> {
     Err(Error::new(Kind::Unavailable, tried()).because(why).advise("with --no-start only the files are written").into())
 }
 
-fn read(path: &Path) -> Result<Option<String>, Failure> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::io("reading", path, e).into()),
-    }
-}
-
 fn is_there(path: &Path) -> Result<bool, Failure> {
-    Ok(read(path)?.is_some())
+    Ok(file::read(path)?.is_some())
 }
 
 /// Whether it is from this command, or not there.
 fn is_ours(path: &Path) -> Result<bool, Failure> {
-    Ok(read(path)?.is_none_or(|text| text.starts_with(WRITTEN)))
-}
-
-/// In place of what is there, with its mode; never half.
-fn write(path: &Path, text: &str) -> Result<(), Failure> {
-    use std::io::Write as _;
-    use std::os::unix::fs::PermissionsExt as _;
-    let failed = |e| Error::io("writing", path, e);
-    let dir = path.parent().expect("it is in a directory");
-    std::fs::create_dir_all(dir).map_err(|e| Error::io("creating", dir, e))?;
-    let mode = std::fs::metadata(path).map_or(0o644, |known| known.permissions().mode() & 0o777);
-    let mut new = tempfile::NamedTempFile::new_in(dir).map_err(failed)?;
-    new.write_all(text.as_bytes()).map_err(failed)?;
-    new.as_file().set_permissions(std::fs::Permissions::from_mode(mode)).map_err(failed)?;
-    new.as_file().sync_all().map_err(failed)?;
-    new.persist(path).map(drop).map_err(|e| failed(e.error).into())
-}
-
-fn remove(path: &Path) -> Result<(), Failure> {
-    std::fs::remove_file(path).map_err(|e| Error::io("removing", path, e).into())
+    Ok(file::read(path)?.is_none_or(|text| text.starts_with(WRITTEN)))
 }
