@@ -13,6 +13,7 @@ use crate::reference::Reference;
 use crate::source::{BoxFuture, ByteStream, RawManifest, Source};
 use crate::store::Store;
 use crate::store::db::ImageRow;
+use crate::store::imported;
 
 /// An image of the store.
 pub struct LocalImage {
@@ -20,7 +21,8 @@ pub struct LocalImage {
     manifest: RawManifest,
     config: Bytes,
     origin: Arc<dyn Source>,
-    from: String,
+    /// Where it was pulled from; `None` for one that was made here, whose source says by itself which layer is where.
+    from: Option<String>,
 }
 
 impl LocalImage {
@@ -43,7 +45,9 @@ impl LocalImage {
             }
         };
         let manifest = RawManifest { bytes, digest: row.digest, media_type: String::new() };
-        Ok(Self { name, manifest, config: Bytes::from(record.config), origin, from: record.reference })
+        let is_made_here = matches!(&from, Reference::Layout(layout) if layout.dir() == imported::dir(store.root()));
+        let from = (!is_made_here).then_some(record.reference);
+        Ok(Self { name, manifest, config: Bytes::from(record.config), origin, from })
     }
 
     /// The manifest, as it was pulled.
@@ -81,7 +85,10 @@ impl Source for LocalImage {
                 let piece = self.config.slice(at(range.start)..at(range.end));
                 return Ok(Box::pin(futures_util::stream::iter([Ok(piece)])) as ByteStream);
             }
-            self.origin.open(blob, range).await.map_err(|e| gone(e, &self.name, &self.from))
+            self.origin.open(blob, range).await.map_err(|e| match &self.from {
+                Some(from) => gone(e, &self.name, from),
+                None => e.during(format!("reading a layer of {}", self.name)),
+            })
         })
     }
 
@@ -91,5 +98,9 @@ impl Source for LocalImage {
 
     fn repository(&self) -> Option<(&str, &str)> {
         self.origin.repository()
+    }
+
+    fn repository_of(&self, blob: &Digest) -> Option<(&str, &str)> {
+        self.origin.repository_of(blob)
     }
 }

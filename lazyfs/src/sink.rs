@@ -89,7 +89,7 @@ impl Content {
     /// The repository in a registry that has the blob already.
     pub fn repository(&self) -> Option<(&str, &str)> {
         match self {
-            Self::Blob(source, _) => source.repository(),
+            Self::Blob(source, digest) => source.repository_of(digest),
             Self::Bytes(_) | Self::File(..) => None,
         }
     }

@@ -95,14 +95,19 @@ pub trait Source: Send + Sync {
     }
 
     /// The host that was last read for a blob; `None` where it came from no host.
-    fn host_of(&self, _blob: &Digest) -> Option<String> {
-        self.repository().map(|(host, _)| host.to_owned())
+    fn host_of(&self, blob: &Digest) -> Option<String> {
+        self.repository_of(blob).map(|(host, _)| host.to_owned())
     }
 
     /// The repository in a registry that this is. Who pushes into another repository of the same registry need not send a blob that
     /// is here.
     fn repository(&self) -> Option<(&str, &str)> {
         None
+    }
+
+    /// The same for one blob: a source with several places may have each from another one.
+    fn repository_of(&self, _blob: &Digest) -> Option<(&str, &str)> {
+        self.repository()
     }
 }
 

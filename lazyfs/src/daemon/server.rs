@@ -255,8 +255,8 @@ async fn open_all(paths: &Paths, store: &Arc<Store>, mounts: Wanted, settings: S
         let features = probe::choose(&root, &state, mounts)?;
         features.write(&state).map(|()| features)
     });
-    let state = paths.state.clone();
-    let sources = blocking("setting up the clients of registries", move || Sources::open(&state, settings));
+    let Paths { root, state } = paths.clone();
+    let sources = blocking("setting up the clients of registries", move || Sources::open(&root, &state, settings));
     let store = store.clone();
     let checked = blocking("opening the database", move || {
         let (mut db, rebuilt) = rebuild::open(&store)?;

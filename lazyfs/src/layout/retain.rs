@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use serde::Deserialize;
 
 use super::Layout;
+use super::index::IndexFile;
 use super::write::{lock, replace};
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
@@ -32,6 +33,19 @@ impl Layout {
     pub fn retain(&self, images: &HashSet<Digest>) -> Result<u64> {
         let lock = lock(&self.path)?;
         let mut index = self.index()?;
+        let blobs = self.named_by(&index, images)?;
+        if index.retain(|digest| blobs.contains(digest)) {
+            replace(&lock, &self.path, "index.json", &index.to_bytes())?;
+        }
+        self.remove_blobs(&blobs)
+    }
+
+    /// Digests of everything that images with these manifests consist of, as far as the manifests are here; blobs need not be.
+    pub fn named(&self, images: &HashSet<Digest>) -> Result<HashSet<Digest>> {
+        self.named_by(&self.index()?, images)
+    }
+
+    fn named_by(&self, index: &IndexFile, images: &HashSet<Digest>) -> Result<HashSet<Digest>> {
         let mut manifests = HashSet::new();
         for digest in index.digests() {
             let is_referrer = || {
@@ -58,10 +72,7 @@ impl Layout {
                 Err(e) => return Err(e),
             }
         }
-        if index.retain(|digest| blobs.contains(digest)) {
-            replace(&lock, &self.path, "index.json", &index.to_bytes())?;
-        }
-        self.remove_blobs(&blobs)
+        Ok(blobs)
     }
 
     /// Removes all blobs but these, and what killed writers left.

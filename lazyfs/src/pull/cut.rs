@@ -161,6 +161,10 @@ impl Source for Lowest {
     fn repository(&self) -> Option<(&str, &str)> {
         self.origin.repository()
     }
+
+    fn repository_of(&self, blob: &Digest) -> Option<(&str, &str)> {
+        self.origin.repository_of(blob)
+    }
 }
 
 #[cfg(test)]

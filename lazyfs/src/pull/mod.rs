@@ -14,6 +14,7 @@ pub mod gate;
 pub mod indexing;
 mod layers;
 mod locks;
+mod made;
 mod packs;
 pub mod profiles;
 pub mod referrers;

@@ -1,8 +1,9 @@
 //! Opens what a reference names.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::made::MadeHere;
 use crate::archive::{DockerArchive, OciArchive, OciArchiveWriter};
 use crate::daemon::credentials::CredentialStore;
 use crate::daemon::protocol::{ClientSettings, Credentials, Login};
@@ -13,6 +14,8 @@ use crate::registry::config::Places;
 use crate::registry::{Credential, Endpoint, Mirrors, Options, Proxies, Registry, Repository};
 use crate::sink::Sink;
 use crate::source::Source;
+use crate::store::imported;
+use crate::store::parents::{Parent, Parents};
 
 /// User name that says that the secret is an identity token (containers-auth.json(5), docker login).
 pub(crate) const TOKEN_USER: &str = "<token>";
@@ -32,13 +35,15 @@ pub struct Sources {
     registry: Registry,
     settings: Settings,
     credentials: CredentialStore,
+    /// The store.
+    root: PathBuf,
 }
 
 impl Sources {
-    /// With the credentials that an earlier daemon kept below `state`.
-    pub fn open(state: &Path, settings: Settings) -> Result<Self> {
+    /// Of the store at `root`, with the credentials that an earlier daemon kept below `state`.
+    pub fn open(root: &Path, state: &Path, settings: Settings) -> Result<Self> {
         let registry = Registry::new(Options { proxies: settings.proxies.clone(), ..Options::default() })?;
-        Ok(Self { registry, settings, credentials: CredentialStore::open(state)? })
+        Ok(Self { registry, settings, credentials: CredentialStore::open(state)?, root: root.to_owned() })
     }
 
     /// How often a second registry host was asked because the first was late.
@@ -67,6 +72,16 @@ impl Sources {
 
     /// Opens the repository or directory of a reference. Nothing is asked yet.
     pub fn source(&self, reference: &Reference, plain_http: bool) -> Result<Arc<dyn Source>> {
+        match reference {
+            Reference::Layout(layout) if layout.dir() == imported::dir(&self.root) => {
+                let open = |parent: &Parent| self.elsewhere(&parent.reference()?, parent.plain_http);
+                Ok(Arc::new(MadeHere::open(Layout::open(layout.dir())?, &Parents::of(&self.root), open)?))
+            }
+            _ => self.elsewhere(reference, plain_http),
+        }
+    }
+
+    fn elsewhere(&self, reference: &Reference, plain_http: bool) -> Result<Arc<dyn Source>> {
         let registry = match reference {
             Reference::Layout(layout) => return Ok(Arc::new(Layout::open(layout.dir())?)),
             Reference::Archive(archive) => {

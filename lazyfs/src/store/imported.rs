@@ -1,4 +1,4 @@
-//! Layers of images that were made of a root file system: an OCI layout, since nobody else keeps them.
+//! Layers of images that were made of a root file system or of what a container wrote: an OCI layout, since nobody else keeps them.
 //!
 //! ```text
 //! ROOT/imported/       the layout
@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::create_private_dir;
+use super::parents::Parents;
 use crate::digest::Digest;
 use crate::error::{Error, Outcome, Result};
 use crate::layout::Layout;
@@ -58,7 +59,11 @@ pub(super) fn sweep(root: &Path, images: &HashSet<Digest>) -> Result<u64> {
         Err(TryLockError::WouldBlock) => return Ok(0),
         Err(TryLockError::Error(e)) => return Err(Error::io("locking", path, e)),
     }
-    let swept = Layout::open(&dir)?.retain(images);
+    let layout = Layout::open(&dir)?;
+    let swept = layout.retain(images).and_then(|freed| {
+        Parents::of(root).retain(&layout.named(images)?)?;
+        Ok(freed)
+    });
     match swept {
         // One damaged image must not keep the rest of the store from being swept.
         Err(error) if error.outcome() == Outcome::Integrity => {

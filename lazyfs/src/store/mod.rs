@@ -8,6 +8,7 @@
 //! ROOT/mask                    hides cas/ where the kernel cannot ([`crate::rootfs`])
 //! ROOT/big/<layer digest>.*    large files that are not here as a whole (big)
 //! ROOT/imported/               layers of images that were made here (imported)
+//! ROOT/parents/<layer digest>  where layers of such images are that are not here (parents)
 //! ROOT/profiles/<digest>       what programs of an image read while they start (profiles)
 //! ROOT/db                      names, states, pins (db)
 //! ```
@@ -24,6 +25,7 @@ pub mod db;
 pub mod image;
 pub mod imported;
 pub mod needs;
+pub mod parents;
 pub mod patch;
 pub mod pins;
 pub mod profiles;

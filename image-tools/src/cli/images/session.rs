@@ -57,7 +57,8 @@ pub enum Place {
 impl<'a> Session<'a> {
     /// Opens the store; no registry is asked yet.
     pub fn open(engine: &'a Engine, remote: &'a SourceArgs) -> Result<Self, Failure> {
-        let (sources, store) = (Sources::open(&engine.paths.state, engine.sources())?, Store::open(&engine.paths.root)?);
+        let sources = Sources::open(&engine.paths.root, &engine.paths.state, engine.sources())?;
+        let store = Store::open(&engine.paths.root)?;
         Ok(Self { engine, remote, sources, store })
     }
 
