@@ -2,6 +2,7 @@
 
 mod cli;
 mod cni;
+mod commit;
 mod container;
 mod credentials;
 mod engine;

@@ -3,16 +3,14 @@
 use std::path::Path;
 
 use towline_lazyfs::error::{Error, Outcome as Kind};
-use towline_lazyfs::rootfs::mount;
-use towline_lazyfs::rootfs::plan::{By, Writable};
 
 use super::bad_flag;
+use super::mounted::with_mounted;
 use crate::container::record::Record;
-use crate::container::registry::{self, Dirs};
+use crate::container::registry;
 use crate::container::status::Status;
 use crate::engine::Engine;
 use crate::failure::{Failure, Outcome};
-use crate::held::Held;
 use crate::spec::copy::{Options, copy};
 use crate::spec::rootdir::RootDir;
 
@@ -85,24 +83,7 @@ fn with_root(engine: &Engine, record: &Record, work: impl FnOnce(&RootDir) -> Re
         }
         return work(&root);
     }
-    let held = Held::begin(engine, "cp-")?;
-    let prepared = held.prepare(&record.image.to_string())?;
-    let home = Dirs::of(&engine.paths, &record.id).home;
-    let plan = prepared.root(Some(Writable { upper: home.join("upper"), work: home.join("work") }));
-    if plan.by == By::Server {
-        return Err(Error::new(Kind::Unsupported, format!("mounting the root of container {}", record.name))
-            .because("this kernel cannot mount its image without a process that serves it")
-            .advise(format!("start it first: `towline start {}`", record.name))
-            .into());
-    }
-    for dir in plan.writable.iter().flat_map(|writable| [&writable.upper, &writable.work]) {
-        std::fs::create_dir_all(dir).map_err(|e| Error::io("creating", dir, e))?;
-    }
-    mount::mount(&plan, held.dir())?;
-    let done = RootDir::open(held.dir()).map_err(Failure::from).and_then(|root| work(&root));
-    // Before what it is mounted on goes.
-    let unmounted = mount::unmount(held.dir()).map_err(Failure::from);
-    done.and(unmounted)
+    with_mounted(engine, record, "cp-", |root| work(&RootDir::open(root)?))
 }
 
 #[cfg(test)]

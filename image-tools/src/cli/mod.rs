@@ -1,6 +1,7 @@
 //! The flag table, and one file for each verb with its `run`.
 
 mod attach;
+mod commit;
 mod cp;
 mod diff;
 mod exec;
@@ -11,6 +12,7 @@ mod kill;
 mod lazy;
 mod logs;
 mod monitor;
+mod mounted;
 mod network;
 mod patch;
 mod pause;
@@ -108,6 +110,8 @@ enum Verb {
     Attach(attach::Args),
     /// Copy files between a container and this machine
     Cp(cp::Args),
+    /// Make an image of what a container wrote
+    Commit(Box<commit::Args>),
     /// Show what a container has changed in its image's files
     Diff(diff::Args),
     /// Show everything that is known of containers
@@ -202,6 +206,7 @@ pub fn run(cli: Cli, begin: Instant) -> Outcome {
         Verb::Rm(args) => rm::run(&engine, &args),
         Verb::Attach(args) => attach::run(&engine, &args),
         Verb::Cp(args) => cp::run(&engine, &args),
+        Verb::Commit(args) => commit::run(&engine, &args, begin),
         Verb::Diff(args) => diff::run(&engine, &args),
         Verb::Inspect(args) => inspect::run(&engine, &args),
         Verb::Start(args) => start::run(&engine, &args),

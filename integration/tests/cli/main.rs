@@ -5,6 +5,8 @@ mod attach;
 #[cfg(test)]
 mod commands;
 #[cfg(test)]
+mod commit;
+#[cfg(test)]
 mod files;
 #[cfg(test)]
 mod logs;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::json;
-use towline_lazyfs::daemon::protocol::{PullPolicy, PullUntil, Reply};
+use towline_lazyfs::daemon::protocol::{PullPolicy, PullRequest, PullUntil, Reply};
 use towline_lazyfs::digest::Digest;
 use towline_lazyfs::error::{Error, Outcome as Kind};
 use towline_lazyfs::layer::tar::members::members;
@@ -47,28 +47,14 @@ pub struct Args {
 
 /// Imports an image.
 pub fn run(engine: &Engine, args: &Args, begin: Instant) -> Outcome {
-    let name = match reference(&args.name)? {
-        name @ Reference::Registry(_) if name.digest().is_none() => name.to_string(),
-        _ => return Err(crate::cli::bad_flag("NAME", &args.name, "a name is [HOST/]NAME[:TAG]")),
-    };
+    let name = new_name(&args.name)?;
     // Until the image is in the database nobody else knows that its layers are needed.
     let importing = imported::begin(&engine.paths.root)?;
     let from = source_of(engine, args, &name)?;
     let request = args.source.request(engine, &from, PullUntil::Complete, PullPolicy::Always)?;
     let mut timeline = Timeline::new(begin, View::new(args.progress, true));
     timeline.step(Step::Begin { what: format!("import {from}") });
-    let pulled = engine.daemon()?.pull(request, &mut |event| timeline.event(event));
-    timeline.finish();
-    let (pulled_name, image) = match pulled? {
-        Reply::Pulled { name, image, .. } => (name, image),
-        other => return Err(pull::unexpected(&from, &other)),
-    };
-    let mut db = engine.db()?;
-    db.name_image(&image, &name, &pulled_name)?;
-    // The name that the pull gave is of no use beside the one that was asked for.
-    if pulled_name != name {
-        db.remove_name(&pulled_name)?;
-    }
+    let (image, pulled_name) = take_in(engine, request, &name, &mut timeline)?;
     drop(importing);
     let text = match args.format {
         Format::Table => format!("{name}@{image}\n"),
@@ -76,6 +62,32 @@ pub fn run(engine: &Engine, args: &Args, begin: Instant) -> Outcome {
     };
     crate::cli::print(&text)?;
     Ok(0)
+}
+
+/// The name of an image that is made here.
+pub fn new_name(text: &str) -> Result<String, Failure> {
+    match reference(text)? {
+        name @ Reference::Registry(_) if name.digest().is_none() => Ok(name.to_string()),
+        _ => Err(crate::cli::bad_flag("NAME", text, "a name is [HOST/]NAME[:TAG]")),
+    }
+}
+
+/// Pulls an image and gives it this name, in place of the one that pulling gives it; its digest, and where it came from.
+pub fn take_in(engine: &Engine, request: PullRequest, name: &str, timeline: &mut Timeline) -> Result<(Digest, String), Failure> {
+    let from = request.reference.clone();
+    let pulled = engine.daemon()?.pull(request, &mut |event| timeline.event(event));
+    timeline.finish();
+    let (pulled_name, image) = match pulled? {
+        Reply::Pulled { name, image, .. } => (name, image),
+        other => return Err(pull::unexpected(&from, &other)),
+    };
+    let mut db = engine.db()?;
+    db.name_image(&image, name, &pulled_name)?;
+    // The name that the pull gave is of no use beside the one that was asked for.
+    if pulled_name != name {
+        db.remove_name(&pulled_name)?;
+    }
+    Ok((image, pulled_name))
 }
 
 /// The reference that is pulled; a root file system becomes an image first.
