@@ -13,12 +13,15 @@ use towline_lazyfs::store::db::Db;
 use towline_runtime::client::Runtime;
 
 use crate::cni::Places;
+use crate::container::namespace::Namespace;
 
 /// Where everything is.
 #[derive(Clone, Debug)]
 pub struct Engine {
     /// The store and the state directory.
     pub paths: Paths,
+    /// Whose containers are meant.
+    pub namespace: Namespace,
     /// An OCI runtime with runc's command line.
     pub runtime: PathBuf,
     /// The daemon of the store.

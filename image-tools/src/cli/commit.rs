@@ -80,7 +80,7 @@ struct Base {
 /// Makes an image of what a container wrote.
 pub fn run(engine: &Engine, args: &Args, begin: Instant) -> Outcome {
     let name = import::new_name(&args.name)?;
-    let record = registry::find_record(&engine.paths, &args.container)?;
+    let record = registry::find_record(&engine.paths, &engine.namespace, &args.container)?;
     // Until the image is in the database nobody else knows that its layer is needed.
     let importing = imported::begin(&engine.paths.root)?;
     let mut timeline = Timeline::new(begin, View::new(args.progress, true));

@@ -42,7 +42,7 @@ pub fn run(engine: &Engine, args: &Args) -> Outcome {
     }
     let here = local(here)?;
     let (name, path) = container;
-    let record = registry::find_record(&engine.paths, name)?;
+    let record = registry::find_record(&engine.paths, &engine.namespace, name)?;
     let options = Options { archive: args.archive, follow: args.follow_link, keep_set_id: !outward };
     with_root(engine, &record, |root| {
         let host = RootDir::open(Path::new("/"))?;

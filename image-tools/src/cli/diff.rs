@@ -34,7 +34,7 @@ const MAX_DEPTH: usize = 256;
 
 /// Shows what a container has changed (C), added (A) and deleted (D) in its image's files.
 pub fn run(engine: &Engine, args: &Args) -> Outcome {
-    let record = registry::find_record(&engine.paths, &args.container)?;
+    let record = registry::find_record(&engine.paths, &engine.namespace, &args.container)?;
     let changes = changes(engine, &record)?;
     let text = match args.format {
         Format::Table => changes.iter().map(|(kind, path)| format!("{kind} {}\n", path.display())).collect(),

@@ -49,7 +49,7 @@ pub struct Args {
 
 /// Runs a program in a running container; the result is its exit code.
 pub fn run(engine: &Engine, args: Args) -> Outcome {
-    let record = registry::find_record(&engine.paths, &args.container)?;
+    let record = registry::find_record(&engine.paths, &engine.namespace, &args.container)?;
     let status = Status::of(&engine.paths, &record)?;
     if !matches!(status, Status::Running { .. }) {
         let error = Error::new(Kind::BadInput, format!("running {} in container {}", args.command[0], args.container));

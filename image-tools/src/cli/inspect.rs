@@ -42,7 +42,7 @@ pub fn run(engine: &Engine, args: &Args) -> Outcome {
 }
 
 fn document(engine: &Engine, name: &str) -> Result<Value, Failure> {
-    let record = registry::find_record(&engine.paths, name)?;
+    let record = registry::find_record(&engine.paths, &engine.namespace, name)?;
     let dirs = Dirs::of(&engine.paths, &record.id);
     let status = Status::of(&engine.paths, &record)?;
     let connection = Connection::of(&dirs)?;

@@ -28,7 +28,7 @@ pub fn run(engine: &Engine, args: &Args) -> Outcome {
 
 /// Sends a signal to the first process of a container.
 pub fn send(engine: &Engine, name: &str, signal: &str) -> Result<(), Failure> {
-    let record = registry::find_record(&engine.paths, name)?;
+    let record = registry::find_record(&engine.paths, &engine.namespace, name)?;
     match Status::of(&engine.paths, &record)? {
         Status::Running { .. } => {
             engine.runtime().kill(&record.id, signal, false)?;

@@ -41,7 +41,7 @@ pub struct Args {
 
 /// Prints what a container wrote, each stream to its own.
 pub fn run(engine: &Engine, args: &Args) -> Outcome {
-    let record = registry::find_record(&engine.paths, &args.container)?;
+    let record = registry::find_record(&engine.paths, &engine.namespace, &args.container)?;
     let keeping = record.settings.log;
     if keeping.driver == Driver::None {
         return Err(Error::new(Kind::Unsupported, format!("reading the log of container {}", args.container))

@@ -47,6 +47,7 @@ use towline_lazyfs::observe::spans::{self, Found};
 use towline_lazyfs::registry::Proxies;
 
 use crate::cni;
+use crate::container::namespace::Namespace;
 use crate::container::process::Process;
 use crate::container::record::Record;
 use crate::container::registry;
@@ -65,6 +66,9 @@ pub struct Cli {
     /// Directory of what does not outlive a reboot [default: /run/towline; for other users than root $XDG_RUNTIME_DIR/towline]
     #[arg(long, env = "TOWLINE_STATE", value_name = "DIR")]
     state: Option<PathBuf>,
+    /// Namespace of the containers
+    #[arg(short, long, env = "TOWLINE_NAMESPACE", value_name = "NAME", default_value_t)]
+    namespace: Namespace,
     /// OCI runtime [default: towline-oci beside this program, else in PATH]
     #[arg(long, env = "TOWLINE_RUNTIME", value_name = "PATH")]
     runtime: Option<PathBuf>,
@@ -170,6 +174,7 @@ pub fn run(cli: Cli, begin: Instant) -> Outcome {
     }
     let engine = Engine {
         paths: paths(cli.root, cli.state)?,
+        namespace: cli.namespace,
         runtime: cli.runtime.unwrap_or_else(|| beside("towline-oci")),
         towlined: cli.towlined.unwrap_or_else(|| beside("towlined")),
         cni: cni::Places {
@@ -297,7 +302,7 @@ fn bad_flag(flag: &str, value: &str, why: impl Into<String>) -> Failure {
 
 /// A container that runs, and its first process.
 fn running(engine: &Engine, name: &str, doing: &str) -> Result<(Record, Process), Failure> {
-    let record = registry::find_record(&engine.paths, name)?;
+    let record = registry::find_record(&engine.paths, &engine.namespace, name)?;
     match Status::of(&engine.paths, &record)? {
         Status::Running { init, .. } => Ok((record, init)),
         other => Err(Error::new(Kind::BadInput, format!("{doing} container {name}"))

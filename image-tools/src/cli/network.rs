@@ -143,7 +143,7 @@ fn remove(engine: &Engine, name: &str) -> Result<(), Failure> {
 }
 
 fn check(engine: &Engine, name: &str) -> Result<(), Failure> {
-    let record = registry::find_record(&engine.paths, name)?;
+    let record = registry::find_record(&engine.paths, &engine.namespace, name)?;
     let dirs = Dirs::of(&engine.paths, &record.id);
     let Some(connection) = Connection::of(&dirs)? else {
         return Err(Error::new(Kind::BadInput, format!("checking the network of container {name}"))

@@ -51,7 +51,7 @@ enum Format {
 
 /// Puts files of another image into a running container, lists them, or takes them back.
 pub fn run(engine: &Engine, args: &Args) -> Outcome {
-    let record = registry::find_record(&engine.paths, &args.container)?;
+    let record = registry::find_record(&engine.paths, &engine.namespace, &args.container)?;
     let dirs = Dirs::of(&engine.paths, &record.id);
     match &args.from {
         Some(from) => patch(engine, args, &record, &dirs, from),

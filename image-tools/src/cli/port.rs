@@ -20,7 +20,7 @@ pub struct Args {
 
 /// Shows which ports of this machine lead to a container.
 pub fn run(engine: &Engine, args: &Args) -> Outcome {
-    let record = registry::find_record(&engine.paths, &args.container)?;
+    let record = registry::find_record(&engine.paths, &engine.namespace, &args.container)?;
     let connection = Connection::of(&Dirs::of(&engine.paths, &record.id))?;
     let ports = connection.map(|connection| connection.ports).unwrap_or_default();
     let inner = |port: &Port| format!("{}/{}", port.container, port.protocol);

@@ -1,5 +1,6 @@
 //! `towline ps`
 
+mod engines;
 mod filter;
 
 use std::collections::HashMap;
@@ -11,9 +12,11 @@ use serde_json::{Value, json};
 use towline_lazyfs::digest::Digest;
 use towline_lazyfs::store::db::{ImageRow, ImageState};
 
+use engines::Need;
 use filter::{Filter, Subject};
 
 use super::{table, template};
+use crate::container::namespace::Namespace;
 use crate::container::record::Record;
 use crate::container::registry::Dirs;
 use crate::container::status::Status;
@@ -25,13 +28,13 @@ use crate::network::{Connection, Interface};
 /// Flags of `ps`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Also those that do not run
+    /// Also those that do not run, and images that containerd and podman use
     #[arg(short, long)]
     all: bool,
     /// Only ids
     #[arg(short, long)]
     quiet: bool,
-    /// Only those of which it is true: id=, name=, status=, ancestor=, exited= or network=; may be given again
+    /// Only those of which it is true: id=, name=, status=, ancestor=, exited=, network= or engine=; may be given again
     #[arg(short, long, value_name = "KEY=VALUE")]
     filter: Vec<Filter>,
     /// Only the N newest, also those that do not run
@@ -76,18 +79,24 @@ struct Row {
     networks: Vec<String>,
     /// `local`, `lazy 43%`, `poisoned`, or `removed`.
     content: String,
+    /// `towline`; `containerd` or `podman` for an image that is used there, which has neither id nor name.
+    engine: &'static str,
+    namespace: Option<Namespace>,
+    /// What uses it there: keys of snapshots, digests of layers.
+    used_by: Vec<String>,
 }
 
 /// Lists containers, newest first.
 pub fn run(engine: &Engine, args: &Args) -> Outcome {
-    let images: HashMap<Digest, ImageRow> = engine.db()?.images()?.into_iter().map(|image| (image.digest, image)).collect();
+    let db = engine.db()?;
+    let images: HashMap<Digest, ImageRow> = db.images()?.into_iter().map(|image| (image.digest, image)).collect();
     // Whoever asks for those that have ended need not ask twice.
     let shown = args.all
         || args.latest
         || args.last.is_some()
         || args.filter.iter().any(|filter| matches!(filter, Filter::Status(_) | Filter::Exited(_)));
     let mut rows = Vec::new();
-    for id in registry::ids(&engine.paths)? {
+    for id in registry::ids_in(&engine.paths, &engine.namespace)? {
         match row(engine, &id, &images) {
             Ok(Some(row)) if (shown || row.is_live()) && Filter::all(&args.filter, &row.subject()) => rows.push(row),
             Ok(_) => {}
@@ -97,6 +106,11 @@ pub fn run(engine: &Engine, args: &Args) -> Outcome {
     }
     rows.sort_by_key(|row| std::cmp::Reverse(row.created));
     rows.truncate(if args.latest { 1 } else { args.last.unwrap_or(usize::MAX) });
+    // Ids are for who does something to containers.
+    if args.all && !args.quiet && !args.latest && args.last.is_none() {
+        let others = engines::needs(&db.all_pins()?, &engine.namespace).into_iter().map(|need| other(need, &images));
+        rows.extend(others.filter(|row| Filter::all(&args.filter, &row.subject())));
+    }
     let shown = |id: &str| if args.no_trunc { id.to_owned() } else { id::short(id).to_owned() };
     let text = match (args.quiet, &args.format) {
         (true, _) => rows.iter().map(|row| format!("{}\n", shown(&row.id))).collect(),
@@ -123,6 +137,7 @@ impl Row {
             image: &self.image,
             exit_code: self.exit_code,
             networks: &self.networks,
+            engine: self.engine,
         }
     }
 
@@ -141,6 +156,9 @@ impl Row {
             "Ports": self.ports.join(", "),
             "Networks": self.networks.join(","),
             "Content": self.content,
+            "Engine": self.engine,
+            "Namespace": self.namespace,
+            "UsedBy": self.used_by.join(", "),
         });
         if let (Value::Object(document), Value::Object(more)) = (&mut document, more) {
             document.extend(more);
@@ -157,7 +175,7 @@ fn row(engine: &Engine, id: &str, images: &HashMap<Digest, ImageRow>) -> Result<
     let Connected { ip, ports, networks } = addresses(&dirs)?;
     let paused = matches!(status, Status::Running { .. }) && pause::is_paused(&dirs);
     let content = content(images.get(&record.image));
-    let Record { id, name, image_name, image, created, plan, .. } = record;
+    let Record { id, name, image_name, image, created, plan, namespace, .. } = record;
     Ok(Some(Row {
         id,
         name,
@@ -173,7 +191,35 @@ fn row(engine: &Engine, id: &str, images: &HashMap<Digest, ImageRow>) -> Result<
         ports,
         networks,
         content,
+        engine: engines::OWN,
+        namespace: Some(namespace),
+        used_by: Vec::new(),
     }))
+}
+
+/// An image that another engine uses.
+fn other(need: Need, images: &HashMap<Digest, ImageRow>) -> Row {
+    let image = images.get(&need.image);
+    let name = need.reference.clone().or_else(|| Some(image?.names.first().unwrap_or(&image?.reference).clone()));
+    Row {
+        id: String::new(),
+        name: String::new(),
+        image: name.unwrap_or_else(|| need.image.to_string()),
+        image_digest: need.image,
+        command: Vec::new(),
+        created: image.map_or(0, |image| image.created),
+        status: "used",
+        status_text: need.summary(),
+        pid: None,
+        exit_code: None,
+        ip: Vec::new(),
+        ports: Vec::new(),
+        networks: Vec::new(),
+        content: content(image),
+        engine: need.engine,
+        namespace: None,
+        used_by: need.used_by,
+    }
 }
 
 #[derive(Default)]
@@ -211,6 +257,7 @@ fn render(rows: &[Row], whole: bool) -> String {
     let most = |most: usize| if whole { usize::MAX } else { most };
     // A column that most people never need.
     let with_ports = rows.iter().any(|row| !row.ports.is_empty());
+    let with_engines = rows.iter().any(|row| row.engine != engines::OWN);
     let cells = rows.iter().map(|row| {
         let mut cells = vec![
             if whole { row.id.clone() } else { id::short(&row.id).to_owned() },
@@ -224,11 +271,15 @@ fn render(rows: &[Row], whole: bool) -> String {
         if with_ports {
             cells.push(row.ports.join(", "));
         }
+        if with_engines {
+            cells.push(row.engine.to_owned());
+        }
         cells
     });
-    let head = ["CONTAINER ID", "NAME", "IMAGE", "COMMAND", "CREATED", "STATUS", "CONTENT", "PORTS"];
-    let head = if with_ports { &head[..] } else { &head[..head.len() - 1] };
-    table::render(head, &cells.collect::<Vec<_>>())
+    let mut head = vec!["CONTAINER ID", "NAME", "IMAGE", "COMMAND", "CREATED", "STATUS", "CONTENT"];
+    head.extend(with_ports.then_some("PORTS"));
+    head.extend(with_engines.then_some("ENGINE"));
+    table::render(&head, &cells.collect::<Vec<_>>())
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ pub struct Args {
 
 /// Gives a container another name.
 pub fn run(engine: &Engine, args: &Args) -> Outcome {
-    let record = registry::find_record(&engine.paths, &args.container)?;
+    let record = registry::find_record(&engine.paths, &engine.namespace, &args.container)?;
     registry::rename(&engine.paths, record, &args.name)?;
     Ok(0)
 }

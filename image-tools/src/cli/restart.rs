@@ -14,7 +14,7 @@ use crate::relay::process::Signals;
 pub fn run(engine: &Engine, args: &stop::Args) -> Outcome {
     let signals = Signals::take(false)?;
     super::for_each(&args.containers, |name| {
-        let record = registry::find_record(&engine.paths, name)?;
+        let record = registry::find_record(&engine.paths, &engine.namespace, name)?;
         if record.remove_at_exit {
             return Err(Error::new(Kind::BadInput, format!("restarting container {name}"))
                 .because("it was run with --rm, and goes when it ends")

@@ -37,7 +37,7 @@ pub fn run(engine: &Engine, args: &Args) -> Outcome {
 }
 
 fn remove(engine: &Engine, wanted: &str, force: bool) -> Result<(), Failure> {
-    let id = registry::find(&engine.paths, wanted)?;
+    let id = registry::find(&engine.paths, &engine.namespace, wanted)?;
     // A broken record must not keep a container for ever.
     let record = match registry::load(&engine.paths, &id) {
         Err(e) if !force => return Err(e.into()),

@@ -125,7 +125,7 @@ fn container(engine: &Engine, args: Args, begin: Instant, spans: &mut Spans) -> 
     lock(&timeline).yield_terminal(true);
     let pulled = pulled?;
 
-    let (id, name) = registry::reserve(&engine.paths, args.name.as_deref())?;
+    let (id, name) = registry::reserve(&engine.paths, &engine.namespace, args.name.as_deref())?;
     spans.next();
     let made = prepare(engine, &args, pulled, &id, (&timeline, spans.context()))
         .and_then(|prepared| make(engine, &args, prepared, (&id, &name), (changes, settings), spans.context()))
@@ -253,6 +253,7 @@ fn make(
         plan,
         settings,
         remove_at_exit: args.rm,
+        namespace: engine.namespace.clone(),
     };
     write_json(&dirs.record(), &record)?;
     let recording = recording(engine, args, &image)?;

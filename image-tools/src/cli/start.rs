@@ -44,7 +44,7 @@ pub fn run(engine: &Engine, args: &Args) -> Outcome {
 
 /// Starts a container; one that runs is left alone. The result is its exit code where this stays with it.
 pub fn start(engine: &Engine, name: &str, signals: &Signals, attach: bool) -> Outcome {
-    let mut record = registry::find_record(&engine.paths, name)?;
+    let mut record = registry::find_record(&engine.paths, &engine.namespace, name)?;
     if Status::of(&engine.paths, &record)?.is_live() {
         return Ok(0);
     }

@@ -90,7 +90,7 @@ fn subjects(engine: &Engine, wanted: &[String]) -> Result<Vec<(Record, Process)>
         return wanted.iter().map(|name| super::running(engine, name, "reading what is used by")).collect();
     }
     let mut all = Vec::new();
-    for id in registry::ids(&engine.paths)? {
+    for id in registry::ids_in(&engine.paths, &engine.namespace)? {
         let Some(record) = registry::load(&engine.paths, &id)? else { continue };
         if let Status::Running { init, .. } = Status::of(&engine.paths, &record)? {
             all.push((record, init));

@@ -30,7 +30,7 @@ pub struct Args {
 /// Ends containers.
 pub fn run(engine: &Engine, args: &Args) -> Outcome {
     super::for_each(&args.containers, |name| {
-        let record = registry::find_record(&engine.paths, name)?;
+        let record = registry::find_record(&engine.paths, &engine.namespace, name)?;
         stop(engine, &record, Duration::from_secs(args.time))?;
         super::print(&format!("{name}\n"))
     })

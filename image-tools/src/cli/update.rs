@@ -51,7 +51,7 @@ pub fn run(engine: &Engine, args: &Args) -> Outcome {
 }
 
 fn update(engine: &Engine, name: &str, changed: Limits) -> Result<(), Failure> {
-    let mut record = registry::find_record(&engine.paths, name)?;
+    let mut record = registry::find_record(&engine.paths, &engine.namespace, name)?;
     let dirs = Dirs::of(&engine.paths, &record.id);
     if let Status::Running { .. } = Status::of(&engine.paths, &record)? {
         let mut resources = json!({});

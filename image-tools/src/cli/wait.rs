@@ -32,7 +32,7 @@ pub fn run(engine: &Engine, args: &Args) -> Outcome {
 }
 
 fn wait(engine: &Engine, name: &str) -> Result<u8, Failure> {
-    let record = registry::find_record(&engine.paths, name)?;
+    let record = registry::find_record(&engine.paths, &engine.namespace, name)?;
     let dirs = Dirs::of(&engine.paths, &record.id);
     // One with --rm is gone a moment after its end was recorded: to poll would be too slow.
     let failed = |e: nix::Error| Error::io("watching", &dirs.home, std::io::Error::from(e));

@@ -37,6 +37,7 @@
 pub mod id;
 pub mod log;
 pub mod names;
+pub mod namespace;
 pub mod pause;
 pub mod process;
 pub mod record;

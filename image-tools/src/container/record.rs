@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use towline_lazyfs::digest::Digest;
 use towline_lazyfs::error::{Error, Outcome, Result};
 
+use super::namespace::Namespace;
 use super::process::Process;
 use crate::spec::process::Plan;
 use crate::spec::settings::Settings;
@@ -42,6 +43,9 @@ pub struct Record {
     pub settings: Settings,
     /// Whether it goes as soon as it has ended.
     pub remove_at_exit: bool,
+    /// Where its name is.
+    #[serde(default)]
+    pub namespace: Namespace,
 }
 
 /// `state.json`: the processes of a container that was started.

@@ -150,3 +150,32 @@ fn a_container_whose_files_are_empty_can_be_removed() {
         towline.run(&["rm", "-f", "c"]).success();
     }
 }
+
+#[test]
+fn namespaces_have_containers_of_their_own_and_share_images() {
+    if !images::available("commands::namespaces_have_containers_of_their_own_and_share_images") {
+        return;
+    }
+    let (towline, image) = store();
+    let in_team = |args: &[&str]| towline.run(&[&["-n", "team"], args].concat());
+    towline.run(&["run", "-d", "--name", "c", &image, "sleep", "1000"]).success();
+    let id = in_team(&["run", "-d", "--name", "c", &image, "sleep", "1000"]).success().stdout.trim().to_owned();
+    let taken = in_team(&["run", "-d", "--name", "c", &image, "true"]);
+    assert!(taken.code() == Some(125) && taken.stderr.contains("another container has that name"), "{}", taken.stderr);
+    in_team(&["exec", "c", "sh", "-c", "echo team > /mine"]).success();
+    assert_ne!(towline.run(&["exec", "c", "test", "-e", "/mine"]).code(), Some(0));
+    assert_eq!(in_team(&["ps", "-q", "--no-trunc"]).success().stdout.trim(), id);
+    assert_eq!((towline.containers().len(), towline.row("c")["namespace"].as_str()), (1, Some("default")));
+    let refused = towline.run(&["stop", &id]);
+    assert!(refused.code() == Some(125) && refused.stderr.contains("no container of that name or id"), "{}", refused.stderr);
+    assert_eq!(towline.run(&["-n", "a/b", "ps"]).code(), Some(125));
+    let usage = towline.run(&["system", "df", "--namespaces", "--format", "json"]).success().stdout;
+    let usage: Value = serde_json::from_str(&usage).unwrap();
+    for (row, name) in usage.as_array().unwrap().iter().zip(["default", "team"]) {
+        assert_eq!((&row["namespace"], row["containers"].as_u64(), row["images"].as_u64()), (&name.into(), Some(1), Some(1)));
+    }
+    in_team(&["rm", "-f", "c"]).success();
+    assert_eq!(in_team(&["ps", "-aq"]).success().stdout, "");
+    assert_eq!(towline.row("c")["status"], "running");
+    towline.run(&["rm", "-f", "c"]).success();
+}

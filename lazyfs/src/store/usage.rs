@@ -1,6 +1,6 @@
 //! What takes how much room in a store.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
@@ -208,6 +208,32 @@ pub fn by_image(store: &Store, db: &Db) -> Result<Vec<ImageUsage>> {
     Ok(all)
 }
 
+/// What the images of one of several groups take on the disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct GroupUsage {
+    /// Images of the group that are in the store.
+    pub images: u64,
+    /// Bytes that no image outside of the group needs.
+    pub own_bytes: u64,
+    /// Bytes that others need, too.
+    pub shared_bytes: u64,
+}
+
+/// The same for groups of images, in which each part counts once.
+pub fn by_group(store: &Store, db: &Db, groups: &[HashSet<Digest>]) -> Result<Vec<GroupUsage>> {
+    let weighed = weigh(store, db)?;
+    let one = |group: &HashSet<Digest>| {
+        let (inside, outside): (Vec<&Weighed>, Vec<&Weighed>) = weighed.iter().partition(|image| group.contains(&image.image));
+        let others: HashSet<Shared> = outside.iter().flat_map(|image| &image.parts).map(|(part, _)| *part).collect();
+        let parts: HashMap<Shared, u64> = inside.iter().flat_map(|image| image.parts.iter().copied()).collect();
+        let bytes =
+            |shared| parts.iter().filter(|(part, _)| others.contains(part) == shared).map(|(_, bytes)| bytes).sum::<u64>();
+        let own = inside.iter().map(|image| image.own).sum::<u64>() + bytes(false);
+        GroupUsage { images: inside.len() as u64, own_bytes: own, shared_bytes: bytes(true) }
+    };
+    Ok(groups.iter().map(one).collect())
+}
+
 fn each(dir: &Path, work: &mut dyn FnMut(&str, &Path) -> Result<()>) -> Result<()> {
     let entries = match std::fs::read_dir(dir) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -297,6 +323,13 @@ mod tests {
         assert!(by_image.iter().all(|image| image.shared_bytes == len(0) && image.own_bytes > len(1)), "{by_image:?}");
         let held: Vec<_> = by_image.iter().filter(|image| !image.holders.is_empty()).collect();
         assert!(held.len() == 1 && held[0].image == "pinned" && held[0].holders == ["container container uses it"]);
+        let [pinned, unpinned] = [&b"pinned"[..], b"unpinned"].map(Digest::of);
+        let groups = [HashSet::from([pinned]), HashSet::from([pinned, unpinned]), HashSet::new()];
+        let groups = by_group(&store, &db, &groups).unwrap();
+        assert_eq!((groups[0].images, groups[0].shared_bytes, groups[1].shared_bytes), (1, len(0), 0));
+        let both = |image: &ImageUsage| image.own_bytes;
+        assert_eq!(groups[1].own_bytes, by_image.iter().map(both).sum::<u64>() + len(0));
+        assert_eq!(groups[2], GroupUsage::default());
         let freed = before.objects.unused + before.large_files.unused + before.images.unused;
         let total: u64 = weighed[usize::from(!weighed[0].removable)].parts.iter().map(|(_, bytes)| bytes).sum();
         assert!(total >= freed - before.images.unused && total < before.total(), "{total} {before:?}");

@@ -47,8 +47,10 @@ struct Status {
 /// Prints a line for each container.
 pub fn run(engine: &Engine, args: &Args) -> Outcome {
     let ids = match args.containers.is_empty() {
-        true => registry::ids(&engine.paths)?,
-        false => args.containers.iter().map(|name| registry::find(&engine.paths, name)).collect::<Result<_, _>>()?,
+        true => registry::ids_in(&engine.paths, &engine.namespace)?,
+        false => {
+            args.containers.iter().map(|name| registry::find(&engine.paths, &engine.namespace, name)).collect::<Result<_, _>>()?
+        }
     };
     let images: HashMap<Digest, ImageRow> = engine.db()?.images()?.into_iter().map(|row| (row.digest, row)).collect();
     let waits = Client::waits(&engine.paths)?;

@@ -29,7 +29,7 @@ pub struct Args {
 
 /// Prints each wait.
 pub fn run(engine: &Engine, args: &Args) -> Outcome {
-    let record = registry::find_record(&engine.paths, &args.container)?;
+    let record = registry::find_record(&engine.paths, &engine.namespace, &args.container)?;
     let names = Names::of(&engine.paths.root, &record.image)?;
     let mut waits: Vec<Named> = Client::waits(&engine.paths)?.iter().filter_map(|wait| Named::of(&names, wait)).collect();
     waits.sort_by_key(|wait| wait.begin_us);

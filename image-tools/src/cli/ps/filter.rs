@@ -2,6 +2,8 @@
 
 use std::str::FromStr;
 
+use super::engines::ENGINES;
+
 /// A condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Filter {
@@ -17,6 +19,8 @@ pub enum Filter {
     Exited(u8),
     /// It is connected to this network.
     Network(String),
+    /// `towline`, `containerd` or `podman` uses it.
+    Engine(String),
 }
 
 const STATUSES: [&str; 5] = ["creating", "running", "paused", "exited", "dead"];
@@ -35,7 +39,9 @@ impl FromStr for Filter {
             "ancestor" | "image" => Self::Ancestor(owned),
             "exited" => Self::Exited(value.parse().map_err(|_| format!("`{value}` is no exit code"))?),
             "network" => Self::Network(owned),
-            _ => return Err("it begins with none of id, name, status, ancestor, exited, network".into()),
+            "engine" if ENGINES.contains(&value) => Self::Engine(owned),
+            "engine" => return Err(format!("an engine is one of {}", ENGINES.join(", "))),
+            _ => return Err("it begins with none of id, name, status, ancestor, exited, network, engine".into()),
         })
     }
 }
@@ -55,6 +61,8 @@ pub struct Subject<'a> {
     pub exit_code: Option<u8>,
     /// Its networks.
     pub networks: &'a [String],
+    /// Who made it.
+    pub engine: &'a str,
 }
 
 impl Filter {
@@ -74,6 +82,7 @@ impl Filter {
             Self::Ancestor(name) => is_image(subject.image, name),
             Self::Exited(code) => subject.exit_code == Some(*code),
             Self::Network(name) => subject.networks.contains(name),
+            Self::Engine(name) => subject.engine == name,
         }
     }
 }
@@ -101,6 +110,7 @@ mod tests {
             image: "r.example/team/app:1",
             exit_code: Some(3),
             networks: &networks,
+            engine: "towline",
         };
         for (texts, holds) in [
             (vec![], true),
@@ -113,11 +123,13 @@ mod tests {
             (vec!["ancestor=team/app:1"], true),
             (vec!["ancestor=ap"], false),
             (vec!["network=other"], false),
+            (vec!["engine=podman", "engine=towline"], true),
+            (vec!["engine=containerd"], false),
         ] {
             let filters: Vec<Filter> = texts.iter().map(|text| text.parse().unwrap()).collect();
             assert_eq!(Filter::all(&filters, &subject), holds, "{texts:?}");
         }
-        for bad in ["", "name", "label=x", "status=up", "exited=x", "exited=256"] {
+        for bad in ["", "name", "label=x", "engine=x", "status=up", "exited=x", "exited=256"] {
             assert!(bad.parse::<Filter>().is_err(), "{bad} was taken");
         }
     }

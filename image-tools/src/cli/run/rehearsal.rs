@@ -99,7 +99,7 @@ fn run(engine: &Engine, args: &Args, until: &Until) -> Result<(), Failure> {
     let settings = args.surroundings.settings(&engine.cni, false, false)?;
     let changes = args.process.changes(&args.command, false)?;
     let pulled = pull(engine, args, &timeline, engine.trace)?;
-    let (id, name) = registry::reserve(&engine.paths, None)?;
+    let (id, name) = registry::reserve(&engine.paths, &engine.namespace, None)?;
     let made = prepare(engine, args, pulled, &id, (&timeline, engine.trace))
         .and_then(|prepared| make(engine, args, prepared, (&id, &name), (changes, settings), engine.trace));
     let (record, order) = made.inspect_err(|_| give_up(engine, &id, &name))?;

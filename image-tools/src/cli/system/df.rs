@@ -1,13 +1,19 @@
 //! `towline system df`
 
+use std::collections::{BTreeMap, HashSet};
+
+use serde::Serialize;
+use towline_lazyfs::digest::Digest;
 use towline_lazyfs::store::Store;
-use towline_lazyfs::store::usage::{self, ImageUsage, Part, Usage};
+use towline_lazyfs::store::db::Db;
+use towline_lazyfs::store::pins::Holder;
+use towline_lazyfs::store::usage::{self, GroupUsage, ImageUsage, Part, Usage};
 
 use crate::cli::ps::Format;
 use crate::cli::table;
-use crate::container::time;
+use crate::container::{registry, time};
 use crate::engine::Engine;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::timeline::step::size;
 
 /// Flags of `system df`.
@@ -19,6 +25,18 @@ pub struct Args {
     /// Image by image: what only it needs, what others need, too, and what holds it; those first that a quota would remove first
     #[arg(long)]
     images: bool,
+    /// Namespace by namespace: what the images of its containers need, each part once, and what images of others need, too
+    #[arg(long, conflicts_with = "images")]
+    namespaces: bool,
+}
+
+/// What a namespace uses.
+#[derive(Serialize)]
+struct NamespaceUsage {
+    namespace: String,
+    containers: u64,
+    #[serde(flatten)]
+    images: GroupUsage,
 }
 
 /// Says what takes how much room.
@@ -33,12 +51,52 @@ pub fn run(engine: &Engine, args: &Args) -> Outcome {
         })?;
         return Ok(0);
     }
+    if args.namespaces {
+        let namespaces = by_namespace(engine, &store, &db)?;
+        crate::cli::print(&match args.format {
+            Format::Json => serde_json::to_string_pretty(&namespaces).expect("structs of numbers and texts") + "\n",
+            Format::Table => render_namespaces(&namespaces),
+        })?;
+        return Ok(0);
+    }
     let usage = usage::usage(&store, &db)?;
     crate::cli::print(&match args.format {
         Format::Json => serde_json::to_string_pretty(&usage).expect("a struct of numbers") + "\n",
         Format::Table => render(&usage),
     })?;
     Ok(0)
+}
+
+/// Our namespaces by their containers, and containerd's by its snapshots.
+fn by_namespace(engine: &Engine, store: &Store, db: &Db) -> Result<Vec<NamespaceUsage>, Failure> {
+    let mut found = BTreeMap::<String, (u64, HashSet<Digest>)>::new();
+    for id in registry::ids(&engine.paths)? {
+        // Without a record it was just removed, or is being made.
+        let Some(record) = registry::load(&engine.paths, &id)? else { continue };
+        let (containers, images) = found.entry(record.namespace.to_string()).or_default();
+        *containers += 1;
+        images.insert(record.image);
+    }
+    for (pin, image) in db.all_pins()? {
+        if let Holder::Snapshot(key) = Holder::of(&pin)
+            && let Some((namespace, _)) = key.split_once('/')
+        {
+            found.entry(namespace.to_owned()).or_default().1.insert(image);
+        }
+    }
+    let groups: Vec<HashSet<Digest>> = found.values().map(|(_, images)| images.clone()).collect();
+    let usages = usage::by_group(store, db, &groups)?;
+    let rows = found.into_iter().zip(usages);
+    Ok(rows.map(|((namespace, (containers, _)), images)| NamespaceUsage { namespace, containers, images }).collect())
+}
+
+fn render_namespaces(namespaces: &[NamespaceUsage]) -> String {
+    let row = |one: &NamespaceUsage| {
+        let (own, shared) = (size(one.images.own_bytes), size(one.images.shared_bytes));
+        vec![one.namespace.clone(), one.containers.to_string(), one.images.images.to_string(), own, shared]
+    };
+    let rows: Vec<_> = namespaces.iter().map(row).collect();
+    table::render(&["NAMESPACE", "CONTAINERS", "IMAGES", "OWN", "SHARED"], &rows)
 }
 
 fn render_images(images: &[ImageUsage]) -> String {
