@@ -10,7 +10,9 @@ use crate::error::{Error, Result};
 pub const MAX_VCPUS: u8 = 32;
 /// Memory at least and at most, MiB: Debian's kernel and its initrd do not start in less.
 pub const MEMORY: std::ops::RangeInclusive<u64> = 96..=1 << 20;
-/// Disks and pmem devices at most: with the two devices that each machine has they fit on the bus.
+/// Context ids of guests: those below are the hypervisor's, the guest's own and the host's, the last one is anybody's.
+pub const GUESTS: std::ops::RangeInclusive<u32> = 3..=u32::MAX - 1;
+/// Disks and pmem devices at most: with the three devices that each machine has they fit on the bus.
 pub const MAX_FILES: usize = 24;
 
 /// A machine.
@@ -31,12 +33,25 @@ pub struct Config {
     pub memory_mib: u64,
     /// Where the guest's console goes. The file is made, or emptied.
     pub console: PathBuf,
+    /// Sockets between host and guest.
+    #[serde(default)]
+    pub vsock: Option<Vsock>,
     /// virtio-blk devices, `/dev/vda` first.
     #[serde(default)]
     pub disks: Vec<Disk>,
     /// Files seen as read-only memory, `/dev/pmem0` first. Their lengths are multiples of 2 MiB.
     #[serde(default)]
     pub pmem: Vec<PathBuf>,
+}
+
+/// Sockets between host and guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Vsock {
+    /// The guest's context id, from 3 on.
+    pub guest: u32,
+    /// Where programs of the host connect ([`crate::virtio::vsock`]).
+    pub socket: PathBuf,
 }
 
 /// A disk.
@@ -72,6 +87,9 @@ impl Config {
         }
         if !MEMORY.contains(&self.memory_mib) {
             return bad(format!("`memory-mib` is {}; from {} to {} can be had", self.memory_mib, MEMORY.start(), MEMORY.end()));
+        }
+        if let Some(vsock) = self.vsock.as_ref().filter(|vsock| !GUESTS.contains(&vsock.guest)) {
+            return bad(format!("`vsock` has the guest {}; from {} to {} can be had", vsock.guest, GUESTS.start(), GUESTS.end()));
         }
         if self.disks.len() + self.pmem.len() > MAX_FILES {
             return bad(format!(
@@ -110,6 +128,7 @@ mod tests {
             (with(r#""vcpus": 33"#), "`vcpus` is 33"),
             (LEAST.replace("128", "64"), "`memory-mib` is 64"),
             (LEAST.replace(r#""kernel": "/k","#, ""), "missing field `kernel`"),
+            (with(r#""vsock": {"guest": 2, "socket": "/s"}"#), "the guest 2; from 3"),
             (with(&format!(r#""pmem": [{}"/x"]"#, r#""/x","#.repeat(24))), "have 25 files"),
         ] {
             let error = Config::parse(text.as_bytes()).unwrap_err().to_string();

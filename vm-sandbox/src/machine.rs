@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
@@ -26,7 +27,8 @@ use crate::virtio::block::Block;
 use crate::virtio::console::Console;
 use crate::virtio::pmem::Pmem;
 use crate::virtio::rng::Rng;
-use crate::virtio::{BAR_LEN, Device, Transport};
+use crate::virtio::vsock::Vsock;
+use crate::virtio::{BAR_LEN, Device, Transport, Woken};
 use crate::{cpu, layout};
 
 /// How long it is waited until a vCPU notices that it is to end.
@@ -156,6 +158,11 @@ fn create(path: &Path) -> Result<File> {
     File::create(path).map_err(|e| Error::new(format!("making {}", path.display()), e))
 }
 
+/// A socket at a path where none is.
+fn listen(path: &Path) -> Result<UnixListener> {
+    UnixListener::bind(path).map_err(|e| Error::new(format!("listening at {}", path.display()), e))
+}
+
 fn map_files(config: &Config, mut start: u64) -> Result<Vec<FileRegion>> {
     let map = |path: &std::path::PathBuf| {
         let region = FileRegion::map(&path.to_string_lossy(), open(path, false)?, start)?;
@@ -174,6 +181,9 @@ fn duplicate(file: &File) -> Result<Box<dyn Write + Send>> {
 fn devices(config: &Config, files: &[FileRegion], console: &File) -> Result<Vec<(String, Box<dyn Device>)>> {
     let mut devices: Vec<(String, Box<dyn Device>)> =
         vec![("console".into(), Box::new(Console::new(duplicate(console)?))), ("rng".into(), Box::new(Rng))];
+    if let Some(sockets) = &config.vsock {
+        devices.push(("vsock".into(), Box::new(Vsock::new(sockets.guest, listen(&sockets.socket)?)?)));
+    }
     for (number, disk) in config.disks.iter().enumerate() {
         let file = open(&disk.path, !disk.read_only)?;
         let block = Block::new(&disk.path.to_string_lossy(), file, disk.read_only)?;
@@ -281,19 +291,23 @@ fn run(vcpus: Vec<Vcpu>, transports: Vec<Arc<Transport>>, buses: Arc<Buses>, end
 
 /// Queues of a device at most, in the number of an event.
 const QUEUES: u64 = 256;
+/// The number, instead of a queue's, of what the host has for a device.
+const HOST: u64 = QUEUES - 1;
 /// The number of the event that ends it all.
 const STOPPED: u64 = u64::MAX;
 
 fn watch(transports: &[Arc<Transport>], stop: &EventFd) -> std::io::Result<Epoll> {
     let epoll = Epoll::new()?;
-    let add =
-        |event: &EventFd, number| epoll.ctl(ControlOperation::Add, event.as_raw_fd(), EpollEvent::new(EventSet::IN, number));
+    let add = |fd, number| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, number));
     for (device, transport) in (0..).zip(transports) {
         for (queue, (event, _)) in (0..).zip(transport.events()) {
-            add(event, device * QUEUES + queue)?;
+            add(event.as_raw_fd(), device * QUEUES + queue)?;
+        }
+        if let Some(fd) = transport.host_events() {
+            add(fd, device * QUEUES + HOST)?;
         }
     }
-    add(stop, STOPPED)?;
+    add(stop.as_raw_fd(), STOPPED)?;
     Ok(epoll)
 }
 
@@ -310,15 +324,18 @@ fn work(epoll: &Epoll, transports: &[Arc<Transport>], ended: &Ended) {
             if event.data() == STOPPED {
                 return;
             }
-            let (device, queue) = (event.data() / QUEUES, event.data() % QUEUES);
-            let (device, queue) = (usize::try_from(device).expect("few devices"), usize::try_from(queue).expect("few queues"));
-            let transport = &transports[device];
+            let transport = &transports[usize::try_from(event.data() / QUEUES).expect("few devices")];
+            if event.data() % QUEUES == HOST {
+                transport.serve(Woken::Host);
+                continue;
+            }
+            let queue = usize::try_from(event.data() % QUEUES).expect("few queues");
             let event = transport.events().nth(queue).map(|(event, _)| event);
             // Read before the queue is: what comes meanwhile is a further event.
             if let Some(Err(error)) = event.map(EventFd::read) {
                 tracing::debug!("{transport:?}: reading an event: {error}");
             }
-            transport.serve(queue);
+            transport.serve(Woken::Queue(queue));
         }
     }
 }

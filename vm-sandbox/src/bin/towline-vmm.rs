@@ -22,7 +22,7 @@ enum Command {
     /// Runs a machine until it ends: exit status 0 when the guest powered it off, 3 when it reset it (as a kernel that panics does), 1 when it
     /// failed.
     Run {
-        /// What the machine has, as JSON: kernel, initrd, memory-mib, console; command-line, vcpus, disks, pmem.
+        /// What the machine has, as JSON: kernel, initrd, memory-mib, console; command-line, vcpus, vsock, disks, pmem.
         #[arg(long)]
         config: PathBuf,
     },

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 
-use super::{Broken, Buffers, Chain, Device};
+use super::{Broken, Chain, Device, Queues};
 use crate::error::{Error, Result};
 use crate::memory::Ram;
 
@@ -133,7 +133,8 @@ impl Device for Block {
         &self.config
     }
 
-    fn process(&mut self, _: usize, queue: &mut Buffers<'_>) -> Result<(), Broken> {
+    fn process(&mut self, queues: &mut Queues<'_>) -> Result<(), Broken> {
+        let Some((_, queue)) = queues.woken() else { return Ok(()) };
         let memory = queue.memory();
         while let Some(chain) = queue.take()? {
             let head = chain.head_index();

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::{Read as _, Write};
 
-use super::{Broken, Buffers, Device};
+use super::{Broken, Device, Queues};
 
 /// The queue of what the guest prints. The other is for what it would be answered.
 const TRANSMIT: usize = 1;
@@ -63,10 +63,8 @@ impl Device for Console {
         &[0; 12]
     }
 
-    fn process(&mut self, index: usize, queue: &mut Buffers<'_>) -> Result<(), Broken> {
-        if index != TRANSMIT {
-            return Ok(());
-        }
+    fn process(&mut self, queues: &mut Queues<'_>) -> Result<(), Broken> {
+        let Some(queue) = queues.at(TRANSMIT) else { return Ok(()) };
         let memory = queue.memory();
         while let Some(chain) = queue.take()? {
             let head = chain.head_index();

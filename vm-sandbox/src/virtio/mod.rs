@@ -5,8 +5,11 @@ pub mod console;
 pub mod pmem;
 pub mod rng;
 mod transport;
+pub mod vsock;
 
 use std::io;
+use std::os::fd::RawFd;
+use std::sync::atomic::Ordering;
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT as _, QueueT as _};
 
@@ -24,8 +27,23 @@ pub trait Device: Send {
     fn queues(&self) -> &'static [u16];
     /// Its configuration, which the driver reads.
     fn config(&self) -> &[u8];
-    /// Works on what a driver has put into a queue, until it is empty.
-    fn process(&mut self, index: usize, queue: &mut Buffers<'_>) -> Result<(), Broken>;
+    /// Works on what a driver has put into its queues, and on what the host has for it.
+    fn process(&mut self, queues: &mut Queues<'_>) -> Result<(), Broken>;
+    /// A descriptor of its own that is readable when the host has something for it.
+    fn host_events(&self) -> Option<RawFd> {
+        None
+    }
+    /// The driver begins anew.
+    fn reset(&mut self) {}
+}
+
+/// Why a device is woken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    /// The driver has put something into this queue.
+    Queue(usize),
+    /// The host has something.
+    Host,
 }
 
 /// A driver does what no driver does: the device needs to be reset.
@@ -79,18 +97,92 @@ impl<'a> Buffers<'a> {
         Ok(())
     }
 
-    /// Has `device` work on what there is, until the driver has to notify it again. Whether the driver wants to be told.
-    fn serve(mut self, device: &mut dyn Device, index: usize) -> Result<bool, Broken> {
+    /// Makes the request that was taken last the next one again.
+    pub fn put_back(&mut self) {
+        self.queue.go_to_previous_position();
+    }
+
+    /// Whether there are requests.
+    pub fn has_more(&self) -> Result<bool, Broken> {
+        Ok(self.queue.avail_idx(self.memory, Ordering::Acquire)?.0 != self.queue.next_avail())
+    }
+
+    /// With VIRTIO_F_EVENT_IDX a driver notifies only when it passes the place that this says. Whether something came just before.
+    fn listen(&mut self) -> Result<bool, Broken> {
+        Ok(self.queue.enable_notification(self.memory)?)
+    }
+
+    /// Whether the driver wants to be told of what was given back.
+    fn is_to_be_told(&mut self) -> Result<bool, Broken> {
+        Ok(self.has_used && self.queue.needs_notification(self.memory)?)
+    }
+}
+
+/// All queues of a device.
+#[derive(Debug)]
+pub struct Queues<'a> {
+    queues: Vec<Option<Buffers<'a>>>,
+    woken: Woken,
+}
+
+impl<'a> Queues<'a> {
+    /// Those that a driver has set up.
+    pub fn new(queues: &'a mut [Queue], memory: &'a Ram, woken: Woken) -> Self {
+        let buffers = |queue: &'a mut Queue| queue.ready().then(|| Buffers::new(queue, memory));
+        Self { queues: queues.iter_mut().map(buffers).collect(), woken }
+    }
+
+    /// One of them.
+    pub fn at(&mut self, index: usize) -> Option<&mut Buffers<'a>> {
+        self.queues.get_mut(index).and_then(Option::as_mut)
+    }
+
+    /// Why the device was woken.
+    pub fn why(&self) -> Woken {
+        self.woken
+    }
+
+    /// The queue that was notified, and its number.
+    pub fn woken(&mut self) -> Option<(usize, &mut Buffers<'a>)> {
+        match self.woken {
+            Woken::Queue(index) => self.at(index).map(|queue| (index, queue)),
+            Woken::Host => None,
+        }
+    }
+
+    /// Has `device` work on what there is, until its driver has to notify it again. The queues whose driver wants to be told.
+    fn serve(mut self, device: &mut dyn Device) -> Result<Vec<usize>, Broken> {
         loop {
-            let before = self.queue.next_avail();
-            device.process(index, &mut self)?;
-            // With VIRTIO_F_EVENT_IDX a driver notifies only when it passes the place that this says; what came just before is seen here.
-            // Some devices leave requests where they are.
-            if !self.queue.enable_notification(self.memory)? || self.queue.next_avail() == before {
-                break;
+            let before = self.places();
+            device.process(&mut self)?;
+            let mut came = None;
+            for (index, queue) in self.queues.iter_mut().enumerate() {
+                if let Some(queue) = queue
+                    && queue.listen()?
+                    // Some devices leave requests where they are.
+                    && before[index] != queue.queue.next_avail()
+                {
+                    came = Some(index);
+                }
+            }
+            match came {
+                Some(index) => self.woken = Woken::Queue(index),
+                None => break,
             }
         }
-        Ok(self.has_used && self.queue.needs_notification(self.memory)?)
+        let mut told = Vec::new();
+        for (index, queue) in self.queues.iter_mut().enumerate() {
+            if let Some(queue) = queue
+                && queue.is_to_be_told()?
+            {
+                told.push(index);
+            }
+        }
+        Ok(told)
+    }
+
+    fn places(&self) -> Vec<u16> {
+        self.queues.iter().map(|queue| queue.as_ref().map_or(0, |queue| queue.queue.next_avail())).collect()
     }
 }
 

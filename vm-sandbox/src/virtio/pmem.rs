@@ -1,6 +1,6 @@
 //! Persistent memory (virtio 1.2, section 5.19): a file that the guest sees in its memory. It is read-only here, so there is nothing to flush.
 
-use super::{Broken, Buffers, Device};
+use super::{Broken, Device, Queues};
 
 /// `VIRTIO_PMEM_RESP_TYPE_OK`.
 const DONE: u32 = 0;
@@ -38,7 +38,8 @@ impl Device for Pmem {
         &self.config
     }
 
-    fn process(&mut self, _: usize, queue: &mut Buffers<'_>) -> Result<(), Broken> {
+    fn process(&mut self, queues: &mut Queues<'_>) -> Result<(), Broken> {
+        let Some((_, queue)) = queues.woken() else { return Ok(()) };
         let memory = queue.memory();
         while let Some(chain) = queue.take()? {
             let head = chain.head_index();

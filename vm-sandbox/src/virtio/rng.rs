@@ -4,7 +4,7 @@ use std::io::Write as _;
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use super::{Broken, Buffers, Device};
+use super::{Broken, Device, Queues};
 
 /// Bytes for one request at most: a driver that asks for more gets less.
 const MOST: usize = 64 << 10;
@@ -30,7 +30,8 @@ impl Device for Rng {
         &[]
     }
 
-    fn process(&mut self, _: usize, queue: &mut Buffers<'_>) -> Result<(), Broken> {
+    fn process(&mut self, queues: &mut Queues<'_>) -> Result<(), Broken> {
+        let Some((_, queue)) = queues.woken() else { return Ok(()) };
         let memory = queue.memory();
         while let Some(chain) = queue.take()? {
             let head = chain.head_index();

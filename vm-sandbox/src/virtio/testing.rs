@@ -6,51 +6,99 @@ use std::sync::{Arc, Mutex};
 use virtio_queue::{Queue, QueueT as _};
 use vm_memory::{Bytes as _, GuestAddress};
 
-use super::{Broken, Buffers, Device};
+use super::{Broken, Device, Queues, Woken};
 use crate::memory::{self, Ram};
 
-const TABLE: u64 = 0x1000;
-const AVAILABLE: u64 = 0x2000;
-const USED: u64 = 0x3000;
+const RING: u64 = 0x1000;
 const DATA: u64 = 0x1_0000;
 /// Descriptor flags: there is a next one; the device writes it.
 pub const NEXT: u16 = 1;
 pub const WRITABLE: u16 = 2;
 
+/// The driver's side of a queue: table, available ring and used ring, a page each.
+pub struct Ring {
+    base: u64,
+    size: u16,
+    available: u16,
+    seen: u16,
+}
+
+impl Ring {
+    /// At an address, and the device's side.
+    pub fn new(base: u64, size: u16) -> (Self, Queue) {
+        let mut queue = Queue::new(size).unwrap();
+        let low = |page: u64| Some(u32::try_from(base + page * 0x1000).unwrap());
+        queue.set_desc_table_address(low(0), Some(0));
+        queue.set_avail_ring_address(low(1), Some(0));
+        queue.set_used_ring_address(low(2), Some(0));
+        queue.set_ready(true);
+        (Self { base, size, available: 0, seen: 0 }, queue)
+    }
+
+    pub fn descriptor(&self, memory: &Ram, index: u16, address: u64, len: u32, flags: u16, next: u16) {
+        let bytes = [&address.to_le_bytes()[..], &len.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()].concat();
+        memory.write_slice(&bytes, GuestAddress(self.base + u64::from(index) * 16)).unwrap();
+    }
+
+    /// A descriptor that can be used for the request that is offered next.
+    pub fn next(&self) -> u16 {
+        self.available % self.size
+    }
+
+    /// Makes a chain available.
+    pub fn offer(&mut self, memory: &Ram, head: u16) {
+        let ring = self.base + 0x1000;
+        memory.write_obj(head, GuestAddress(ring + 4 + u64::from(self.next()) * 2)).unwrap();
+        self.available += 1;
+        memory.write_obj(self.available, GuestAddress(ring + 2)).unwrap();
+    }
+
+    /// What came back since: heads and lengths.
+    pub fn used(&mut self, memory: &Ram) -> Vec<(u32, u32)> {
+        let ring = self.base + 0x2000;
+        let end: u16 = memory.read_obj(GuestAddress(ring + 2)).unwrap();
+        let word = |at| memory.read_obj::<u32>(GuestAddress(at)).unwrap();
+        let found = (self.seen..end).map(|number| {
+            let at = ring + 4 + u64::from(number % self.size) * 8;
+            (word(at), word(at + 4))
+        });
+        let found = found.collect();
+        self.seen = end;
+        found
+    }
+
+    /// Up to which request the device wants no notification (`avail_event`).
+    pub fn quiet_until(&self, memory: &Ram) -> u16 {
+        memory.read_obj(GuestAddress(self.base + 0x2000 + 4 + 8 * u64::from(self.size))).unwrap()
+    }
+}
+
+/// A driver with one queue, for devices that answer requests.
 pub struct Driver {
     pub memory: Ram,
     pub queue: Queue,
+    ring: Ring,
     descriptors: u16,
-    available: u16,
-    seen: u16,
     data: u64,
 }
 
 impl Driver {
     pub fn new(size: u16) -> Self {
-        let mut queue = Queue::new(size).unwrap();
-        queue.set_desc_table_address(Some(TABLE as u32), Some(0));
-        queue.set_avail_ring_address(Some(AVAILABLE as u32), Some(0));
-        queue.set_used_ring_address(Some(USED as u32), Some(0));
-        queue.set_ready(true);
-        Self { memory: memory::ram(2 << 20).unwrap(), queue, descriptors: 0, available: 0, seen: 0, data: DATA }
+        let (ring, queue) = Ring::new(RING, size);
+        Self { memory: memory::ram(2 << 20).unwrap(), queue, ring, descriptors: 0, data: DATA }
     }
 
     /// A descriptor; which one it is.
     pub fn descriptor(&mut self, address: u64, len: u32, flags: u16, next: u16) -> u16 {
         let index = self.descriptors;
         self.descriptors += 1;
-        let bytes = [&address.to_le_bytes()[..], &len.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()].concat();
-        self.memory.write_slice(&bytes, GuestAddress(TABLE + u64::from(index) * 16)).unwrap();
+        self.ring.descriptor(&self.memory, index, address, len, flags, next);
         index
     }
 
     /// Makes a chain available.
     pub fn offer(&mut self, head: u16) {
-        let slot = u64::from(self.available % self.queue.size());
-        self.memory.write_obj(head.to_le(), GuestAddress(AVAILABLE + 4 + slot * 2)).unwrap();
-        self.available += 1;
-        self.memory.write_obj(self.available.to_le(), GuestAddress(AVAILABLE + 2)).unwrap();
+        self.ring.offer(&self.memory, head);
     }
 
     /// A request of these bytes and of room for so many; where each buffer is.
@@ -63,8 +111,7 @@ impl Driver {
             let address = self.data;
             self.data += len as u64;
             let next = if number + 1 < count { NEXT } else { 0 };
-            let index = self.descriptor(address, u32::try_from(len).unwrap(), kind | next, self.descriptors + 1);
-            assert_eq!(index, head + u16::try_from(number).unwrap());
+            self.descriptor(address, u32::try_from(len).unwrap(), kind | next, self.descriptors + 1);
             if let Some(bytes) = readable.get(number) {
                 self.memory.write_slice(bytes, GuestAddress(address)).unwrap();
             }
@@ -74,27 +121,23 @@ impl Driver {
         addresses
     }
 
-    /// Has a device work on the queue; whether the driver is to be told.
+    /// Has a device work on the queue, as its queue `index`; whether the driver is to be told.
     pub fn process(&mut self, device: &mut dyn Device, index: usize) -> Result<bool, Broken> {
-        Buffers::new(&mut self.queue, &self.memory).serve(device, index)
+        let mut queues: Vec<Queue> = (0..index).map(|_| Queue::new(16).unwrap()).collect();
+        queues.push(std::mem::replace(&mut self.queue, Queue::new(16).unwrap()));
+        let told = Queues::new(&mut queues, &self.memory, Woken::Queue(index)).serve(device);
+        self.queue = queues.pop().unwrap();
+        Ok(!told?.is_empty())
     }
 
-    /// Up to which request the device wants no notification (`avail_event`).
+    /// As [`Ring::quiet_until`].
     pub fn quiet_until(&self) -> u16 {
-        self.memory.read_obj(GuestAddress(USED + 4 + 8 * u64::from(self.queue.size()))).unwrap()
+        self.ring.quiet_until(&self.memory)
     }
 
-    /// What came back since: heads and lengths.
+    /// As [`Ring::used`].
     pub fn used(&mut self) -> Vec<(u32, u32)> {
-        let end: u16 = self.memory.read_obj(GuestAddress(USED + 2)).unwrap();
-        let word = |at| self.memory.read_obj::<u32>(GuestAddress(at)).unwrap();
-        let found = (self.seen..end).map(|number| {
-            let at = USED + 4 + u64::from(number % self.queue.size()) * 8;
-            (word(at), word(at + 4))
-        });
-        let found = found.collect();
-        self.seen = end;
-        found
+        self.ring.used(&self.memory)
     }
 
     pub fn read(&self, address: u64, len: usize) -> Vec<u8> {

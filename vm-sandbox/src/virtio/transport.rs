@@ -12,12 +12,13 @@
 //! A driver that does things in another order than section 3.1.1 has them is not followed: queues cannot be changed while the device works
 //! on them, features not after they were agreed on.
 
+use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Broken, Buffers, Device};
+use super::{Broken, Device, Queues, Woken};
 use crate::bus::Responder;
 use crate::error::{Error, Result};
 use crate::memory::Ram;
@@ -132,18 +133,21 @@ impl Transport {
         self.events.iter().zip(0u64..).map(|(event, queue)| (event, NOTIFY * PAGE + queue * u64::from(NOTIFY_STEP)))
     }
 
-    /// Works on a queue that was notified.
-    pub fn serve(&self, index: usize) {
+    /// Readable when the host has something for the device.
+    pub fn host_events(&self) -> Option<RawFd> {
+        self.lock().device.host_events()
+    }
+
+    /// Has the device work.
+    pub fn serve(&self, woken: Woken) {
         let state = &mut *self.lock();
         if state.status & (DRIVER_OK | NEEDS_RESET) != DRIVER_OK {
             return;
         }
-        let Some(queue) = state.queues.get_mut(index).filter(|queue| queue.ready()) else { return };
-        match Buffers::new(queue, &self.memory).serve(&mut *state.device, index) {
-            Ok(false) => {}
-            Ok(true) => state.msix.signal(state.vectors[index]),
+        match Queues::new(&mut state.queues, &self.memory, woken).serve(&mut *state.device) {
+            Ok(told) => told.into_iter().for_each(|index| state.msix.signal(state.vectors[index])),
             Err(Broken(why)) => {
-                tracing::warn!("{}: queue {index} makes no sense, the device stops until it is reset: {why}", self.name);
+                tracing::warn!("{}: {woken:?} makes no sense, the device stops until it is reset: {why}", self.name);
                 state.status |= NEEDS_RESET;
                 state.msix.signal(state.config_vector);
             }
@@ -340,6 +344,7 @@ impl State {
     }
 
     fn reset(&mut self) {
+        self.device.reset();
         self.queues.iter_mut().for_each(QueueT::reset);
         self.vectors.fill(NO_VECTOR);
         self.config_vector = NO_VECTOR;

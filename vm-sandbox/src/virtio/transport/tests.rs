@@ -35,7 +35,8 @@ impl Device for Echo {
         b"config"
     }
 
-    fn process(&mut self, _: usize, queue: &mut Buffers<'_>) -> Result<(), Broken> {
+    fn process(&mut self, queues: &mut Queues<'_>) -> Result<(), Broken> {
+        let Some((_, queue)) = queues.woken() else { return Ok(()) };
         let memory = queue.memory();
         while let Some(chain) = queue.take()? {
             let head = chain.head_index();
@@ -120,12 +121,12 @@ fn a_driver_finds_the_device_and_works_with_it() {
     guest.enable_interrupts();
     assert_eq!(guest.begin(VERSION_1), 15);
     guest.driver.buffers(&[b"a request"], &[]);
-    guest.transport.serve(0);
+    guest.transport.serve(Woken::Queue(0));
     assert_eq!((guest.driver.used().len(), guest.sent()), (1, vec![41]));
     // Nothing new, nothing told; a queue that there is not.
-    guest.transport.serve(0);
-    guest.transport.serve(1);
-    guest.transport.serve(9);
+    guest.transport.serve(Woken::Queue(0));
+    guest.transport.serve(Woken::Queue(1));
+    guest.transport.serve(Woken::Queue(9));
     assert!(guest.sent().is_empty());
 }
 
@@ -135,7 +136,7 @@ fn a_device_says_from_which_request_on_it_is_to_be_notified() {
     assert_eq!(guest.begin(VERSION_1 | EVENT_IDX), 15);
     for number in 1..=3 {
         guest.driver.buffers(&[b"a request"], &[]);
-        guest.transport.serve(0);
+        guest.transport.serve(Woken::Queue(0));
         assert_eq!((guest.driver.used().len(), guest.driver.quiet_until()), (1, number));
     }
 }
@@ -182,7 +183,7 @@ fn a_queue_outside_of_memory_is_never_ready() {
         // An address that is not aligned was not taken at all.
         let is_ready = guest.read(28, 2) == 1;
         assert!(!is_ready || guest.read(at, 8) != address, "{at} {address:x}");
-        guest.transport.serve(0);
+        guest.transport.serve(Woken::Queue(0));
     }
 }
 
@@ -192,10 +193,10 @@ fn what_makes_no_sense_stops_the_device_until_it_is_reset() {
     guest.enable_interrupts();
     guest.begin(VERSION_1);
     guest.driver.buffers(&[&[0; 101]], &[]);
-    guest.transport.serve(0);
+    guest.transport.serve(Woken::Queue(0));
     assert_eq!((guest.read(20, 1), guest.sent()), (15 | 64, vec![40]));
     guest.driver.buffers(&[b"fine"], &[]);
-    guest.transport.serve(0);
+    guest.transport.serve(Woken::Queue(0));
     assert!(guest.driver.used().is_empty());
     guest.write(20, 1, 15);
     assert_eq!(guest.read(20, 1), 15 | 64, "only a reset mends it");
@@ -238,7 +239,7 @@ fn hostile_rings_end_the_device_or_nothing() {
         let mut guest = Guest::new();
         guest.begin(VERSION_1);
         harm(&mut guest.driver);
-        guest.transport.serve(0);
+        guest.transport.serve(Woken::Queue(0));
         // It came to an end, and the device can be had again.
         guest.write(20, 1, 0);
         assert_eq!(guest.read(20, 1), 0, "{name}");
