@@ -31,6 +31,28 @@ pub fn md5(path: &Path) -> String {
 pub struct Guest {
     dir: tempfile::TempDir,
     kernel: PathBuf,
+    initrd: PathBuf,
+}
+
+/// Where a guest's first root file system is that was made before: in the test machine that takes long.
+pub const INITRD: &str = "TOWLINE_TEST_INITRD";
+
+/// Makes a guest's first root file system in a directory.
+pub fn build_initrd(dir: &Path) -> PathBuf {
+    let (echo, initrd) = (dir.join("echo-vsock"), dir.join("initrd"));
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vm");
+    let mut compile = Command::new("cc");
+    compile.args(["-static", "-O1", "-o"]).arg(&echo).arg(folder.join("echo-vsock.c"));
+    run(compile, DEADLINE).success();
+    let mut build = Command::new("bash");
+    build
+        .arg(folder.join("guest.sh"))
+        .arg(super::work().join("testbed/modules"))
+        .arg(folder.join("init.sh"))
+        .arg(&initrd)
+        .arg(&echo);
+    run(build, DEADLINE).success();
+    initrd
 }
 
 /// A file in an EROFS image.
@@ -61,11 +83,13 @@ impl Guest {
             return None;
         }
         let dir = tempfile::tempdir().expect("make a directory");
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vm");
-        let mut build = Command::new("bash");
-        build.arg(folder.join("guest.sh")).arg(made.join("modules")).arg(folder.join("init.sh")).arg(dir.path().join("initrd"));
-        run(build, DEADLINE).success();
-        Some(Self { dir, kernel })
+        let initrd = std::env::var_os(INITRD).map_or_else(|| build_initrd(dir.path()), PathBuf::from);
+        Some(Self { dir, kernel, initrd })
+    }
+
+    /// A path for something of this guest.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 
     /// A file of so many bytes that are not alike.
@@ -96,7 +120,7 @@ impl Guest {
         drop(std::fs::remove_file(&console));
         let mut config = json!({
             "kernel": self.kernel,
-            "initrd": self.dir.path().join("initrd"),
+            "initrd": self.initrd,
             "memory-mib": 160,
             "console": console,
             "command-line": command_line,
@@ -118,10 +142,10 @@ impl Guest {
 }
 
 impl Running {
-    /// Waits until the guest's own programs run.
-    pub fn wait_for_start(&mut self) {
-        wait_until("the guest to run", DEADLINE, || {
-            std::fs::read_to_string(&self.console).is_ok_and(|text| text.contains("vcpus"))
-        });
+    /// Waits until the guest says `what`. What it has said by then.
+    pub fn wait_for(&self, what: &str) -> String {
+        let said = || std::fs::read_to_string(&self.console).unwrap_or_default();
+        wait_until(&format!("the guest to say {what:?}"), DEADLINE, || said().contains(what));
+        said()
     }
 }

@@ -1,5 +1,6 @@
 #!/bin/busybox sh
-# Says what a guest has, one fact a line, and powers off; with the word "panic" on the command line its kernel panics instead.
+# Says what a guest has, one fact a line, and powers off; with "panic-now" on the command line its kernel panics instead,
+# and with "echo-now" it echoes what comes to port 1024.
 export PATH=/bin
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
@@ -10,6 +11,9 @@ while read -r module; do
 done </modules/order
 case $(cat /proc/cmdline) in
 *panic-now*) echo c >/proc/sysrq-trigger ;;
+esac
+case $(cat /proc/cmdline) in
+*echo-now*) echo-vsock 1024 && poweroff -f ;;
 esac
 echo "vcpus $(nproc)"
 echo "memory $(awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo)"

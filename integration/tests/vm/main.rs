@@ -4,13 +4,15 @@
 #![allow(clippy::print_stdout, reason = "tests talk to the person who runs them")]
 
 mod guest;
+mod sockets;
 
 use std::collections::HashSet;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use guest::{DEADLINE, Guest, md5, runs_kernels};
+use guest::{DEADLINE, Guest, INITRD, build_initrd, md5, runs_kernels};
 use serde_json::json;
 use towline_integration::process::run;
 use towline_integration::towline::bin_dir;
@@ -29,13 +31,16 @@ fn the_cases_hold_in_the_test_machine() {
         println!("SKIP {TEST}: {}/testbed is not there: make testbed", work().display());
         return;
     }
+    // The machine sees it there.
+    let dir = tempfile::tempdir_in(work()).expect("make a directory");
     let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("testbed/run.sh"));
-    command.args(["--deadline", "900", "--", "bash", "-c", "modprobe kvm-amd || modprobe kvm-intel; exec \"$0\" \"$@\""]);
+    command.args(["--deadline", "900", "--", "bash", "-c", "modprobe kvm-amd || modprobe kvm-intel; exec \"$0\" \"$@\"", "env"]);
+    command.arg(format!("{INITRD}={}", build_initrd(dir.path()).display()));
     command.arg(std::env::current_exe().expect("this test's binary")).args(["case_", "--test-threads", "1", "--show-output"]);
     command.env("TOWLINE_WORK", work()).env("TOWLINE_BIN_DIR", bin_dir());
     let done = run(command, Duration::from_secs(1000)).success();
     let ran = done.stdout.lines().filter(|line| line.starts_with("test case_") && line.ends_with("ok")).count();
-    assert!(ran >= 3 && !done.stdout.contains("SKIP "), "{}", done.stdout);
+    assert!(ran >= 4 && !done.stdout.contains("SKIP "), "{}", done.stdout);
 }
 
 #[test]
@@ -86,11 +91,31 @@ fn case_a_kernel_that_panics_ends_its_machine() {
 #[test]
 fn case_a_killed_machine_leaves_nothing() {
     let Some(guest) = Guest::new("case_a_killed_machine_leaves_nothing") else { return };
-    let mut machine = guest.start("", &json!({}));
-    machine.wait_for_start();
+    let machine = guest.start("", &json!({}));
+    machine.wait_for("vcpus");
     let pid = machine.job.pid();
     drop(machine);
     assert!(!Path::new(&format!("/proc/{pid}")).exists());
+}
+
+#[test]
+fn case_sockets_of_the_host_reach_the_guest_and_not_the_other_way() {
+    let Some(guest) = Guest::new("case_sockets_of_the_host_reach_the_guest_and_not_the_other_way") else { return };
+    let socket = guest.path("vsock");
+    let machine = guest.start("echo-now", &json!({ "vcpus": 2, "vsock": { "guest": 3, "socket": socket } }));
+    let said = machine.wait_for("listening");
+    assert!(said.contains("refused"), "{said}");
+    // Nobody listens there.
+    assert!(sockets::connect(&socket, 1025).is_none());
+    let echoed: Vec<_> = (0..4u8)
+        .map(|seed| (seed, socket.clone()))
+        .map(|(seed, socket)| std::thread::spawn(move || sockets::echo(&socket, 1024, seed, 2 << 20)))
+        .collect();
+    for one in echoed {
+        one.join().expect("an echo");
+    }
+    sockets::connect(&socket, 1024).expect("somebody listens").write_all(b"!").expect("send");
+    assert_eq!(machine.job.wait(DEADLINE).code(), Some(0));
 }
 
 #[test]
