@@ -173,7 +173,8 @@ bench_image() {
     for _ in $(seq "$RUNS"); do one_run; done
     local -A s
     for name in eager cached lazy lazy.pulled local local.pulled towline towline-local; do
-        s[$name]=$(median < "$figures/$name" 2> "$bench/median.log")
+        s[$name]=''
+        [ ! -e "$figures/$name" ] || s[$name]=$(median < "$figures/$name" 2> "$bench/median.log")
     done
     [ -n "${s[lazy]}" ] && [ -n "${s[local]}" ] && [ -n "${s[towline]}" ] && [ -n "${s[towline-local]}" ] ||
         { echo "$image: not measured"; return; }
