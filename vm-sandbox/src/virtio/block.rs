@@ -135,13 +135,7 @@ impl Device for Block {
 
     fn process(&mut self, queues: &mut Queues<'_>) -> Result<(), Broken> {
         let Some((_, queue)) = queues.woken() else { return Ok(()) };
-        let memory = queue.memory();
-        while let Some(chain) = queue.take()? {
-            let head = chain.head_index();
-            let written = self.serve(chain, memory)?;
-            queue.give_back(head, written)?;
-        }
-        Ok(())
+        queue.each(|chain, memory| self.serve(chain, memory))
     }
 }
 

@@ -65,9 +65,7 @@ impl Device for Console {
 
     fn process(&mut self, queues: &mut Queues<'_>) -> Result<(), Broken> {
         let Some(queue) = queues.at(TRANSMIT) else { return Ok(()) };
-        let memory = queue.memory();
-        while let Some(chain) = queue.take()? {
-            let head = chain.head_index();
+        queue.each(|chain, memory| {
             let mut reader = chain.reader(memory)?;
             let mut bytes = vec![0; reader.available_bytes().min(PIECE)];
             while reader.available_bytes() > 0 {
@@ -75,9 +73,8 @@ impl Device for Console {
                 reader.read_exact(&mut bytes[..len])?;
                 self.print(&bytes[..len]);
             }
-            queue.give_back(head, 0)?;
-        }
-        Ok(())
+            Ok(0)
+        })
     }
 }
 

@@ -97,6 +97,16 @@ impl<'a> Buffers<'a> {
         Ok(())
     }
 
+    /// Gives each request to `work`, which says how many bytes it has written into it, and back to the driver.
+    pub fn each(&mut self, mut work: impl FnMut(Chain<'a>, &'a Ram) -> Result<usize, Broken>) -> Result<(), Broken> {
+        while let Some(chain) = self.take()? {
+            let head = chain.head_index();
+            let written = work(chain, self.memory)?;
+            self.give_back(head, written)?;
+        }
+        Ok(())
+    }
+
     /// Makes the request that was taken last the next one again.
     pub fn put_back(&mut self) {
         self.queue.go_to_previous_position();

@@ -40,14 +40,10 @@ impl Device for Pmem {
 
     fn process(&mut self, queues: &mut Queues<'_>) -> Result<(), Broken> {
         let Some((_, queue)) = queues.woken() else { return Ok(()) };
-        let memory = queue.memory();
-        while let Some(chain) = queue.take()? {
-            let head = chain.head_index();
-            let mut writer = chain.writer(memory)?;
-            writer.write_obj(DONE)?;
-            queue.give_back(head, size_of_val(&DONE))?;
-        }
-        Ok(())
+        queue.each(|chain, memory| {
+            chain.writer(memory)?.write_obj(DONE)?;
+            Ok(size_of_val(&DONE))
+        })
     }
 }
 

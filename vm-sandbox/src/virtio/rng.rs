@@ -32,9 +32,7 @@ impl Device for Rng {
 
     fn process(&mut self, queues: &mut Queues<'_>) -> Result<(), Broken> {
         let Some((_, queue)) = queues.woken() else { return Ok(()) };
-        let memory = queue.memory();
-        while let Some(chain) = queue.take()? {
-            let head = chain.head_index();
+        queue.each(|chain, memory| {
             let mut writer = chain.writer(memory)?;
             let mut bytes = vec![0; writer.available_bytes().min(MOST)];
             let mut len = 0;
@@ -42,9 +40,8 @@ impl Device for Rng {
                 len += getrandom(&mut bytes[len..], GetRandomFlags::empty()).map_err(std::io::Error::from)?;
             }
             writer.write_all(&bytes)?;
-            queue.give_back(head, bytes.len())?;
-        }
-        Ok(())
+            Ok(bytes.len())
+        })
     }
 }
 

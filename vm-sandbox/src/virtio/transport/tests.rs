@@ -37,15 +37,10 @@ impl Device for Echo {
 
     fn process(&mut self, queues: &mut Queues<'_>) -> Result<(), Broken> {
         let Some((_, queue)) = queues.woken() else { return Ok(()) };
-        let memory = queue.memory();
-        while let Some(chain) = queue.take()? {
-            let head = chain.head_index();
-            if chain.clone().reader(memory)?.available_bytes() > 100 {
-                return Err(Broken("too long".into()));
-            }
-            queue.give_back(head, 0)?;
-        }
-        Ok(())
+        queue.each(|chain, memory| match chain.reader(memory)?.available_bytes() {
+            0..=100 => Ok(0),
+            _ => Err(Broken("too long".into())),
+        })
     }
 }
 

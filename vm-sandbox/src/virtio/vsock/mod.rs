@@ -115,9 +115,7 @@ impl Vsock {
     /// Reads what the guest sends.
     fn take_packets(&mut self, queues: &mut Queues<'_>) -> Result<(), Broken> {
         let Some(queue) = queues.at(TRANSMIT) else { return Ok(()) };
-        let memory = queue.memory();
-        while let Some(chain) = queue.take()? {
-            let head = chain.head_index();
+        queue.each(|chain, memory| {
             let mut reader = chain.reader(memory)?;
             let mut bytes = [0; packet::LEN];
             reader.read_exact(&mut bytes)?;
@@ -130,9 +128,8 @@ impl Vsock {
                 reader.read_exact(&mut data)?;
                 self.packet(&header, &data);
             }
-            queue.give_back(head, 0)?;
-        }
-        Ok(())
+            Ok(0)
+        })
     }
 
     fn packet(&mut self, header: &Header, data: &[u8]) {
